@@ -1,0 +1,1 @@
+//! ClaudeFS POSIX client: operations, caches, write-behind

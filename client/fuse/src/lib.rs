@@ -1,0 +1,1 @@
+//! ClaudeFS FUSE adapter

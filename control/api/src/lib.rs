@@ -1,0 +1,1 @@
+//! ClaudeFS admin API types and client

@@ -1,0 +1,1 @@
+//! ClaudeFS Multi-Raft host and its log on targets

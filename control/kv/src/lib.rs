@@ -1,0 +1,1 @@
+//! ClaudeFS ordered store: a log-structured merge tree on blobs

@@ -1,0 +1,1 @@
+//! ClaudeFS metadata: namespace, inodes, extents, leases, locks

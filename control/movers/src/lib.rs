@@ -1,0 +1,1 @@
+//! ClaudeFS background movers: collection, packing, repair, scrub

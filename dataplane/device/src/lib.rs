@@ -1,0 +1,95 @@
+//! The block device seam: what the store writes to, and its back ends.
+//!
+//! A [`BlockDevice`] reads and writes aligned ranges, flushes its volatile cache, and discards.
+//! Back ends: [`uring`] (regular files and block devices, O_DIRECT) and [`mem`] (in memory,
+//! seeded, with every fault a device can have). A device belongs to one executor.
+//!
+//! It knows nothing of zones, blobs or checksums; those are the store's.
+
+pub mod mem;
+pub mod uring;
+
+use bytes::Bytes;
+use cfs_reactor::buffer::DmaBuf;
+use futures_util::future::LocalBoxFuture;
+
+/// What a device is and asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceGeometry {
+    /// Capacity in bytes, a multiple of `block`.
+    pub size: u64,
+    /// Offsets, lengths and buffer addresses are multiples of this (512 to 4096; a power of two).
+    pub block: u32,
+    /// Largest single transfer in bytes.
+    pub transfer_max: u32,
+    /// Whether acknowledged writes may sit in a volatile cache until a flush.
+    pub volatile_cache: bool,
+}
+
+/// Where data of one expected lifetime goes: the hint given to FDP or ZNS. Others ignore it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Placement {
+    Log = 0,
+    Hot = 1,
+    Data = 2,
+    Parity = 3,
+    Relocated = 4,
+}
+
+/// Why a device operation failed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error("device {device}: {operation} of {length} bytes at {offset} failed: {detail}")]
+    Io { device: String, operation: &'static str, offset: u64, length: u64, detail: String },
+    #[error("device {device}: {operation} of {length} bytes at {offset} is not aligned to {block} or beyond its end")]
+    Invalid { device: String, operation: &'static str, offset: u64, length: u64, block: u32 },
+    #[error("device {device} is gone")]
+    Gone { device: String },
+    #[error("device {device} does not support {what}")]
+    Unsupported { device: String, what: &'static str },
+    #[error("{0}")]
+    Open(String),
+}
+
+impl DeviceError {
+    /// Whether the whole device is lost, not just a range of it.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, DeviceError::Gone { .. })
+    }
+}
+
+pub type DeviceResult<T> = Result<T, DeviceError>;
+
+/// A device of fixed size, written in aligned blocks.
+///
+/// A write that was answered is readable, but survives a power cut only once a later `flush`
+/// was answered (or if it was written with `fua`). Writes under way at a power cut may be
+/// wholly, partly or not applied, block by block.
+pub trait BlockDevice: 'static {
+    /// A name for messages: a path, a PCI address.
+    fn name(&self) -> &str;
+
+    fn geometry(&self) -> DeviceGeometry;
+
+    /// Reads `length` bytes at `offset`, both multiples of the block size.
+    fn read(&self, offset: u64, length: usize) -> LocalBoxFuture<'_, DeviceResult<DmaBuf>>;
+
+    /// Writes `parts` one after the other at `offset`. Every part's length is a multiple of the
+    /// block size; a part whose memory is not page-aligned is copied first. With `fua` the data
+    /// is durable when answered.
+    fn write(
+        &self,
+        offset: u64,
+        parts: Vec<Bytes>,
+        placement: Placement,
+        fua: bool,
+    ) -> LocalBoxFuture<'_, DeviceResult<()>>;
+
+    /// Makes every write answered before this call durable.
+    fn flush(&self) -> LocalBoxFuture<'_, DeviceResult<()>>;
+
+    /// Tells the device that a range holds nothing any more. What it reads afterwards is
+    /// unspecified. A device without the command answers Ok.
+    fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>>;
+}

@@ -1,0 +1,96 @@
+//! The fabric seam: requests and replies between peers whose identity is known, with bulk
+//! bytes beside the body so that a back end may move them one-sided and without copies.
+//!
+//! Back ends: [`tcp`] (io_uring sockets) and [`mem`] (in process, seeded: delay, loss,
+//! duplication, reordering, partition). A fabric belongs to one executor.
+//!
+//! A call may be lost after it was executed: whoever calls retries under a request id that
+//! the service recognises. The fabric itself never retries.
+
+pub mod mem;
+pub mod tcp;
+
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use std::fmt;
+use std::rc::Rc;
+
+/// Where a peer listens: `host:port` for TCP, a name for `mem`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Address(pub String);
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who is at the other end. Authentication fills it in; without it only loopback is served.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Peer {
+    /// A process on this machine, known only to be local.
+    Local,
+    /// A simulated node, by name.
+    Simulated(String),
+}
+
+/// One request or reply: an opcode (requests) or status (replies), a body in the wire's
+/// serialisation, and bulk bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Message {
+    pub opcode: u16,
+    pub body: Bytes,
+    pub bulk: Bytes,
+}
+
+/// Why a call gave no reply.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FabricError {
+    #[error("cannot connect to {address}: {detail}")]
+    Connect { address: Address, detail: String },
+    #[error("cannot listen on {address}: {detail}")]
+    Listen { address: Address, detail: String },
+    #[error("the connection to {address} was lost: {detail}")]
+    Lost { address: Address, detail: String },
+    #[error("{address} speaks version {theirs}, this program speaks {ours}: upgrade the older one")]
+    Version { address: Address, theirs: u16, ours: u16 },
+    #[error("message of {length} bytes exceeds the limit of {limit}")]
+    TooLarge { length: usize, limit: usize },
+}
+
+impl FabricError {
+    /// Whether the same call may succeed later, perhaps over a new connection. The call may
+    /// have been executed.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, FabricError::Connect { .. } | FabricError::Lost { .. })
+    }
+}
+
+/// Answers requests. Each runs as its own task; the fabric bounds how many run at once.
+pub trait Service: 'static {
+    fn handle(&self, peer: Peer, request: Message) -> LocalBoxFuture<'_, Message>;
+}
+
+/// A connection: many calls at once, answered in any order. Dropping the call's future
+/// abandons the reply, not the execution.
+pub trait Connection: 'static {
+    fn call(&self, request: Message) -> LocalBoxFuture<'_, Result<Message, FabricError>>;
+
+    /// True once the connection is lost; a new one must be made.
+    fn is_closed(&self) -> bool;
+
+    fn peer_address(&self) -> Address;
+}
+
+/// A listener: stops when dropped.
+pub trait Listener: 'static {
+    /// The address bound, with the port the system chose.
+    fn address(&self) -> Address;
+}
+
+/// Connects and listens.
+pub trait Fabric: 'static {
+    fn listen(&self, address: &Address, service: Rc<dyn Service>) -> Result<Box<dyn Listener>, FabricError>;
+
+    fn connect(&self, address: &Address) -> LocalBoxFuture<'_, Result<Rc<dyn Connection>, FabricError>>;
+}

@@ -1,0 +1,127 @@
+//! Page-aligned memory for devices: what O_DIRECT and DMA ask for.
+//!
+//! A [`DmaBuf`] is written by its one owner and then frozen into `Bytes`, whose slices share
+//! the memory and keep the alignment of their offset. Memory goes back to a bounded pool.
+
+use bytes::Bytes;
+use cfs_wire::limits::PAGE;
+use crossbeam_queue::ArrayQueue;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, LazyLock};
+
+/// One aligned page; the element type that makes a `Vec` page-aligned without unsafe code.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(4096))]
+struct Page([u8; PAGE]);
+
+const ZERO_PAGE: Page = Page([0; PAGE]);
+
+/// Buffers kept per size class: at most 64 × 1 MiB and the smaller classes' share.
+const POOLED_PER_CLASS: usize = 64;
+/// Size classes in pages: a page, a small write, a chunk, a blob with its header.
+const CLASSES: [usize; 4] = [1, 4, 17, 257];
+
+type Pool = [ArrayQueue<Box<[Page]>>; CLASSES.len()];
+static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Arc::new(std::array::from_fn(|_| ArrayQueue::new(POOLED_PER_CLASS))));
+
+/// Page-aligned, owned, writable memory of any length.
+pub struct DmaBuf {
+    pages: Option<Box<[Page]>>,
+    length: usize,
+}
+
+impl DmaBuf {
+    /// `length` bytes; contents are zero or left from an earlier use.
+    pub fn uninitialised(length: usize) -> DmaBuf {
+        let pages = length.div_ceil(PAGE).max(1);
+        let class = CLASSES.iter().position(|class| *class >= pages);
+        let pooled = class.and_then(|class| POOL[class].pop());
+        let rounded = class.map_or(pages, |class| CLASSES[class]);
+        let pages = pooled.unwrap_or_else(|| vec![ZERO_PAGE; rounded].into_boxed_slice());
+        DmaBuf { pages: Some(pages), length }
+    }
+
+    pub fn zeroed(length: usize) -> DmaBuf {
+        let mut buffer = DmaBuf::uninitialised(length);
+        buffer.fill(0);
+        buffer
+    }
+
+    pub fn copy_of(bytes: &[u8]) -> DmaBuf {
+        let mut buffer = DmaBuf::uninitialised(bytes.len());
+        buffer.copy_from_slice(bytes);
+        buffer
+    }
+
+    /// Shortens the visible part.
+    pub fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
+    }
+
+    /// Shares the memory; it returns to the pool with the last slice.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        let Some(pages) = self.pages.take() else { return };
+        if let Some(class) = CLASSES.iter().position(|class| *class == pages.len()) {
+            // A full pool frees the memory.
+            let _ = POOL[class].push(pages);
+        }
+    }
+}
+
+impl Deref for DmaBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        let pages = self.pages.as_deref().unwrap_or_default();
+        &bytemuck::cast_slice(pages)[..self.length]
+    }
+}
+
+impl DerefMut for DmaBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let pages = self.pages.as_deref_mut().unwrap_or_default();
+        &mut bytemuck::cast_slice_mut(pages)[..self.length]
+    }
+}
+
+impl AsRef<[u8]> for DmaBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+/// Whether this memory starts on a page boundary.
+pub fn is_page_aligned(bytes: &[u8]) -> bool {
+    (bytes.as_ptr() as usize).is_multiple_of(PAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_length_is_aligned_and_slices_keep_their_offset() {
+        for length in [0, 1, PAGE - 1, PAGE, PAGE + 1, 17 * PAGE, 300 * PAGE] {
+            let mut buffer = DmaBuf::zeroed(length);
+            assert!(is_page_aligned(&buffer), "length {length}");
+            assert_eq!(buffer.len(), length);
+            buffer.fill(7);
+            let frozen = buffer.freeze();
+            assert!(frozen.iter().all(|byte| *byte == 7));
+        }
+        let frozen = DmaBuf::copy_of(&vec![1u8; 3 * PAGE]).freeze();
+        assert!(is_page_aligned(&frozen.slice(PAGE..)));
+        assert!(!is_page_aligned(&frozen.slice(1..)));
+    }
+
+    #[test]
+    fn a_pooled_buffer_asked_for_zeroes_has_none_of_its_past() {
+        drop(DmaBuf::copy_of(&[0xAA; PAGE]));
+        assert_eq!(&DmaBuf::zeroed(PAGE)[..], &[0u8; PAGE]);
+    }
+}

@@ -1,0 +1,553 @@
+//! A single-threaded executor whose tasks belong to domains.
+//!
+//! A domain is the unit of death: the simulation gives every node one and kills the node by
+//! dropping all of the domain's tasks, and with them its whole object graph. In production a
+//! process has one domain.
+
+use crate::clock::{Clock, Instant};
+use crate::timer::{Sleep, Timers};
+use cfs_wire::Timestamp;
+use crossbeam_queue::SegQueue;
+use slab::Slab;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+/// Tasks polled before the driver is looked at again: bounds how long a completion waits.
+const POLL_BATCH: usize = 64;
+
+/// What makes outside events happen: io_uring in production, nothing in simulation.
+pub trait Driver {
+    /// Reaps what has completed without waiting; true when anything had.
+    fn poll(&mut self) -> bool;
+
+    /// Waits for an event, an unpark or the timeout.
+    fn park(&mut self, timeout: Option<Duration>);
+
+    /// Wakes a parked driver from any thread.
+    fn unparker(&self) -> Arc<dyn Unpark>;
+}
+
+/// Wakes a parked [`Driver`].
+pub trait Unpark: Send + Sync {
+    fn unpark(&self);
+}
+
+/// The executor found nothing runnable and no timer: in simulation, a deadlock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no task can run and no timer is set")]
+pub struct Stalled;
+
+/// A task ended because its domain was killed or it was aborted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the task was cancelled")]
+pub struct Cancelled;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct TaskKey {
+    index: usize,
+    serial: u64,
+}
+
+struct Task {
+    serial: u64,
+    domain: u32,
+    /// Taken out while the task is being polled.
+    future: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    waker: Waker,
+    queued: Arc<AtomicBool>,
+}
+
+/// What other threads may touch: wake-ups that come from outside.
+struct Remote {
+    queue: SegQueue<TaskKey>,
+    unpark: std::sync::OnceLock<Arc<dyn Unpark>>,
+}
+
+struct TaskWaker {
+    key: TaskKey,
+    queued: Arc<AtomicBool>,
+    remote: Arc<Remote>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let local = CURRENT.with(|current| {
+            let current = current.borrow();
+            match current.as_ref() {
+                Some(inner) if Arc::ptr_eq(&inner.remote, &self.remote) => {
+                    inner.ready.borrow_mut().push_back(self.key);
+                    true
+                }
+                _ => false,
+            }
+        });
+        if !local {
+            self.remote.queue.push(self.key);
+            if let Some(unpark) = self.remote.unpark.get() {
+                unpark.unpark();
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// The executor this thread is running, so that wakers find its queue without a lock.
+    static CURRENT: RefCell<Option<Rc<Inner>>> = const { RefCell::new(None) };
+}
+
+struct Domain {
+    alive: bool,
+    /// Added to the clock: how far this node's clock is off in simulation.
+    skew_nanos: Cell<i64>,
+}
+
+pub(crate) struct Inner {
+    clock: Rc<dyn Clock>,
+    tasks: RefCell<Slab<Task>>,
+    ready: RefCell<VecDeque<TaskKey>>,
+    remote: Arc<Remote>,
+    pub(crate) timers: RefCell<Timers>,
+    domains: RefCell<Vec<Domain>>,
+    running_domain: Cell<u32>,
+    next_serial: Cell<u64>,
+    trace: Cell<u64>,
+}
+
+/// Owns the tasks of one thread. Dropping it drops them all.
+pub struct Executor {
+    inner: Rc<Inner>,
+}
+
+/// A domain of an executor: spawns tasks, tells time, draws random numbers. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    inner: Rc<Inner>,
+    domain: u32,
+}
+
+impl Executor {
+    pub fn new(clock: Rc<dyn Clock>) -> Executor {
+        let remote = Arc::new(Remote { queue: SegQueue::new(), unpark: std::sync::OnceLock::new() });
+        let inner = Inner {
+            clock,
+            tasks: RefCell::new(Slab::new()),
+            ready: RefCell::new(VecDeque::new()),
+            remote,
+            timers: RefCell::new(Timers::default()),
+            domains: RefCell::new(Vec::new()),
+            running_domain: Cell::new(0),
+            next_serial: Cell::new(0),
+            trace: Cell::new(0xcbf2_9ce4_8422_2325),
+        };
+        Executor { inner: Rc::new(inner) }
+    }
+
+    /// A new domain.
+    pub fn domain(&self) -> Handle {
+        let mut domains = self.inner.domains.borrow_mut();
+        domains.push(Domain { alive: true, skew_nanos: Cell::new(0) });
+        Handle { inner: self.inner.clone(), domain: (domains.len() - 1) as u32 }
+    }
+
+    /// A hash over every scheduling decision so far: two runs of one seed must agree on it.
+    pub fn trace_hash(&self) -> u64 {
+        self.inner.trace.get()
+    }
+
+    /// Runs until `main` ends, sleeping in `driver` when idle. `main` runs in `handle`'s domain.
+    pub fn run<T: 'static>(
+        &self,
+        driver: &mut dyn Driver,
+        spin: Duration,
+        handle: &Handle,
+        main: impl Future<Output = T> + 'static,
+    ) -> Result<T, Cancelled> {
+        let _ = self.inner.remote.unpark.set(driver.unparker());
+        let _entered = self.enter();
+        let join = handle.spawn(main);
+        let mut idle_since: Option<Instant> = None;
+        loop {
+            let mut busy = self.inner.run_batch();
+            busy |= driver.poll();
+            busy |= self.inner.fire_timers();
+            if let Some(result) = join.try_take() {
+                return result;
+            }
+            if busy || self.inner.has_ready() {
+                idle_since = None;
+                continue;
+            }
+            let now = self.inner.clock.now();
+            if now - *idle_since.get_or_insert(now) < spin {
+                std::hint::spin_loop();
+                continue;
+            }
+            idle_since = None;
+            let timeout = self.inner.timers.borrow_mut().next_deadline().map(|deadline| deadline - now);
+            driver.park(timeout);
+        }
+    }
+
+    /// Runs until `main` ends on a clock that jumps (simulation and tests).
+    pub fn run_simulated<T: 'static>(
+        &self,
+        handle: &Handle,
+        main: impl Future<Output = T> + 'static,
+    ) -> Result<Result<T, Cancelled>, Stalled> {
+        let _entered = self.enter();
+        let join = handle.spawn(main);
+        loop {
+            while self.inner.run_batch() {
+                if let Some(result) = join.try_take() {
+                    return Ok(result);
+                }
+            }
+            if let Some(result) = join.try_take() {
+                return Ok(result);
+            }
+            let deadline = self.inner.timers.borrow_mut().next_deadline().ok_or(Stalled)?;
+            if !self.inner.clock.advance_to(deadline) {
+                return Err(Stalled);
+            }
+            self.inner.fire_timers();
+        }
+    }
+
+    fn enter(&self) -> Entered {
+        CURRENT.with(|current| {
+            let before = current.borrow_mut().replace(self.inner.clone());
+            assert!(before.is_none(), "an executor already runs on this thread");
+        });
+        Entered
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        for domain in self.inner.domains.borrow_mut().iter_mut() {
+            domain.alive = false;
+        }
+        self.inner.drop_tasks(|_| true);
+    }
+}
+
+struct Entered;
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        CURRENT.with(|current| current.borrow_mut().take());
+    }
+}
+
+impl Inner {
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    fn has_ready(&self) -> bool {
+        !self.ready.borrow().is_empty() || !self.remote.queue.is_empty()
+    }
+
+    /// Polls up to [`POLL_BATCH`] ready tasks; true when any was.
+    fn run_batch(&self) -> bool {
+        while let Some(key) = self.remote.queue.pop() {
+            self.ready.borrow_mut().push_back(key);
+        }
+        let mut polled = 0;
+        while polled < POLL_BATCH {
+            let key = {
+                let mut ready = self.ready.borrow_mut();
+                match self.clock.pick(ready.len()) {
+                    0 => ready.pop_front(),
+                    other => ready.swap_remove_back(other),
+                }
+            };
+            let Some(key) = key else { break };
+            self.poll_task(key);
+            polled += 1;
+        }
+        polled > 0
+    }
+
+    fn poll_task(&self, key: TaskKey) {
+        let (mut future, waker, domain) = {
+            let mut tasks = self.tasks.borrow_mut();
+            let Some(task) = tasks.get_mut(key.index).filter(|task| task.serial == key.serial) else { return };
+            task.queued.store(false, Ordering::Release);
+            let Some(future) = task.future.take() else { return };
+            (future, task.waker.clone(), task.domain)
+        };
+        self.fold_trace(key.serial);
+        self.fold_trace(self.clock.now().as_nanos());
+        let outer = self.running_domain.replace(domain);
+        let outcome = future.as_mut().poll(&mut Context::from_waker(&waker));
+        self.running_domain.set(outer);
+        let finished = {
+            let mut tasks = self.tasks.borrow_mut();
+            let ours = tasks.get(key.index).is_some_and(|task| task.serial == key.serial);
+            match outcome {
+                Poll::Pending if ours => {
+                    tasks[key.index].future = Some(future);
+                    return;
+                }
+                Poll::Ready(()) if ours => Some(tasks.remove(key.index)),
+                // Aborted or killed by its own poll: only the future is left to drop.
+                _ => None,
+            }
+        };
+        drop(future);
+        drop(finished);
+    }
+
+    fn fire_timers(&self) -> bool {
+        let now = self.clock.now();
+        let mut fired = false;
+        loop {
+            let due = self.timers.borrow_mut().pop_due(now);
+            let Some(waker) = due else { return fired };
+            waker.wake();
+            fired = true;
+        }
+    }
+
+    fn fold_trace(&self, word: u64) {
+        // FNV-1a over 64-bit words: order-sensitive, which is all a trace comparison needs.
+        self.trace.set((self.trace.get() ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17));
+    }
+
+    fn drop_tasks(&self, doomed: impl Fn(&Task) -> bool) {
+        let dropped: Vec<Task> = {
+            let mut tasks = self.tasks.borrow_mut();
+            let keys: Vec<usize> = tasks.iter().filter(|(_, task)| doomed(task)).map(|(key, _)| key).collect();
+            keys.into_iter().map(|key| tasks.remove(key)).collect()
+        };
+        // Destructors may wake, spawn or drop more: no borrow is held here.
+        drop(dropped);
+    }
+}
+
+impl Handle {
+    /// The domain of the task that is being polled on this thread.
+    ///
+    /// # Panics
+    /// Outside a task.
+    pub fn current() -> Handle {
+        Handle::try_current().expect("called from a task of an executor")
+    }
+
+    pub fn try_current() -> Option<Handle> {
+        CURRENT.with(|current| {
+            let current = current.borrow();
+            current.as_ref().map(|inner| Handle { inner: inner.clone(), domain: inner.running_domain.get() })
+        })
+    }
+
+    /// Starts a task in this domain. A dead domain's task is dropped at once.
+    pub fn spawn<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> JoinHandle<T> {
+        let state = Rc::new(JoinState { result: RefCell::new(None), waker: RefCell::new(None) });
+        let guard = Completion { state: state.clone(), done: false };
+        let body = async move {
+            let mut guard = guard;
+            let value = future.await;
+            guard.finish(Ok(value));
+        };
+        if !self.is_alive() {
+            drop(body);
+            return JoinHandle { state, handle: self.clone(), key: None };
+        }
+        let serial = self.inner.next_serial.get();
+        self.inner.next_serial.set(serial + 1);
+        let key = {
+            let mut tasks = self.inner.tasks.borrow_mut();
+            let entry = tasks.vacant_entry();
+            let key = TaskKey { index: entry.key(), serial };
+            let queued = Arc::new(AtomicBool::new(true));
+            let wake = TaskWaker { key, queued: queued.clone(), remote: self.inner.remote.clone() };
+            let waker = Waker::from(Arc::new(wake));
+            entry.insert(Task { serial, domain: self.domain, future: Some(Box::pin(body)), waker, queued });
+            key
+        };
+        self.inner.ready.borrow_mut().push_back(key);
+        JoinHandle { state, handle: self.clone(), key: Some(key) }
+    }
+
+    /// Drops every task of this domain. Nothing can be spawned in it afterwards.
+    pub fn kill(&self) {
+        self.inner.domains.borrow_mut()[self.domain as usize].alive = false;
+        let domain = self.domain;
+        self.inner.drop_tasks(|task| task.domain == domain);
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.inner.domains.borrow()[self.domain as usize].alive
+    }
+
+    /// A sibling domain of the same executor.
+    pub fn new_domain(&self) -> Handle {
+        let mut domains = self.inner.domains.borrow_mut();
+        domains.push(Domain { alive: true, skew_nanos: Cell::new(0) });
+        Handle { inner: self.inner.clone(), domain: (domains.len() - 1) as u32 }
+    }
+
+    pub fn now(&self) -> Instant {
+        self.inner.clock.now()
+    }
+
+    /// Wall-clock time of this domain, skew included.
+    pub fn wall(&self) -> Timestamp {
+        let skew = self.inner.domains.borrow()[self.domain as usize].skew_nanos.get();
+        let wall = self.inner.clock.wall();
+        if skew == 0 {
+            return wall;
+        }
+        let total = i128::from(wall.secs) * i128::from(Timestamp::NANOS_PER_SEC) + i128::from(wall.nanos);
+        Timestamp::from_nanos(total + i128::from(skew))
+    }
+
+    /// Puts this domain's wall clock off by so much (simulation).
+    pub fn set_skew_nanos(&self, skew: i64) {
+        self.inner.domains.borrow()[self.domain as usize].skew_nanos.set(skew);
+    }
+
+    pub fn random_u64(&self) -> u64 {
+        self.inner.clock.random()
+    }
+
+    pub fn random_u128(&self) -> u128 {
+        (u128::from(self.random_u64()) << 64) | u128::from(self.random_u64())
+    }
+
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        self.sleep_until(self.now() + duration)
+    }
+
+    pub fn sleep_until(&self, deadline: Instant) -> Sleep {
+        Sleep::new(self.inner.clone(), deadline)
+    }
+
+    /// `future`, or `None` if `duration` passes first.
+    pub async fn timeout<F: Future>(&self, duration: Duration, future: F) -> Option<F::Output> {
+        let sleep = self.sleep(duration);
+        futures_util::pin_mut!(future);
+        match futures_util::future::select(future, sleep).await {
+            futures_util::future::Either::Left((value, _)) => Some(value),
+            futures_util::future::Either::Right(_) => None,
+        }
+    }
+
+    /// Lets other tasks run; long loops call it so that no task holds the core over 200 µs.
+    pub fn yield_now(&self) -> YieldNow {
+        YieldNow { yielded: false }
+    }
+
+    /// Folds a word into the trace hash (devices and fabrics record what they were asked).
+    pub fn trace(&self, word: u64) {
+        self.inner.fold_trace(word);
+    }
+
+    /// Tasks alive in this domain.
+    pub fn task_count(&self) -> usize {
+        self.inner.tasks.borrow().iter().filter(|(_, task)| task.domain == self.domain).count()
+    }
+}
+
+/// See [`Handle::yield_now`].
+pub struct YieldNow {
+    yielded: bool,
+}
+
+impl Future for YieldNow {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.yielded {
+            return Poll::Ready(());
+        }
+        self.yielded = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+struct JoinState<T> {
+    result: RefCell<Option<Result<T, Cancelled>>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// Reports a task's end to its join handle, also when the task is dropped unfinished.
+struct Completion<T> {
+    state: Rc<JoinState<T>>,
+    done: bool,
+}
+
+impl<T> Completion<T> {
+    fn finish(&mut self, result: Result<T, Cancelled>) {
+        self.done = true;
+        *self.state.result.borrow_mut() = Some(result);
+        let waker = self.state.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl<T> Drop for Completion<T> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.finish(Err(Cancelled));
+        }
+    }
+}
+
+/// Waits for a task's result. Dropping it lets the task run on.
+pub struct JoinHandle<T> {
+    state: Rc<JoinState<T>>,
+    handle: Handle,
+    key: Option<TaskKey>,
+}
+
+impl<T> JoinHandle<T> {
+    pub fn abort(&self) {
+        if let Some(key) = self.key {
+            self.handle.inner.drop_tasks(|task| task.serial == key.serial);
+        }
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.state.result.borrow().is_some()
+    }
+
+    fn try_take(&self) -> Option<Result<T, Cancelled>> {
+        self.state.result.borrow_mut().take()
+    }
+}
+
+impl<T> Future for JoinHandle<T> {
+    type Output = Result<T, Cancelled>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(result) = self.try_take() {
+            return Poll::Ready(result);
+        }
+        *self.state.waker.borrow_mut() = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+#[path = "executor_tests.rs"]
+mod tests;

@@ -1,0 +1,1 @@
+//! ClaudeFS store: zones, blobs, segments, recovery, garbage collection

@@ -1,0 +1,26 @@
+//! What crosses a wire or lands on a device: identifiers, limits, RPC frames and bodies,
+//! and the contracts (traits without code) that let crates meet without knowing each other.
+//!
+//! This crate does no I/O, spawns nothing and reads no clock. Every decoder here takes bytes
+//! it does not trust and answers with an error, never a panic.
+//!
+//! Start at [`ids`] for the vocabulary, [`frame`] for the 24-byte RPC header, [`meta`] for the
+//! metadata operations, [`data`] for what moves file bytes, and [`blobs`] for the contract
+//! between the store and everything that keeps its state in it.
+#![forbid(unsafe_code)]
+
+pub mod blobs;
+pub mod data;
+pub mod errno;
+pub mod frame;
+pub mod ids;
+pub mod limits;
+pub mod meta;
+pub mod planted;
+pub mod policy;
+pub mod time;
+
+pub use errno::Errno;
+pub use ids::*;
+pub use policy::Policy;
+pub use time::Timestamp;

@@ -1,0 +1,90 @@
+//! Deliberate bugs. With the feature `planted` the simulation switches one on and must find it
+//! by its ordinary checks; without the feature [`is`] is a constant `false` and costs nothing.
+
+macro_rules! bugs {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// One deliberate bug each; the name says which rule it breaks.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum Bug {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Bug {
+            pub const ALL: &'static [Bug] = &[$(Bug::$name,)*];
+
+            pub fn name(self) -> &'static str {
+                match self { $(Bug::$name => stringify!($name),)* }
+            }
+        }
+    };
+}
+
+bugs! {
+    /// Store: answer `put` without flushing the device.
+    StoreSkipFlush,
+    /// Store: accept any zone generation when scanning headers.
+    StoreIgnoreGeneration,
+    /// Store: reuse a zone before its new generation is durable.
+    StoreReuseBeforeGeneration,
+    /// Store: do not write tombstones.
+    StoreDropTombstone,
+    /// Store: do not carry live tombstones forward when a zone is collected.
+    StoreForgetTombstoneAtCollection,
+    /// Store: skip payload checksums on read.
+    StoreSkipChecksum,
+    /// Store: treat corruption below the durable mark as a torn tail.
+    StoreCorruptionAsTornTail,
+    /// Store: reset a zone before the copies it held are flushed.
+    StoreResetBeforeCopiesDurable,
+    /// Segments: acknowledge before every shard is durable.
+    SegmentAckEarly,
+    /// Segments: put two shards of one segment on one target.
+    SegmentShareDomain,
+    /// Segments: do not re-place a failed shard.
+    SegmentSkipReplace,
+    /// Segments: answer before the registration is committed.
+    SegmentSkipRegistration,
+    /// Log: answer an append before it is durable.
+    LogAckEarly,
+    /// Log: lose the vote on restart.
+    LogForgetVote,
+    /// Log: cut above the last synced checkpoint.
+    LogCutEarly,
+    /// Log: write one copy only.
+    LogSingleCopy,
+    /// Ordered store: checkpoint without the applied index.
+    KvForgetApplied,
+    /// Ordered store: drop deletions in a merge that is not the bottom.
+    KvDropDeletionEarly,
+    /// Ordered store: delete input runs before the new manifest is durable.
+    KvDeleteRunsEarly,
+}
+
+#[cfg(feature = "planted")]
+mod switch {
+    use super::Bug;
+    use std::cell::Cell;
+
+    thread_local! {
+        static ACTIVE: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Switches one bug on, on this thread; `None` switches all off.
+    pub fn activate(bug: Option<Bug>) {
+        ACTIVE.with(|active| active.set(bug));
+    }
+
+    pub fn is(bug: Bug) -> bool {
+        ACTIVE.with(|active| active.get() == Some(bug))
+    }
+}
+
+#[cfg(feature = "planted")]
+pub use switch::{activate, is};
+
+/// Whether this bug is switched on.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub const fn is(_bug: Bug) -> bool {
+    false
+}

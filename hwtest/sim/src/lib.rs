@@ -1,0 +1,1 @@
+//! ClaudeFS deterministic cluster simulation
