@@ -1,5 +1,7 @@
 //! Encoding and reconstruction of the shards of one segment.
 
+use std::ops::Range;
+
 use smallvec::SmallVec;
 
 use crate::backend::Backend;
@@ -110,7 +112,7 @@ impl Erasure {
         let bytes: SmallVec<[&[u8]; MAX_DATA]> = sources.iter().map(|&(_, bytes)| bytes).collect();
         let matrix = decode_matrix(self.geometry, &lost, &numbers, want);
         let mut rebuilt: Vec<Vec<u8>> = want.iter().map(|_| vec![0; shard_len]).collect();
-        let mut outputs: SmallVec<[&mut [u8]; MAX_PARITY]> = rebuilt.iter_mut().map(Vec::as_mut_slice).collect();
+        let mut outputs: Vec<&mut [u8]> = rebuilt.iter_mut().map(Vec::as_mut_slice).collect();
         Plan::new(self.backend, matrix)?.apply(&bytes, &mut outputs);
         for (shard, &number) in rebuilt.iter_mut().zip(want) {
             shard.truncate(lens[number]);
@@ -137,16 +139,11 @@ impl Erasure {
 
     /// All data at hand that is not empty, then one parity shard for each lost data shard. There
     /// are enough, and at most k in all, once no more than m shards are missing.
-    fn choose_sources<'a>(
-        &self,
-        shards: &[Option<&'a [u8]>],
-        lost: usize,
-    ) -> SmallVec<[(usize, &'a [u8]); MAX_DATA]> {
-        let at_hand = shards.iter().enumerate().filter_map(|(shard, bytes)| bytes.map(|bytes| (shard, bytes)));
-        let (data, parity): (SmallVec<[_; MAX_DATA]>, SmallVec<[_; MAX_PARITY]>) =
-            at_hand.partition(|&(shard, _)| shard < self.geometry.data());
-        let data = data.into_iter().filter(|(_, bytes)| !bytes.is_empty());
-        data.chain(parity.into_iter().take(lost)).collect()
+    fn choose_sources<'a>(&self, shards: &[Option<&'a [u8]>], lost: usize) -> SmallVec<[(usize, &'a [u8]); MAX_DATA]> {
+        let at_hand = |range: Range<usize>| range.filter_map(|shard| Some((shard, shards[shard]?)));
+        let data = at_hand(0..self.geometry.data()).filter(|(_, bytes)| !bytes.is_empty());
+        let parity = at_hand(self.geometry.data()..self.geometry.total());
+        data.chain(parity.take(lost)).collect()
     }
 }
 

@@ -15,11 +15,17 @@ const TABLE_BYTES: usize = 32;
 /// Most bytes of one call, whose length is a C `int`; a multiple of every vector width.
 const CALL_BYTES_MAX: usize = 1 << 30;
 
+/// Tables for two coefficients, on a cache line of their own: the library reads them all through
+/// its loop, and no read should straddle two lines.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct TableLine([u8; 2 * TABLE_BYTES]);
+
 /// A matrix with its tables.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     matrix: Matrix,
-    tables: Vec<u8>,
+    tables: Vec<TableLine>,
 }
 
 impl Plan {
@@ -35,7 +41,7 @@ impl Plan {
         assert!(sources.iter().all(|source| source.bytes.len() == len), "sources differ in length");
         assert_eq!(outputs.len(), self.matrix.rows(), "one output per row");
         let tables = self.tables_of(sources);
-        assert_eq!(tables.len(), TABLE_BYTES * sources.len() * outputs.len());
+        assert!(size_of_val(&tables[..]) >= TABLE_BYTES * sources.len() * outputs.len());
         for start in (0..len).step_by(CALL_BYTES_MAX) {
             let end = len.min(start + CALL_BYTES_MAX);
             // The C interface lacks const: sources and tables are only read.
@@ -51,7 +57,7 @@ impl Plan {
                     (end - start) as c_int,
                     inputs.len() as c_int,
                     coded.len() as c_int,
-                    tables.as_ptr().cast_mut(),
+                    tables.as_ptr().cast_mut().cast(),
                     inputs.as_mut_ptr(),
                     coded.as_mut_ptr(),
                 );
@@ -61,7 +67,7 @@ impl Plan {
 
     /// The tables of the columns that are among the sources. The tables' inner layout is the
     /// library's own affair, so a part is expanded anew instead of being cut out.
-    fn tables_of(&self, sources: &[Source<'_>]) -> Cow<'_, [u8]> {
+    fn tables_of(&self, sources: &[Source<'_>]) -> Cow<'_, [TableLine]> {
         if sources.iter().map(|source| source.column).eq(0..self.matrix.columns()) {
             return Cow::Borrowed(&self.tables);
         }
@@ -69,16 +75,17 @@ impl Plan {
     }
 }
 
-fn expand(matrix: &Matrix) -> Vec<u8> {
-    let mut tables = vec![0; TABLE_BYTES * matrix.rows() * matrix.columns()];
-    // SAFETY: the matrix has rows × columns cells and the tables 32 bytes for each, as
+fn expand(matrix: &Matrix) -> Vec<TableLine> {
+    let lines = (matrix.rows() * matrix.columns()).div_ceil(2);
+    let mut tables = vec![TableLine([0; 2 * TABLE_BYTES]); lines];
+    // SAFETY: the matrix has rows × columns cells and the tables at least 32 bytes for each, as
     // `ec_init_tables` asks; the cells are only read.
     unsafe {
         isa_l_sys::ec_init_tables(
             matrix.columns() as c_int,
             matrix.rows() as c_int,
             matrix.cells().as_ptr().cast_mut(),
-            tables.as_mut_ptr(),
+            tables.as_mut_ptr().cast(),
         );
     }
     tables

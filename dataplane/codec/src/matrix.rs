@@ -37,7 +37,7 @@ impl Matrix {
     }
 
     /// The cells row by row.
-    #[cfg(any(test, isal_found))]
+    #[cfg(isal_found)]
     pub(crate) fn cells(&self) -> &[u8] {
         &self.cells
     }

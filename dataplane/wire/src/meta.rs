@@ -1,1 +1,470 @@
-//! placeholder
+//! Bodies of the metadata service: one call names its session, its sequence and one operation
+//! on one shard. Operations that change anything are answered from the stored reply when they
+//! are repeated.
+
+use crate::data::{Extent, Location, Referent, Registration};
+use crate::errno::Errno;
+use crate::ids::{Epoch, Ino, NodeId, RequestId, SegmentId, SessionId, ShardId};
+use crate::policy::Policy;
+use crate::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+/// One [`MetaCall`] in, one [`MetaResult`] out.
+pub const OP_META: u16 = 0x0300;
+/// [`EventsCall`] in, [`EventsReply`] out: held until there is an event or the hold time is over.
+pub const OP_EVENTS: u16 = 0x0301;
+
+/// A name in a directory: 1 to 255 bytes without `/` and NUL, not necessarily UTF-8.
+pub type Name = SmallVec<[u8; 24]>;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MetaCall {
+    pub id: RequestId,
+    /// Every sequence of this session below this one was answered and will not be repeated.
+    pub lowest_unacknowledged: u64,
+    /// The shard the operation goes to; a server checks that it is the right one.
+    pub shard: ShardId,
+    pub op: MetaOp,
+}
+
+pub type MetaResult = Result<MetaReply, MetaError>;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum MetaError {
+    /// The operation's own answer, to be handed to the program.
+    #[error("{0}")]
+    Errno(Errno),
+    /// Ask that node instead, or any other when unknown.
+    #[error("this node does not lead the shard")]
+    NotLeader { hint: Option<NodeId> },
+    /// The shard has no record of the session: open it there and repeat.
+    #[error("session unknown to this shard")]
+    SessionUnknown,
+    /// The session was fenced: its leases and dirty data are lost.
+    #[error("session fenced")]
+    Fenced,
+    /// A location in a commit was handed out too long ago or is being collected: store again.
+    #[error("a stored reference is no longer accepted")]
+    StaleReference,
+    /// Nothing was done; repeat the same request.
+    #[error("try again: {0}")]
+    Unavailable(String),
+    #[error("malformed request: {0}")]
+    Malformed(String),
+}
+
+impl From<Errno> for MetaError {
+    fn from(errno: Errno) -> MetaError {
+        MetaError::Errno(errno)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum FileKind {
+    File = 1,
+    Directory = 2,
+    Symlink = 3,
+    Fifo = 4,
+    Socket = 5,
+    CharDevice = 6,
+    BlockDevice = 7,
+}
+
+impl FileKind {
+    /// The `S_IFMT` bits of `st_mode`.
+    pub fn mode_bits(self) -> u32 {
+        match self {
+            FileKind::File => 0o100_000,
+            FileKind::Directory => 0o040_000,
+            FileKind::Symlink => 0o120_000,
+            FileKind::Fifo => 0o010_000,
+            FileKind::Socket => 0o140_000,
+            FileKind::CharDevice => 0o020_000,
+            FileKind::BlockDevice => 0o060_000,
+        }
+    }
+}
+
+/// What `statx` tells.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attr {
+    pub ino: Ino,
+    pub kind: FileKind,
+    /// Permission, setuid, setgid and sticky bits (0o7777).
+    pub mode: u32,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Linux's 32-bit encoding of a device number (`new_encode_dev`); 0 unless a device.
+    pub rdev: u32,
+    pub size: u64,
+    /// Bytes allocated: what extents and inline data cover.
+    pub allocated: u64,
+    pub atime: Timestamp,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+    pub btime: Timestamp,
+    /// Counts every change of this inode; the NFS change attribute.
+    pub version: u64,
+    /// Whether any extended attribute (an ACL among them) is set: a client may then skip asking.
+    pub has_xattrs: bool,
+}
+
+/// What a client may keep, and for how long, counted from when its request was sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Grant {
+    /// Milliseconds for which attributes (for a directory: its entries and their absence too)
+    /// may be served from cache; 0: do not cache.
+    pub read_ms: u32,
+    /// Whether this session holds the inode's write lease (write-behind, size and times local).
+    pub write: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    pub attr: Attr,
+    pub grant: Grant,
+    /// The grant on the directory that was searched.
+    pub dir_grant: Grant,
+}
+
+/// A new inode's properties. Mode inheritance (setgid directories) and default ACLs are
+/// applied by the shard.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewNode {
+    pub kind: FileKind,
+    /// As the program gave it, before the umask.
+    pub mode: u32,
+    /// Applied unless the parent has a default ACL.
+    pub umask: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u32,
+    /// Symlink target; empty for all else.
+    pub target: Vec<u8>,
+}
+
+/// A time to set: explicitly, or to the shard leader's clock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum SetTime {
+    Now,
+    At(Timestamp),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct AttrChanges {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    /// Truncates or extends (with a hole), dropping the extents beyond.
+    pub size: Option<u64>,
+    pub atime: Option<SetTime>,
+    pub mtime: Option<SetTime>,
+    /// Only with a write-back of cached times; otherwise the shard sets it.
+    pub ctime: Option<Timestamp>,
+    /// Clear setuid, and setgid where group-executable: the caller lacks CAP_FSETID.
+    pub kill_privileges: bool,
+}
+
+/// One step of a commit; steps apply in order.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum FileWrite {
+    /// Stored bytes become the file's content at an offset.
+    Data { offset: u64, length: u32, location: Location, epoch: Epoch },
+    /// The same at the end of the file, wherever that is when the commit applies.
+    Append { length: u32, location: Location, epoch: Epoch },
+    /// Bytes carried in the commit itself, for files of at most `INLINE_BYTES_MAX` in all; a
+    /// shard answers EFBIG when the file is or would become larger: store the bytes instead.
+    Inline { offset: u64, bytes: Vec<u8> },
+    /// Inline bytes at the end of the file.
+    AppendInline { bytes: Vec<u8> },
+    /// A hole. The size stays.
+    Punch { offset: u64, length: u64 },
+    /// Sets the size, dropping what lies beyond.
+    Truncate { size: u64 },
+    /// Raises the size to at least this (fallocate without keep-size).
+    Extend { size: u64 },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Commit {
+    pub ino: Ino,
+    /// Grows by one with each commit of this session to this inode; applied in this order.
+    pub sequence: u64,
+    pub writes: Vec<FileWrite>,
+    /// When the program wrote; sets mtime and ctime. `None`: the leader's clock.
+    pub mtime: Option<Timestamp>,
+    pub kill_privileges: bool,
+}
+
+pub const RENAME_NOREPLACE: u32 = 1;
+pub const RENAME_EXCHANGE: u32 = 2;
+pub const RENAME_WHITEOUT: u32 = 4;
+pub const XATTR_CREATE: u32 = 1;
+pub const XATTR_REPLACE: u32 = 2;
+
+/// How far a byte-range lock reaches and what it excludes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum LockKind {
+    Read,
+    Write,
+}
+
+/// Which of the three lock families a lock belongs to; they don't exclude each other except
+/// that process and open-file-description locks (POSIX and OFD) share one space.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum LockFamily {
+    Posix,
+    Flock,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LockRange {
+    pub family: LockFamily,
+    pub kind: LockKind,
+    pub start: u64,
+    /// Inclusive; `u64::MAX` for "to the end".
+    pub end: u64,
+    /// The lock owner within the session (kernel's owner word).
+    pub owner: u64,
+    pub pid: u32,
+}
+
+/// An operation. Those of the first group read; all others change state and are logged.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MetaOp {
+    // Reads, sent to the shard of the inode they name.
+    Lookup { dir: Ino, name: Name },
+    GetAttr { ino: Ino },
+    ReadLink { ino: Ino },
+    /// Entries after the cookie `after` (0: from the start), at most `entries_max`.
+    ReadDir { dir: Ino, after: u64, entries_max: u32, with_attrs: bool },
+    GetXattr { ino: Ino, name: Name },
+    ListXattr { ino: Ino },
+    /// Extents overlapping a range, at most `extents_max`, and inline content if that is what
+    /// the file has.
+    GetExtents { ino: Ino, offset: u64, length: u64, extents_max: u32 },
+    StatFs,
+    /// The first lock that would keep this one out.
+    TestLock { ino: Ino, lock: LockRange },
+
+    // Sessions, sent to every shard the session talks to.
+    OpenSession { client: String },
+    CloseSession,
+
+    // Namespace, sent to the shard of the (source) directory.
+    /// `hold`: register an open-file hold for this session, as `Open` does.
+    Create { dir: Ino, name: Name, node: NewNode, hold: bool },
+    Tmpfile { dir: Ino, node: NewNode },
+    Link { ino: Ino, dir: Ino, name: Name },
+    Unlink { dir: Ino, name: Name },
+    Rmdir { dir: Ino, name: Name },
+    Rename { dir: Ino, name: Name, to_dir: Ino, to_name: Name, flags: u32 },
+
+    // Inodes, sent to the inode's shard.
+    SetAttr { ino: Ino, changes: AttrChanges },
+    SetXattr { ino: Ino, name: Name, value: Vec<u8>, flags: u32 },
+    RemoveXattr { ino: Ino, name: Name },
+    Commit(Commit),
+    /// Keeps an unlinked inode alive until released or the session ends. Idempotent.
+    Open { ino: Ino },
+    Release { ino: Ino },
+    /// Asks for the inode's write lease; the reply says whether it was granted.
+    AcquireLease { ino: Ino },
+    /// Gives the write lease back; everything dirty was committed before.
+    ReturnLease { ino: Ino },
+    /// `wait`: the call is held until the lock is granted or `CancelLock` names it.
+    Lock { ino: Ino, lock: LockRange, wait: bool },
+    CancelLock { ino: Ino, owner: u64 },
+    Unlock { ino: Ino, lock: LockRange },
+    /// Drops every lock of an owner on an inode (last close of that owner).
+    UnlockOwner { ino: Ino, family: LockFamily, owner: u64 },
+}
+
+impl MetaOp {
+    /// Whether the operation only reads.
+    pub fn is_read(&self) -> bool {
+        use MetaOp::*;
+        matches!(
+            self,
+            Lookup { .. }
+                | GetAttr { .. }
+                | ReadLink { .. }
+                | ReadDir { .. }
+                | GetXattr { .. }
+                | ListXattr { .. }
+                | GetExtents { .. }
+                | StatFs
+                | TestLock { .. }
+        )
+    }
+
+    /// The inode whose shard the operation goes to; `None` for those sent to any shard.
+    pub fn home(&self) -> Option<Ino> {
+        use MetaOp::*;
+        match self {
+            Lookup { dir, .. }
+            | ReadDir { dir, .. }
+            | Create { dir, .. }
+            | Tmpfile { dir, .. }
+            | Link { dir, .. }
+            | Unlink { dir, .. }
+            | Rmdir { dir, .. }
+            | Rename { dir, .. } => Some(*dir),
+            GetAttr { ino }
+            | ReadLink { ino }
+            | GetXattr { ino, .. }
+            | ListXattr { ino }
+            | GetExtents { ino, .. }
+            | TestLock { ino, .. }
+            | SetAttr { ino, .. }
+            | SetXattr { ino, .. }
+            | RemoveXattr { ino, .. }
+            | Open { ino }
+            | Release { ino }
+            | AcquireLease { ino }
+            | ReturnLease { ino }
+            | Lock { ino, .. }
+            | CancelLock { ino, .. }
+            | Unlock { ino, .. }
+            | UnlockOwner { ino, .. } => Some(*ino),
+            Commit(commit) => Some(commit.ino),
+            StatFs | OpenSession { .. } | CloseSession => None,
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DirEntry {
+    pub name: Name,
+    pub ino: Ino,
+    pub kind: FileKind,
+    /// Pass as `after` to continue behind this entry; never 0, stable for the entry's life.
+    pub cookie: u64,
+    /// With `with_attrs`, for entries whose inode lives in the directory's shard.
+    pub attr: Option<Attr>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MetaReply {
+    Done,
+    Entry(Entry),
+    /// The entry's inode lives in another shard: ask that one for its attributes.
+    Remote { ino: Ino, kind: FileKind, dir_grant: Grant },
+    Attr { attr: Attr, grant: Grant },
+    Target(Vec<u8>),
+    /// `parent` is what `..` names.
+    Entries { entries: Vec<DirEntry>, end: bool, parent: Ino, grant: Grant },
+    Value(Vec<u8>),
+    Names(Vec<Name>),
+    Extents(ExtentsReply),
+    StatFs(StatFs),
+    /// `None`: nothing conflicts.
+    Conflict(Option<LockRange>),
+    Lease { granted: bool, attr: Attr, grant: Grant },
+    /// Attributes after the commit; `append_offset` of the first append in it.
+    Committed { attr: Attr, append_offset: Option<u64> },
+    Session { lease_ms: u32 },
+    /// After unlink or rename-over: the inode that lost its name, and its remaining links.
+    Removed { ino: Ino, nlink: u32 },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExtentsReply {
+    pub attr: Attr,
+    pub grant: Grant,
+    /// The whole content when the file is inline.
+    pub inline: Option<Vec<u8>>,
+    /// Ordered, not overlapping; the range they describe ends at `covered`.
+    pub extents: Vec<Extent>,
+    pub covered: u64,
+    /// The policy for new bytes of this file.
+    pub policy: Policy,
+}
+
+/// Space is that of the node's targets, redundancy taken off; inodes are not limited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct StatFs {
+    pub bytes_total: u64,
+    pub bytes_free: u64,
+    pub inodes_used: u64,
+}
+
+/// What the server wants of a client: held as a long poll, one per session and node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EventsCall {
+    pub session: SessionId,
+    /// Events up to this number were carried out.
+    pub acknowledged: u64,
+    pub hold_ms: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EventsReply {
+    /// Numbered upwards by one per event.
+    pub events: Vec<(u64, Event)>,
+    /// False when some shard of this node has fenced the session.
+    pub alive: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Event {
+    /// Drop what is cached of the inode: attributes, extents, pages; for a directory, entries.
+    Invalidate { ino: Ino },
+    /// Commit what is dirty, return the write lease, then drop what is cached.
+    RecallWrite { ino: Ino },
+}
+
+/// Calls between servers and movers on a shard's state, never from clients. Sent inside the
+/// node, and by [`OP_SHARD`] to the leader's node.
+pub const OP_SHARD: u16 = 0x0302;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ShardOp {
+    /// Records a segment; sent to `registration_shard`.
+    Register(Registration),
+    GetRegistration(SegmentId),
+    /// Registrations after a segment id, for the collector and repair.
+    ListRegistrations { after: Option<SegmentId>, max: u32 },
+    /// Replaces a registration's places after repair or relocation: compare-and-swap on the old.
+    Replace { old: Registration, new: Registration },
+    /// Forgets a registration whose shards are deleted.
+    Deregister(SegmentId),
+    /// Referents that lost a reference in this shard since they were last resolved.
+    ListReleased { max: u32 },
+    /// Whether this shard references each; from then on it refuses new references to them.
+    Freeze { referents: Vec<Referent>, epoch: Epoch },
+    /// Takes freezes back.
+    Thaw { referents: Vec<Referent> },
+    /// Removes resolved entries from the released list.
+    Resolve { referents: Vec<Referent> },
+    /// Marks slots dead in the registration; the reply says which segments have none alive.
+    MarkDead { slots: Vec<(SegmentId, u16)> },
+    /// The inodes and file offsets that reference something (packer, compaction).
+    Holders { referent: Referent },
+    /// Swaps locations of one inode where the old one still stands.
+    Swap { ino: Ino, swaps: Vec<(Extent, Extent)> },
+    /// Raises the shard's minimum accepted reference epoch; freezes below it are forgotten.
+    AdvanceEpoch { minimum: Epoch },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ShardReply {
+    Done,
+    Registration(Option<Registration>),
+    Registrations { list: Vec<(Registration, Vec<u16>)>, end: bool },
+    Released(Vec<(Referent, Option<Location>)>),
+    /// In the order asked: true where a reference exists.
+    Held(Vec<bool>),
+    Dead(Vec<SegmentId>),
+    Holders(Vec<(Ino, u64)>),
+    Swapped(u32),
+}
+
+/// The shard that keeps a segment's registration.
+pub fn registration_shard(segment: SegmentId, shards: u16) -> ShardId {
+    // Segment ids are uniformly random: the low bits are as good as any hash.
+    ShardId((segment.0 % u128::from(shards.max(1))) as u16)
+}

@@ -83,9 +83,8 @@ mod tests {
                 let product = gf256::mul(factor, byte);
                 assert_eq!(coefficient.product(byte), product, "{factor} * {byte}");
                 let rows = coefficient.affine.to_le_bytes();
-                let affine = (0..8).fold(0u8, |sum, out| {
-                    sum | (((rows[7 - out] & byte).count_ones() & 1) as u8) << out
-                });
+                let affine =
+                    (0..8).fold(0u8, |sum, out| sum | (((rows[7 - out] & byte).count_ones() & 1) as u8) << out);
                 assert_eq!(affine, product, "{factor} * {byte} by the bit matrix");
             }
         }

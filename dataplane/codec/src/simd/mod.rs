@@ -140,9 +140,8 @@ impl Plan {
             .map(|(term, buffer)| Term { bytes: &buffer[..width], factors: term.factors })
             .collect();
         let mut sums = [[0; WIDTH_MAX]; ROWS_MAX];
-        let mut windows: SmallVec<[&mut [u8]; ROWS_MAX]> =
-            sums.iter_mut().take(outputs.len()).map(|sum| &mut sum[..width]).collect();
-        run(self.level, &padded_terms, &mut windows);
+        let mut windows = sums.each_mut().map(|sum| &mut sum[..width]);
+        run(self.level, &padded_terms, &mut windows[..outputs.len()]);
         for (output, sum) in outputs.iter_mut().zip(&sums) {
             output.copy_from_slice(&sum[..len]);
         }
