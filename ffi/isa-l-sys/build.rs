@@ -13,9 +13,8 @@ fn main() {
             #[cfg(feature = "bindgen")]
             generate(&_library);
         }
-        Err(error) => {
-            let reason = error.to_string().replace('\n', " ");
-            println!("cargo::warning=libisal not found, isa-l-sys is empty: {reason}");
+        Err(_) => {
+            println!("cargo::warning=pkg-config finds no libisal 2.30 or later (libisal-dev): isa-l-sys is empty")
         }
     }
 }

@@ -44,13 +44,11 @@ pub struct Erasure {
 
 impl Erasure {
     /// With the fastest backend of this machine.
-    ///
-    /// That is our own vector code: `examples/ec_bench.rs` shows it ahead of ISA-L 2.30, more so
-    /// on a CPU with GFNI, which that release does not use.
     pub fn new(geometry: Geometry) -> Erasure {
-        Erasure::with_backend(geometry, Backend::Simd).expect("the simd backend is in every build")
+        Erasure::with_backend(geometry, Backend::fastest()).expect("the fastest is available")
     }
 
+    /// Fails with [`CodecError::BackendUnavailable`] if this build lacks the backend.
     pub fn with_backend(geometry: Geometry, backend: Backend) -> Result<Erasure, CodecError> {
         let encode = Plan::new(backend, parity_matrix(geometry))?;
         Ok(Erasure { geometry, backend, encode })

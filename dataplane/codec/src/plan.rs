@@ -70,3 +70,27 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Geometry;
+    use crate::matrix::parity_matrix;
+
+    /// Sources that all end before the outputs leave zeros behind them, not what was there before.
+    #[test]
+    fn outputs_beyond_every_source_are_zero_and_bytes_beyond_the_outputs_are_ignored() {
+        let matrix = parity_matrix(Geometry::new(3, 1).unwrap());
+        let sources: [&[u8]; 3] = [&[1; 5], &[2; 70], &[]];
+        for backend in Backend::available() {
+            let plan = Plan::new(backend, matrix.clone()).unwrap();
+            let mut long = [0xa5; 100];
+            plan.apply(&sources, &mut [&mut long[..]]);
+            assert_ne!(long[..70], [0; 70], "{backend}");
+            assert_eq!(long[70..], [0; 30], "{backend}");
+            let mut short = [0xa5; 7];
+            plan.apply(&sources, &mut [&mut short[..]]);
+            assert_eq!(short, long[..7], "{backend}");
+        }
+    }
+}

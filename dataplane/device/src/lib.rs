@@ -2,10 +2,12 @@
 //!
 //! A [`BlockDevice`] reads and writes aligned ranges, flushes its volatile cache, and discards.
 //! Back ends: [`uring`] (regular files and block devices, O_DIRECT) and [`mem`] (in memory,
-//! seeded, with every fault a device can have). A device belongs to one executor.
+//! seeded, with every fault a device can have). A device belongs to one executor. What every
+//! back end must do is written down as tests in [`conformance`].
 //!
 //! It knows nothing of zones, blobs or checksums; those are the store's.
 
+pub mod conformance;
 pub mod mem;
 pub mod uring;
 
@@ -20,7 +22,7 @@ pub struct DeviceGeometry {
     pub size: u64,
     /// Offsets, lengths and buffer addresses are multiples of this (512 to 4096; a power of two).
     pub block: u32,
-    /// Largest single transfer in bytes.
+    /// Largest single transfer in bytes; the device splits what is longer.
     pub transfer_max: u32,
     /// Whether acknowledged writes may sit in a volatile cache until a flush.
     pub volatile_cache: bool,
@@ -35,6 +37,38 @@ pub enum Placement {
     Data = 2,
     Parity = 3,
     Relocated = 4,
+}
+
+/// Whether a range is aligned and lies on the device.
+pub(crate) fn check_range(
+    device: &str,
+    geometry: &DeviceGeometry,
+    operation: &'static str,
+    offset: u64,
+    length: u64,
+) -> DeviceResult<()> {
+    let block = u64::from(geometry.block);
+    let aligned = offset.is_multiple_of(block) && length.is_multiple_of(block);
+    if aligned && offset.checked_add(length).is_some_and(|end| end <= geometry.size) {
+        return Ok(());
+    }
+    Err(DeviceError::Invalid { device: device.to_owned(), operation, offset, length, block: geometry.block })
+}
+
+/// As [`check_range`] for each part of a write and for their sum, which it returns.
+pub(crate) fn check_write(
+    device: &str,
+    geometry: &DeviceGeometry,
+    offset: u64,
+    parts: &[Bytes],
+) -> DeviceResult<u64> {
+    let mut end = offset;
+    for part in parts {
+        check_range(device, geometry, "write", end, part.len() as u64)?;
+        end += part.len() as u64;
+    }
+    check_range(device, geometry, "write", offset, end - offset)?;
+    Ok(end - offset)
 }
 
 /// Why a device operation failed.

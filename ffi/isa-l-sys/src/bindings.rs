@@ -30,20 +30,13 @@ unsafe extern "C" {
     );
 }
 unsafe extern "C" {
-    pub fn gf_mul(
-        a: ::std::os::raw::c_uchar,
-        b: ::std::os::raw::c_uchar,
-    ) -> ::std::os::raw::c_uchar;
+    pub fn gf_mul(a: ::std::os::raw::c_uchar, b: ::std::os::raw::c_uchar) -> ::std::os::raw::c_uchar;
 }
 unsafe extern "C" {
     pub fn gf_inv(a: ::std::os::raw::c_uchar) -> ::std::os::raw::c_uchar;
 }
 unsafe extern "C" {
-    pub fn gf_gen_cauchy1_matrix(
-        a: *mut ::std::os::raw::c_uchar,
-        m: ::std::os::raw::c_int,
-        k: ::std::os::raw::c_int,
-    );
+    pub fn gf_gen_cauchy1_matrix(a: *mut ::std::os::raw::c_uchar, m: ::std::os::raw::c_int, k: ::std::os::raw::c_int);
 }
 unsafe extern "C" {
     pub fn gf_invert_matrix(

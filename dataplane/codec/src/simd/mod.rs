@@ -178,7 +178,7 @@ mod tests {
     const LENGTHS: [usize; 17] = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 200, 391];
 
     fn bytes(len: usize, seed: usize) -> Vec<u8> {
-        (0..len).map(|i| ((i * 131 + seed * 17 + 7) * 2654435761usize >> 11) as u8).collect()
+        (0..len).map(|i| (((i * 131 + seed * 17 + 7) * 2_654_435_761_usize) >> 11) as u8).collect()
     }
 
     /// Every level this CPU has, every number of outputs, lengths around every vector width.

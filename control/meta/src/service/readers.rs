@@ -1,0 +1,259 @@
+//! Who may serve which inode from its cache: the read leases of one shard, kept in the leader's
+//! memory.
+//!
+//! A change first recalls the inode from its readers. While a recall is under way, and for reads
+//! that overlapped one, no new lease is given: such a read may have seen the state before the
+//! change and would be cached past it.
+
+use cfs_reactor::Instant;
+use cfs_wire::{Ino, SessionId};
+use smallvec::SmallVec;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// Leases of one shard at most: beyond it reads are answered without one. 64 bytes each.
+const LEASES_MAX: usize = 1 << 20;
+
+#[derive(Default)]
+struct State {
+    leases: BTreeMap<Ino, SmallVec<[(SessionId, Instant); 2]>>,
+    /// How many leases each session holds; sessions without any are absent.
+    counts: BTreeMap<SessionId, usize>,
+    recalls: BTreeMap<Ino, u32>,
+    /// Reads under way, with the inodes whose recall began or ended since each began.
+    reads: BTreeMap<u64, BTreeSet<Ino>>,
+    next_read: u64,
+    /// Sessions that were known when this leader started: each may hold leases given by its
+    /// predecessor, on anything, until `suspect_until`.
+    suspects: BTreeSet<SessionId>,
+    suspect_until: Instant,
+    /// What suspects have confirmed to have dropped.
+    cleared: BTreeSet<(SessionId, Ino)>,
+}
+
+/// The read leases of one shard.
+#[derive(Default)]
+pub struct Readers(Rc<RefCell<State>>);
+
+/// A read under way.
+pub struct Read {
+    state: Rc<RefCell<State>>,
+    id: u64,
+}
+
+/// A recall under way on one or more inodes.
+pub struct Recall {
+    state: Rc<RefCell<State>>,
+    inos: Vec<Ino>,
+}
+
+impl Readers {
+    /// The table of a leader that has just started.
+    pub fn new(known: impl IntoIterator<Item = SessionId>, suspect_until: Instant) -> Readers {
+        let state = State { suspects: known.into_iter().collect(), suspect_until, ..State::default() };
+        Readers(Rc::new(RefCell::new(state)))
+    }
+
+    pub fn begin_read(&self) -> Read {
+        let mut state = self.0.borrow_mut();
+        let id = state.next_read;
+        state.next_read += 1;
+        state.reads.insert(id, BTreeSet::new());
+        Read { state: self.0.clone(), id }
+    }
+
+    /// From here to the end of the recall nobody gets a lease on these inodes.
+    pub fn begin_recall(&self, inos: &[Ino]) -> Recall {
+        let mut state = self.0.borrow_mut();
+        for ino in inos {
+            *state.recalls.entry(*ino).or_default() += 1;
+            state.taint(*ino);
+        }
+        Recall { state: self.0.clone(), inos: inos.to_vec() }
+    }
+
+    /// The other sessions that may hold a lease on the inode, and until when.
+    pub fn others(&self, ino: Ino, except: SessionId, now: Instant) -> Vec<(SessionId, Instant)> {
+        let state = self.0.borrow();
+        let held = state.leases.get(&ino).into_iter().flatten().copied();
+        let mut others: Vec<_> = held.filter(|(session, until)| *session != except && *until > now).collect();
+        if now < state.suspect_until {
+            for suspect in state.suspects.iter().filter(|suspect| **suspect != except) {
+                let cleared = state.cleared.contains(&(*suspect, ino));
+                if !cleared && !others.iter().any(|(session, _)| session == suspect) {
+                    others.push((*suspect, state.suspect_until));
+                }
+            }
+        }
+        others
+    }
+
+    /// Whether any other session may hold a lease on anything: if not, a change needs no recall.
+    pub fn has_others(&self, except: SessionId, now: Instant) -> bool {
+        let state = self.0.borrow();
+        let suspected = now < state.suspect_until && state.suspects.iter().any(|suspect| *suspect != except);
+        suspected || state.counts.keys().any(|session| *session != except)
+    }
+
+    /// The session has dropped the inode, or its lease on it is over.
+    pub fn dropped(&self, session: SessionId, ino: Ino, now: Instant) {
+        let mut state = self.0.borrow_mut();
+        state.remove(session, ino);
+        if now < state.suspect_until && state.suspects.contains(&session) {
+            state.cleared.insert((session, ino));
+        }
+    }
+
+    /// A session was closed or fenced.
+    pub fn forget(&self, session: SessionId) {
+        let mut state = self.0.borrow_mut();
+        let inos: Vec<Ino> =
+            state.leases.iter().filter(|(_, held)| held.iter().any(|(s, _)| *s == session)).map(|(i, _)| *i).collect();
+        for ino in inos {
+            state.remove(session, ino);
+        }
+        state.suspects.remove(&session);
+    }
+
+    /// Drops leases that are over.
+    pub fn expire(&self, now: Instant) {
+        let mut state = self.0.borrow_mut();
+        state.leases.retain(|_, held| {
+            held.retain(|(_, until)| *until > now);
+            !held.is_empty()
+        });
+        let mut counts = BTreeMap::new();
+        for (session, _) in state.leases.values().flatten() {
+            *counts.entry(*session).or_default() += 1;
+        }
+        state.counts = counts;
+        if now >= state.suspect_until {
+            state.suspects.clear();
+            state.cleared.clear();
+        }
+    }
+
+    #[cfg(test)]
+    pub fn holds(&self, session: SessionId, ino: Ino) -> bool {
+        self.0.borrow().leases.get(&ino).is_some_and(|held| held.iter().any(|(s, _)| *s == session))
+    }
+}
+
+impl Read {
+    /// Gives the session a lease until then, unless a recall of the inode overlapped this read.
+    pub fn grant(&self, session: SessionId, ino: Ino, until: Instant) -> bool {
+        let mut state = self.state.borrow_mut();
+        let tainted = state.reads.get(&self.id).is_none_or(|tainted| tainted.contains(&ino));
+        if tainted || state.recalls.contains_key(&ino) || state.counts.values().sum::<usize>() >= LEASES_MAX {
+            return false;
+        }
+        let held = state.leases.entry(ino).or_default();
+        match held.iter_mut().find(|(holder, _)| *holder == session) {
+            Some((_, old)) => *old = (*old).max(until),
+            None => {
+                held.push((session, until));
+                *state.counts.entry(session).or_default() += 1;
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Read {
+    fn drop(&mut self) {
+        self.state.borrow_mut().reads.remove(&self.id);
+    }
+}
+
+impl Recall {
+    /// Recalls more inodes together with these.
+    pub fn add(&mut self, inos: &[Ino]) {
+        let mut state = self.state.borrow_mut();
+        for ino in inos {
+            *state.recalls.entry(*ino).or_default() += 1;
+            state.taint(*ino);
+        }
+        drop(state);
+        self.inos.extend_from_slice(inos);
+    }
+}
+
+impl Drop for Recall {
+    fn drop(&mut self) {
+        let mut state = self.state.borrow_mut();
+        for ino in &self.inos {
+            state.taint(*ino);
+            if let Some(count) = state.recalls.get_mut(ino) {
+                *count -= 1;
+                if *count == 0 {
+                    state.recalls.remove(ino);
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    fn taint(&mut self, ino: Ino) {
+        for tainted in self.reads.values_mut() {
+            tainted.insert(ino);
+        }
+    }
+
+    fn remove(&mut self, session: SessionId, ino: Ino) {
+        let Some(held) = self.leases.get_mut(&ino) else { return };
+        let before = held.len();
+        held.retain(|(holder, _)| *holder != session);
+        let removed = before - held.len();
+        if held.is_empty() {
+            self.leases.remove(&ino);
+        }
+        if let Some(count) = self.counts.get_mut(&session) {
+            *count = count.saturating_sub(removed);
+            if *count == 0 {
+                self.counts.remove(&session);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: SessionId = SessionId(1);
+    const B: SessionId = SessionId(2);
+    const FILE: Ino = Ino::from_u64(9);
+
+    fn at(secs: u64) -> Instant {
+        Instant::from_nanos(secs * 1_000_000_000)
+    }
+
+    #[test]
+    fn a_read_that_overlapped_a_recall_gets_no_lease() {
+        let readers = Readers::new([], at(0));
+        let before = readers.begin_read();
+        let recall = readers.begin_recall(&[FILE]);
+        let during = readers.begin_read();
+        assert!(!before.grant(B, FILE, at(9)));
+        assert!(!during.grant(B, FILE, at(9)));
+        drop(recall);
+        assert!(!during.grant(B, FILE, at(9)), "it may have read the old state");
+        assert!(readers.begin_read().grant(B, FILE, at(9)));
+        assert_eq!(readers.others(FILE, A, at(1)), [(B, at(9))]);
+        assert_eq!(readers.others(FILE, B, at(1)), []);
+        assert_eq!(readers.others(FILE, A, at(9)), [], "a lease ends by itself");
+    }
+
+    #[test]
+    fn after_a_start_every_known_session_is_a_reader_until_it_has_dropped_the_inode() {
+        let readers = Readers::new([A, B], at(10));
+        assert_eq!(readers.others(FILE, A, at(1)), [(B, at(10))]);
+        readers.dropped(B, FILE, at(2));
+        assert_eq!(readers.others(FILE, A, at(2)), []);
+        let other = Ino::from_u64(10);
+        assert_eq!(readers.others(other, A, at(2)), [(B, at(10))]);
+        assert_eq!(readers.others(other, A, at(10)), []);
+    }
+}

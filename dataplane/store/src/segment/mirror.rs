@@ -1,0 +1,135 @@
+//! The node's own state in m+1 copies: the Raft log and the ordered store.
+
+use super::hot::{PlaceFailure, place_copies};
+use super::{BlobTarget, TargetPool};
+use bytes::Bytes;
+use cfs_reactor::Handle;
+use cfs_wire::blobs::{BlobError, BlobInfo, BlobKind, MirroredBlobs, Owner};
+use cfs_wire::planted::{self, Bug};
+use cfs_wire::{BlobId, TargetId};
+use futures_util::FutureExt;
+use futures_util::future::{LocalBoxFuture, join_all};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// [`MirroredBlobs`] over the node's targets.
+pub struct Mirror {
+    handle: Handle,
+    pool: Rc<TargetPool>,
+    copies: usize,
+}
+
+impl Mirror {
+    /// `copies` is m+1, m being the largest any policy of the cluster promises.
+    pub fn new(handle: &Handle, pool: Rc<TargetPool>, copies: usize) -> Rc<Mirror> {
+        Rc::new(Mirror { handle: handle.clone(), pool, copies })
+    }
+
+    fn holders(&self, id: BlobId) -> Vec<Rc<dyn BlobTarget>> {
+        self.pool.readable().into_iter().filter(|target| target.stat(id).is_some()).collect()
+    }
+
+    async fn read(&self, id: BlobId, offset: u32, length: u32) -> Result<Bytes, BlobError> {
+        let holders = self.holders(id);
+        if holders.is_empty() {
+            return Err(BlobError::NotFound(id));
+        }
+        let mut detail = String::new();
+        for target in holders {
+            match target.get(id, offset, length).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => {
+                    tracing::warn!(blob = %id, target = %target.id(), %error, "a mirrored copy is unreadable");
+                    detail = format!("{}: {error}", target.id());
+                }
+            }
+        }
+        Err(BlobError::Unreadable { id, detail })
+    }
+
+    async fn restore_copies(&self, id: BlobId) -> Result<(), BlobError> {
+        let Some(info) = self.holders(id).first().and_then(|target| target.stat(id)) else {
+            return Err(BlobError::NotFound(id));
+        };
+        let payload = self.read(id, 0, info.length).await?;
+        let mut good: Vec<TargetId> = Vec::new();
+        let mut bad: Vec<Rc<dyn BlobTarget>> = Vec::new();
+        for target in self.holders(id) {
+            let sound = target.failure().is_none() && target.get(id, 0, info.length).await.is_ok();
+            if sound { good.push(target.id()) } else { bad.push(target) }
+        }
+        let mut exclude = good.clone();
+        exclude.extend(bad.iter().map(|target| target.id()));
+        while good.len() < self.copies {
+            let Some(target) = self.pool.pick(1, &exclude).pop() else {
+                return Err(BlobError::TooFewTargets { up: self.pool.writable().len(), needed: self.copies });
+            };
+            exclude.push(target.id());
+            match target.put(id, info.kind, info.owner, info.geometry, payload.clone()).await {
+                Ok(()) => good.push(target.id()),
+                Err(error) => tracing::warn!(blob = %id, target = %target.id(), %error, "cannot place a copy"),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl MirroredBlobs for Mirror {
+    fn put(&self, kind: BlobKind, owner: Owner, payload: Bytes) -> LocalBoxFuture<'_, Result<BlobId, BlobError>> {
+        async move {
+            let id = BlobId(self.handle.random_u128());
+            let needed = payload.len() as u64;
+            let copies = if planted::is(Bug::LogSingleCopy) { 1 } else { self.copies };
+            match place_copies(&self.pool, id, kind, owner, copies, payload).await {
+                Ok(_) => Ok(id),
+                Err(PlaceFailure::TooFew { up, needed }) => Err(BlobError::TooFewTargets { up, needed }),
+                Err(PlaceFailure::NoSpace) => Err(BlobError::NoSpace { kind, needed }),
+                Err(PlaceFailure::Other(error)) => Err(BlobError::Unreadable { id, detail: error.to_string() }),
+            }
+        }
+        .boxed_local()
+    }
+
+    fn get(&self, id: BlobId, offset: u32, length: u32) -> LocalBoxFuture<'_, Result<Bytes, BlobError>> {
+        self.read(id, offset, length).boxed_local()
+    }
+
+    fn delete(&self, ids: Vec<BlobId>) -> LocalBoxFuture<'_, Result<(), BlobError>> {
+        async move {
+            let mut deletions = Vec::new();
+            for target in self.pool.writable() {
+                let held: Vec<BlobId> = ids.iter().copied().filter(|id| target.stat(*id).is_some()).collect();
+                if !held.is_empty() {
+                    deletions.push(async move {
+                        let outcome = target.delete(held).await;
+                        outcome.map_err(|error| BlobError::Device { target: target.id(), detail: error.to_string() })
+                    });
+                }
+            }
+            // A target that fails here is fenced; what it still holds is old state that no
+            // newer manifest or log batch names.
+            for outcome in join_all(deletions).await {
+                if let Err(error) = outcome {
+                    tracing::warn!(%error, "a mirrored blob could not be deleted everywhere");
+                }
+            }
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn list(&self, kind: BlobKind) -> LocalBoxFuture<'_, Result<Vec<BlobInfo>, BlobError>> {
+        async move {
+            let mut found: BTreeMap<(Owner, BlobId), BlobInfo> = BTreeMap::new();
+            for target in self.pool.readable() {
+                found.extend(target.list(kind).into_iter().map(|info| ((info.owner, info.id), info)));
+            }
+            Ok(found.into_values().collect())
+        }
+        .boxed_local()
+    }
+
+    fn heal(&self, id: BlobId) -> LocalBoxFuture<'_, Result<(), BlobError>> {
+        self.restore_copies(id).boxed_local()
+    }
+}

@@ -1,0 +1,162 @@
+//! Redundancy over one node's targets: segments coded k+m, hot blobs in m+1 copies, and the
+//! mirrored blobs that hold the Raft log and the ordered store.
+//!
+//! [`SegmentStore`] is the data-plane endpoint's work: `store` answers when every piece is
+//! durable on distinct targets and the segment's registration is committed; `fetch` reads a
+//! range from one shard and rebuilds it through parity when that shard is missing or damaged.
+//! [`Mirror`] gives the control plane its [`cfs_wire::blobs::MirroredBlobs`].
+//! [`repair`](SegmentStore::repair_segment) restores redundancy.
+//!
+//! Chunking by content, deduplication, compression and sealing belong between the arrival of
+//! the bytes and [`layout`]: a chunk is the unit they work on, and `stored` in a location is
+//! already separate from the plain length. None of them exists yet.
+
+mod endpoint;
+mod fetch;
+mod hot;
+mod layout;
+mod mirror;
+mod pool;
+mod repair;
+mod write;
+
+pub use endpoint::DataService;
+pub use mirror::Mirror;
+pub use pool::{BlobTarget, TargetPool, TargetState};
+pub use repair::Repaired;
+
+use cfs_codec::{Erasure, Geometry};
+use cfs_reactor::Handle;
+use cfs_reactor::collections::HashMap;
+use cfs_wire::data::{DataError, Registration};
+use cfs_wire::{Epoch, SegmentId};
+use futures_util::future::LocalBoxFuture;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+/// Registrations kept in memory: 64 Ki of about 500 bytes is 32 MiB, and covers 128 GiB of
+/// recently read data.
+const REGISTRATIONS_CACHED_MAX: usize = 64 << 10;
+
+/// The metadata side of segments: registrations and the reference epoch.
+pub trait Registrar: 'static {
+    /// The reference epoch to hand out with locations.
+    fn epoch(&self) -> Epoch;
+    fn register(&self, registration: Registration) -> LocalBoxFuture<'_, Result<(), DataError>>;
+    /// Swaps one registration for another if the old one still stands.
+    fn replace(&self, old: Registration, new: Registration) -> LocalBoxFuture<'_, Result<(), DataError>>;
+    fn deregister(&self, segment: SegmentId) -> LocalBoxFuture<'_, Result<(), DataError>>;
+    fn lookup(&self, segment: SegmentId) -> LocalBoxFuture<'_, Result<Option<Registration>, DataError>>;
+}
+
+/// Bounds on replicated small writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentConfig {
+    /// Writes up to this length become hot blobs; longer ones segments.
+    pub hot_bytes_max: usize,
+    /// Hot bytes on one target above which writers go straight to short segments.
+    pub hot_target_bytes_max: u64,
+}
+
+impl Default for SegmentConfig {
+    fn default() -> Self {
+        // At one chunk, a 2+1 segment would store as much as two copies do and cost a
+        // registration; from two chunks on it stores less.
+        SegmentConfig { hot_bytes_max: cfs_wire::limits::CHUNK_BYTES, hot_target_bytes_max: 256 << 20 }
+    }
+}
+
+/// Stores and fetches file bytes on this node's targets.
+pub struct SegmentStore {
+    handle: Handle,
+    pool: Rc<TargetPool>,
+    registrar: Rc<dyn Registrar>,
+    config: SegmentConfig,
+    codecs: RefCell<HashMap<(u8, u8), Rc<Erasure>>>,
+    registrations: RefCell<HashMap<SegmentId, Rc<Registration>>>,
+    /// Segments between their first put and their answer: not orphans although unregistered.
+    in_flight: RefCell<BTreeSet<SegmentId>>,
+    /// Reads that found damage; the scrubber asks for it.
+    damaged: RefCell<BTreeSet<SegmentId>>,
+    degraded_reads: Cell<u64>,
+}
+
+impl SegmentStore {
+    pub fn new(
+        handle: &Handle,
+        pool: Rc<TargetPool>,
+        registrar: Rc<dyn Registrar>,
+        config: SegmentConfig,
+    ) -> Rc<SegmentStore> {
+        Rc::new(SegmentStore {
+            handle: handle.clone(),
+            pool,
+            registrar,
+            config,
+            codecs: RefCell::default(),
+            registrations: RefCell::default(),
+            in_flight: RefCell::default(),
+            damaged: RefCell::default(),
+            degraded_reads: Cell::new(0),
+        })
+    }
+
+    pub fn pool(&self) -> &Rc<TargetPool> {
+        &self.pool
+    }
+
+    /// Whether a segment is being stored right now.
+    pub fn is_in_flight(&self, segment: SegmentId) -> bool {
+        self.in_flight.borrow().contains(&segment)
+    }
+
+    /// Reads so far that had to rebuild through parity or take another copy.
+    pub fn degraded_reads(&self) -> u64 {
+        self.degraded_reads.get()
+    }
+
+    /// Segments in which reads found damage since the last call.
+    pub fn take_damaged(&self) -> Vec<SegmentId> {
+        std::mem::take(&mut *self.damaged.borrow_mut()).into_iter().collect()
+    }
+
+    /// Drops a cached registration (it was replaced or removed).
+    pub fn forget(&self, segment: SegmentId) {
+        self.registrations.borrow_mut().remove(&segment);
+    }
+
+    fn codec(&self, data: u8, parity: u8) -> Result<Rc<Erasure>, DataError> {
+        if let Some(codec) = self.codecs.borrow().get(&(data, parity)) {
+            return Ok(codec.clone());
+        }
+        let geometry = Geometry::new(data, parity).map_err(|error| DataError::Malformed(error.to_string()))?;
+        let codec = Rc::new(Erasure::new(geometry));
+        self.codecs.borrow_mut().insert((data, parity), codec.clone());
+        Ok(codec)
+    }
+
+    /// A segment's registration, from cache or its shard; `None`: collected.
+    async fn registration(&self, segment: SegmentId) -> Result<Option<Rc<Registration>>, DataError> {
+        if let Some(known) = self.registrations.borrow().get(&segment) {
+            return Ok(Some(known.clone()));
+        }
+        let Some(found) = self.registrar.lookup(segment).await? else { return Ok(None) };
+        Ok(Some(self.remember(found)))
+    }
+
+    fn remember(&self, registration: Registration) -> Rc<Registration> {
+        let registration = Rc::new(registration);
+        let mut cache = self.registrations.borrow_mut();
+        if cache.len() >= REGISTRATIONS_CACHED_MAX {
+            // Rare, and a lookup is one point read: start over instead of ordering by use.
+            cache.clear();
+        }
+        cache.insert(registration.segment, registration.clone());
+        registration
+    }
+}
+
+#[cfg(test)]
+#[path = "segment_tests.rs"]
+mod tests;

@@ -1,0 +1,118 @@
+//! The node's targets as failure domains: which are up, and which to write to.
+
+use crate::StoreError;
+use bytes::Bytes;
+use cfs_reactor::Handle;
+use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
+use cfs_wire::{BlobId, TargetId};
+use futures_util::future::LocalBoxFuture;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// The verbs of one target, whether on this executor or behind a mailbox.
+pub trait BlobTarget: 'static {
+    fn id(&self) -> TargetId;
+    fn put(
+        &self,
+        id: BlobId,
+        kind: BlobKind,
+        owner: Owner,
+        geometry: ShardGeometry,
+        payload: Bytes,
+    ) -> LocalBoxFuture<'_, Result<(), StoreError>>;
+    fn get(&self, id: BlobId, offset: u32, length: u32) -> LocalBoxFuture<'_, Result<Bytes, StoreError>>;
+    fn delete(&self, ids: Vec<BlobId>) -> LocalBoxFuture<'_, Result<(), StoreError>>;
+    fn stat(&self, id: BlobId) -> Option<BlobInfo>;
+    fn list(&self, kind: BlobKind) -> Vec<BlobInfo>;
+    /// Bytes ordinary writers may still use.
+    fn free(&self) -> u64;
+    /// Live bytes of one kind.
+    fn live(&self, kind: BlobKind) -> u64;
+    /// Why the target takes no more writes, if so.
+    fn failure(&self) -> Option<String>;
+}
+
+/// What is known of one target of the node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TargetState {
+    Up,
+    /// Present but refusing writes.
+    Failed(String),
+    /// Not opened: the device is missing, foreign or unreadable.
+    Absent(String),
+}
+
+enum Member {
+    Open(Rc<dyn BlobTarget>),
+    Absent(String),
+}
+
+/// All targets of a node, by id.
+pub struct TargetPool {
+    handle: Handle,
+    members: RefCell<BTreeMap<TargetId, Member>>,
+}
+
+impl TargetPool {
+    pub fn new(handle: &Handle) -> Rc<TargetPool> {
+        Rc::new(TargetPool { handle: handle.clone(), members: RefCell::default() })
+    }
+
+    /// Adds a target, or puts one that was absent back.
+    pub fn add(&self, target: Rc<dyn BlobTarget>) {
+        self.members.borrow_mut().insert(target.id(), Member::Open(target));
+    }
+
+    /// Records a target that should be there and could not be opened.
+    pub fn add_absent(&self, id: TargetId, reason: String) {
+        self.members.borrow_mut().insert(id, Member::Absent(reason));
+    }
+
+    pub fn states(&self) -> Vec<(TargetId, TargetState)> {
+        let state = |member: &Member| match member {
+            Member::Absent(reason) => TargetState::Absent(reason.clone()),
+            Member::Open(target) => target.failure().map_or(TargetState::Up, TargetState::Failed),
+        };
+        self.members.borrow().iter().map(|(id, member)| (*id, state(member))).collect()
+    }
+
+    /// Targets that can be read, in id order; a failed one may still answer reads.
+    pub fn readable(&self) -> Vec<Rc<dyn BlobTarget>> {
+        let members = self.members.borrow();
+        members.values().filter_map(|member| if let Member::Open(target) = member { Some(target.clone()) } else { None }).collect()
+    }
+
+    /// Targets that take writes, in id order.
+    pub fn writable(&self) -> Vec<Rc<dyn BlobTarget>> {
+        self.readable().into_iter().filter(|target| target.failure().is_none()).collect()
+    }
+
+    pub fn get(&self, id: TargetId) -> Option<Rc<dyn BlobTarget>> {
+        match self.members.borrow().get(&id) {
+            Some(Member::Open(target)) => Some(target.clone()),
+            _ => None,
+        }
+    }
+
+    /// Up to `count` distinct writable targets outside `exclude`, in random order weighted by
+    /// free space (weighted rendezvous: each target draws -ln(u)/weight, smallest first).
+    pub fn pick(&self, count: usize, exclude: &[TargetId]) -> Vec<Rc<dyn BlobTarget>> {
+        let mut drawn: Vec<(f64, Rc<dyn BlobTarget>)> = self
+            .writable()
+            .into_iter()
+            .filter(|target| !exclude.contains(&target.id()))
+            .map(|target| {
+                let unit = ((self.handle.random_u64() >> 11) as f64 + 1.0) / (1u64 << 53) as f64;
+                (-unit.ln() / (target.free() as f64 + 1.0), target)
+            })
+            .collect();
+        drawn.sort_by(|(left, a), (right, b)| left.total_cmp(right).then(a.id().cmp(&b.id())));
+        drawn.into_iter().take(count).map(|(_, target)| target).collect()
+    }
+
+    /// Bytes free for file data: what the targets have, before redundancy is taken off.
+    pub fn free(&self) -> u64 {
+        self.writable().iter().map(|target| target.free()).sum()
+    }
+}

@@ -1,0 +1,147 @@
+//! Putting redundancy back: missing or damaged shards and copies are rebuilt on other targets.
+
+use super::write::{segment_owner, shard_geometry};
+use super::SegmentStore;
+use bytes::Bytes;
+use cfs_wire::blobs::{BlobInfo, BlobKind};
+use cfs_wire::data::{DataError, Registration, ShardPlace};
+use cfs_wire::{BlobId, TargetId};
+
+/// What a repair found and did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Repaired {
+    pub checked: u64,
+    pub rebuilt: u64,
+}
+
+impl SegmentStore {
+    /// Shards of a segment that are not soundly on their target. `deep` reads every byte.
+    pub async fn missing_shards(&self, registration: &Registration, deep: bool) -> Vec<ShardPlace> {
+        let mut missing = Vec::new();
+        for place in &registration.shards {
+            let present = self.pool.get(place.target).is_some_and(|target| {
+                target.failure().is_none() && target.stat(place.blob).is_some_and(|info| info.length == place.length)
+            });
+            let sound = present && (!deep || self.read_place(place, 0, place.length).await.is_ok());
+            if !sound {
+                missing.push(*place);
+            }
+        }
+        missing
+    }
+
+    /// Rebuilds what [`Self::missing_shards`] finds, on targets that hold no other shard of the
+    /// segment, then swaps the registration.
+    pub async fn repair_segment(&self, registration: &Registration, deep: bool) -> Result<Repaired, DataError> {
+        let missing = self.missing_shards(registration, deep).await;
+        let mut report = Repaired { checked: 1, rebuilt: 0 };
+        if missing.is_empty() {
+            return Ok(report);
+        }
+        let mut repaired = registration.clone();
+        for place in &missing {
+            let payload = self.rebuild_range(registration, place.index, 0, place.length, "shard missing").await?;
+            let fresh = self.place_rebuilt(&repaired, place, payload).await?;
+            for slot in &mut repaired.shards {
+                if slot.index == place.index {
+                    *slot = fresh;
+                }
+            }
+            report.rebuilt += 1;
+        }
+        self.registrar.replace(registration.clone(), repaired).await?;
+        self.forget(registration.segment);
+        for place in missing {
+            if let Some(target) = self.pool.get(place.target)
+                && let Err(error) = target.delete(vec![place.blob]).await
+            {
+                tracing::warn!(blob = %place.blob, target = %place.target, %error, "a replaced shard stays until collected");
+            }
+        }
+        Ok(report)
+    }
+
+    async fn place_rebuilt(
+        &self,
+        registration: &Registration,
+        lost: &ShardPlace,
+        payload: Bytes,
+    ) -> Result<ShardPlace, DataError> {
+        let mut exclude: Vec<TargetId> = registration.shards.iter().map(|place| place.target).collect();
+        // The target that lost only this shard may take it again.
+        if self.pool.get(lost.target).is_some_and(|target| target.failure().is_none()) {
+            exclude.retain(|target| *target != lost.target);
+        }
+        let kind = if lost.index < registration.data { BlobKind::Data } else { BlobKind::Parity };
+        let owner = segment_owner(registration.segment);
+        let geometry = shard_geometry(registration, lost.index);
+        loop {
+            let Some(target) = self.pool.pick(1, &exclude).pop() else {
+                let needed = registration.shards.len() as u32;
+                return Err(DataError::TooFewTargets { up: self.pool.writable().len() as u32, needed });
+            };
+            exclude.push(target.id());
+            let blob = BlobId(self.handle.random_u128());
+            match target.put(blob, kind, owner, geometry, payload.clone()).await {
+                Ok(()) => {
+                    return Ok(ShardPlace { index: lost.index, target: target.id(), blob, length: lost.length });
+                }
+                Err(error) => {
+                    tracing::warn!(target = %target.id(), %error, "a rebuilt shard was not written");
+                }
+            }
+        }
+    }
+
+    /// Brings a hot blob back to its number of copies. `None`: no sound copy is left.
+    pub async fn repair_hot(&self, info: &BlobInfo, deep: bool) -> Option<Repaired> {
+        let wanted = usize::from(info.geometry.parity) + 1;
+        let mut report = Repaired { checked: 1, rebuilt: 0 };
+        let mut payload = None;
+        let mut sound = Vec::new();
+        let mut holders = Vec::new();
+        for target in self.pool.readable() {
+            if target.stat(info.id).is_none() {
+                continue;
+            }
+            holders.push(target.id());
+            if !deep && target.failure().is_none() {
+                sound.push(target.id());
+                continue;
+            }
+            if let Ok(bytes) = target.get(info.id, 0, info.length).await {
+                payload = Some(bytes);
+                if target.failure().is_none() {
+                    sound.push(target.id());
+                }
+            }
+        }
+        if sound.len() >= wanted {
+            return Some(report);
+        }
+        let payload = match payload {
+            Some(payload) => payload,
+            None => self.read_any(info, &sound).await?,
+        };
+        while sound.len() < wanted {
+            let target = self.pool.pick(1, &holders).pop()?;
+            holders.push(target.id());
+            if target.put(info.id, info.kind, info.owner, info.geometry, payload.clone()).await.is_ok() {
+                sound.push(target.id());
+                report.rebuilt += 1;
+            }
+        }
+        Some(report)
+    }
+
+    async fn read_any(&self, info: &BlobInfo, targets: &[TargetId]) -> Option<Bytes> {
+        for id in targets {
+            if let Some(target) = self.pool.get(*id)
+                && let Ok(bytes) = target.get(info.id, 0, info.length).await
+            {
+                return Some(bytes);
+            }
+        }
+        None
+    }
+}
