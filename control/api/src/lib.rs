@@ -1,1 +1,155 @@
-//! ClaudeFS admin API types and client
+//! The admin API: what `cfsctl` asks a server and what it answers. Types here are the JSON of
+//! `cfsctl --json` as they are, so a field is never renamed, only added.
+//!
+//! It holds no logic but the [`client`] that carries a call over a fabric.
+#![forbid(unsafe_code)]
+
+pub mod client;
+
+use serde::{Deserialize, Serialize};
+
+/// [`AdminCall`] in, `Result<AdminReply, AdminError>` out.
+pub const OP_ADMIN: u16 = 0x0400;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum AdminCall {
+    Status,
+    Targets,
+    Shards,
+    Df,
+    /// A path inside the volume, `/`-separated, as bytes.
+    Stat { path: Vec<u8> },
+    Extents { path: Vec<u8> },
+    /// Starts a check, or tells of the one that runs.
+    CheckStart { repair: bool, deep: bool },
+    CheckPoll,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum AdminReply {
+    Status(Status),
+    Targets(Vec<Target>),
+    Shards(Vec<Shard>),
+    Df(Df),
+    Stat(FileStat),
+    Extents(Vec<FileExtent>),
+    Check(CheckState),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum AdminError {
+    #[error("{path}: {detail}")]
+    Path { path: String, detail: String },
+    #[error("malformed request: {0}")]
+    Malformed(String),
+    #[error("the server cannot answer now: {0}")]
+    Unavailable(String),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub cluster: String,
+    pub node: u16,
+    pub version: String,
+    pub policy: String,
+    pub shards: u16,
+    pub shards_led: u16,
+    pub targets_up: u32,
+    pub targets_total: u32,
+    pub sessions: u32,
+    pub degraded_reads: u64,
+    pub uptime_seconds: u64,
+    pub health: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Target {
+    pub id: u32,
+    pub path: String,
+    pub state: String,
+    pub capacity_bytes: u64,
+    pub live_bytes: u64,
+    pub free_bytes: u64,
+    pub zones: u32,
+    pub zones_free: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Shard {
+    pub id: u16,
+    pub leader: Option<u16>,
+    pub term: u64,
+    pub applied: u64,
+    pub checkpointed: u64,
+    pub inodes: u64,
+    pub store_bytes: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Df {
+    pub capacity_bytes: u64,
+    pub free_bytes: u64,
+    /// What the free space holds under the volume's policy.
+    pub usable_free_bytes: u64,
+    pub usable_total_bytes: u64,
+    pub inodes: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FileStat {
+    pub ino: u64,
+    pub shard: u16,
+    pub kind: String,
+    pub mode: String,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub size: u64,
+    pub allocated: u64,
+    pub atime: String,
+    pub mtime: String,
+    pub ctime: String,
+    pub btime: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FileExtent {
+    pub offset: u64,
+    pub length: u64,
+    /// `inline`, `hot` or `segment`.
+    pub kind: String,
+    pub blob: String,
+    pub targets: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct CheckState {
+    pub running: bool,
+    pub phase: String,
+    pub done: u64,
+    pub total: u64,
+    pub report: CheckReport,
+}
+
+/// What a check found. A clean file system has `problems` empty.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct CheckReport {
+    pub inodes: u64,
+    pub entries: u64,
+    pub references: u64,
+    pub segments: u64,
+    pub blobs: u64,
+    /// Data or metadata that is wrong or lost.
+    pub problems: Vec<String>,
+    /// Redundancy below the policy: readable, and `--repair` restores it.
+    pub degraded: u64,
+    pub repaired: u64,
+    pub orphans: u64,
+}
+
+impl CheckReport {
+    /// Whether nothing is wrong and all redundancy is there.
+    pub fn is_clean(&self) -> bool {
+        self.problems.is_empty() && self.degraded == self.repaired
+    }
+}

@@ -191,7 +191,10 @@ pub enum FileWrite {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Commit {
     pub ino: Ino,
-    /// Grows by one with each commit of this session to this inode; applied in this order.
+    /// Grows by one with each commit of this session to this inode; applied in this order (one
+    /// that comes too early is answered `Unavailable`). A commit refused with any error does
+    /// not use its number up: what replaces it carries the same. 1 begins anew, for a client
+    /// that has no commit of this inode outstanding and forgot its count.
     pub sequence: u64,
     pub writes: Vec<FileWrite>,
     /// When the program wrote; sets mtime and ctime. `None`: the leader's clock.
@@ -204,6 +207,9 @@ pub const RENAME_EXCHANGE: u32 = 2;
 pub const RENAME_WHITEOUT: u32 = 4;
 pub const XATTR_CREATE: u32 = 1;
 pub const XATTR_REPLACE: u32 = 2;
+/// With an access ACL: clear setgid too, the caller being neither in the group nor privileged
+/// (FUSE_SETXATTR_ACL_KILL_SGID).
+pub const XATTR_CLEAR_SGID: u32 = 1 << 16;
 
 /// How far a byte-range lock reaches and what it excludes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -375,7 +381,9 @@ pub enum MetaReply {
 pub struct ExtentsReply {
     pub attr: Attr,
     pub grant: Grant,
-    /// The whole content when the file is inline.
+    /// Bytes of the file's start that are kept in the inode record. Where an extent covers
+    /// them the extent wins. A file without extents of at most `INLINE_BYTES_MAX` has its whole
+    /// content here (`size` bytes); a larger one may have a head here until it is rewritten.
     pub inline: Option<Vec<u8>>,
     /// Ordered, not overlapping; the range they describe ends at `covered`.
     pub extents: Vec<Extent>,
@@ -448,6 +456,25 @@ pub enum ShardOp {
     Swap { ino: Ino, swaps: Vec<(Extent, Extent)> },
     /// Raises the shard's minimum accepted reference epoch; freezes below it are forgotten.
     AdvanceEpoch { minimum: Epoch },
+    /// The shard's records, for a check: at most `max` after an opaque position.
+    Audit { after: Option<Vec<u8>>, max: u32 },
+    /// The shard's minimum accepted reference epoch.
+    GetEpoch,
+}
+
+/// One record of a shard's state as a check sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum AuditRecord {
+    /// `parent`: of directories. `inline`: bytes of content in the record.
+    Inode { ino: Ino, kind: FileKind, nlink: u32, size: u64, allocated: u64, inline: u32, parent: Option<Ino> },
+    Entry { dir: Ino, name: Name, ino: Ino, kind: FileKind },
+    Extent { ino: Ino, extent: Extent },
+    BackReference { referent: Referent, ino: Ino, offset: u64 },
+    /// An inode without links that waits for its last close or for its removal.
+    Orphan { ino: Ino },
+    Registration { registration: Registration, dead: Vec<u16> },
+    /// A cross-shard transaction that is not finished.
+    Transaction { detail: String },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -461,6 +488,9 @@ pub enum ShardReply {
     Dead(Vec<SegmentId>),
     Holders(Vec<(Ino, u64)>),
     Swapped(u32),
+    /// `next`: where to go on; `None` at the end.
+    Audit { records: Vec<AuditRecord>, next: Option<Vec<u8>> },
+    Epoch(Epoch),
 }
 
 /// The shard that keeps a segment's registration.

@@ -44,6 +44,8 @@ bugs! {
     SegmentSkipReplace,
     /// Segments: answer before the registration is committed.
     SegmentSkipRegistration,
+    /// Collector: ask only one shard whether it holds a reference.
+    CollectorAskOneShard,
     /// Log: answer an append before it is durable.
     LogAckEarly,
     /// Log: lose the vote on restart.

@@ -1,6 +1,6 @@
 //! Putting redundancy back: missing or damaged shards and copies are rebuilt on other targets.
 
-use super::write::{segment_owner, shard_geometry};
+use super::write::{InFlight, segment_owner, shard_geometry};
 use super::SegmentStore;
 use bytes::Bytes;
 use cfs_wire::blobs::{BlobInfo, BlobKind};
@@ -38,6 +38,8 @@ impl SegmentStore {
         if missing.is_empty() {
             return Ok(report);
         }
+        // Until the new registration stands, the rebuilt shards look like orphans.
+        let _in_flight = InFlight::new(self, registration.segment);
         let mut repaired = registration.clone();
         for place in &missing {
             let payload = self.rebuild_range(registration, place.index, 0, place.length, "shard missing").await?;
@@ -93,11 +95,45 @@ impl SegmentStore {
         }
     }
 
-    /// Brings a hot blob back to its number of copies. `None`: no sound copy is left.
-    pub async fn repair_hot(&self, info: &BlobInfo, deep: bool) -> Option<Repaired> {
+    /// Brings a replicated blob (hot, log, ordered store) back to its number of copies.
+    /// `None`: no sound copy is left, or the missing ones find no target.
+    pub async fn repair_copies(&self, info: &BlobInfo, deep: bool) -> Option<Repaired> {
         let wanted = usize::from(info.geometry.parity) + 1;
         let mut report = Repaired { checked: 1, rebuilt: 0 };
-        let mut payload = None;
+        let (mut sound, holders) = self.sound_copies(info, deep).await;
+        if sound.len() >= wanted {
+            return Some(report);
+        }
+        let payload = self.read_any(info, &holders).await?;
+        let mut exclude = holders.clone();
+        while sound.len() < wanted {
+            let target = self.pool.pick(1, &exclude).pop()?;
+            exclude.push(target.id());
+            if target.put(info.id, info.kind, info.owner, info.geometry, payload.clone()).await.is_err() {
+                continue;
+            }
+            // Deleted meanwhile: the new copy must not outlive the others.
+            let deleted = !holders.iter().any(|id| self.pool.get(*id).is_some_and(|held| held.stat(info.id).is_some()));
+            if deleted {
+                if let Err(error) = target.delete(vec![info.id]).await {
+                    tracing::warn!(blob = %info.id, target = %target.id(), %error, "a copy of a deleted blob stays");
+                }
+                return Some(report);
+            }
+            sound.push(target.id());
+            report.rebuilt += 1;
+        }
+        Some(report)
+    }
+
+    /// Copies of a replicated blob that are missing. `deep` reads every byte.
+    pub async fn missing_copies(&self, info: &BlobInfo, deep: bool) -> usize {
+        let wanted = usize::from(info.geometry.parity) + 1;
+        wanted.saturating_sub(self.sound_copies(info, deep).await.0.len())
+    }
+
+    /// Targets with a sound copy that also take writes, and all that hold one.
+    async fn sound_copies(&self, info: &BlobInfo, deep: bool) -> (Vec<TargetId>, Vec<TargetId>) {
         let mut sound = Vec::new();
         let mut holders = Vec::new();
         for target in self.pool.readable() {
@@ -105,33 +141,12 @@ impl SegmentStore {
                 continue;
             }
             holders.push(target.id());
-            if !deep && target.failure().is_none() {
+            let readable = !deep || target.get(info.id, 0, info.length).await.is_ok();
+            if readable && target.failure().is_none() {
                 sound.push(target.id());
-                continue;
-            }
-            if let Ok(bytes) = target.get(info.id, 0, info.length).await {
-                payload = Some(bytes);
-                if target.failure().is_none() {
-                    sound.push(target.id());
-                }
             }
         }
-        if sound.len() >= wanted {
-            return Some(report);
-        }
-        let payload = match payload {
-            Some(payload) => payload,
-            None => self.read_any(info, &sound).await?,
-        };
-        while sound.len() < wanted {
-            let target = self.pool.pick(1, &holders).pop()?;
-            holders.push(target.id());
-            if target.put(info.id, info.kind, info.owner, info.geometry, payload.clone()).await.is_ok() {
-                sound.push(target.id());
-                report.rebuilt += 1;
-            }
-        }
-        Some(report)
+        (sound, holders)
     }
 
     async fn read_any(&self, info: &BlobInfo, targets: &[TargetId]) -> Option<Bytes> {

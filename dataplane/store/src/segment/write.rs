@@ -29,13 +29,13 @@ impl Shard {
 }
 
 /// A segment being stored; leaves the in-flight set whichever way `store` ends.
-struct InFlight<'a> {
+pub(super) struct InFlight<'a> {
     store: &'a SegmentStore,
     segment: SegmentId,
 }
 
 impl<'a> InFlight<'a> {
-    fn new(store: &'a SegmentStore, segment: SegmentId) -> InFlight<'a> {
+    pub(super) fn new(store: &'a SegmentStore, segment: SegmentId) -> InFlight<'a> {
         store.in_flight.borrow_mut().insert(segment);
         InFlight { store, segment }
     }

@@ -1,0 +1,61 @@
+//! Sizes, and what the store tells of itself.
+
+use crate::cache::BlockCache;
+use cfs_wire::limits::BLOB_BYTES_MAX;
+use std::rc::Rc;
+
+#[derive(Clone)]
+pub struct KvConfig {
+    /// The memtable is due for a checkpoint beyond this. 8 MiB makes runs of eight full blobs.
+    pub memtable_bytes_max: usize,
+    /// A data block is cut at the first entry beyond this: the unit of reading and caching.
+    pub block_bytes: usize,
+    /// A table (one blob) is cut below this.
+    pub table_bytes_max: usize,
+    /// Runs straight from memtables before they are merged into level 1.
+    pub recent_runs_max: usize,
+    /// [`crate::Kv::admit`] waits at this many of them: bounds what a point get looks at.
+    pub recent_runs_stop: usize,
+    /// Level 1 is merged downwards beyond this; every further level holds `level_factor` times more.
+    pub level_bytes: u64,
+    pub level_factor: u64,
+    /// Shared by all groups of a node.
+    pub cache: Rc<BlockCache>,
+}
+
+impl Default for KvConfig {
+    fn default() -> KvConfig {
+        KvConfig {
+            memtable_bytes_max: 8 << 20,
+            block_bytes: 16 << 10,
+            table_bytes_max: BLOB_BYTES_MAX,
+            recent_runs_max: 8,
+            recent_runs_stop: 24,
+            level_bytes: 64 << 20,
+            level_factor: 8,
+            cache: BlockCache::new(BlockCache::BYTES_MAX_DEFAULT),
+        }
+    }
+}
+
+/// What a store holds now.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct KvStats {
+    /// Entries in all runs and memtables: an upper bound of the keys, for superseded versions and
+    /// deletions count until merged away.
+    pub entries: u64,
+    pub tables: usize,
+    /// Runs straight from memtables.
+    pub recent_runs: usize,
+    /// Bytes per level below those, level 1 first.
+    pub level_bytes: Vec<u64>,
+    /// Bytes of all runs.
+    pub run_bytes: u64,
+    /// Of the active and the frozen memtables.
+    pub memtable_bytes: usize,
+    pub frozen_memtables: usize,
+    pub checkpoints: u64,
+    pub compactions: u64,
+    /// Run bytes written since open: with what users wrote, the write amplification.
+    pub written_bytes: u64,
+}

@@ -1,0 +1,324 @@
+//! The check: reads all metadata of all shards and all blobs of all targets, and says where
+//! they disagree. It looks at a quiet or a busy system alike, so what may change under it (an
+//! entry being created) is looked at a second time before it is called a problem.
+
+use crate::{MoverError, ShardCalls, all_shards, call};
+use cfs_api::{CheckReport, CheckState};
+use cfs_store::segment::SegmentStore;
+use cfs_wire::blobs::{BlobInfo, BlobKind};
+use cfs_wire::data::{Extent, Location, Referent, Registration};
+use cfs_wire::meta::{AuditRecord, FileKind, ShardOp, ShardReply};
+use cfs_wire::{BlobId, Ino, SegmentId};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// Records fetched from a shard at once.
+const AUDIT_BATCH: u32 = 1024;
+/// Problems listed at most: beyond it they are counted in one last line.
+const PROBLEMS_MAX: usize = 1000;
+
+struct InodeFacts {
+    kind: FileKind,
+    nlink: u32,
+    parent: Option<Ino>,
+}
+
+/// Everything the shards say, gathered.
+#[derive(Default)]
+struct Gathered {
+    inodes: BTreeMap<Ino, InodeFacts>,
+    entries: Vec<(Ino, Vec<u8>, Ino, FileKind)>,
+    extents: BTreeMap<(Ino, u64), Extent>,
+    back_references: BTreeSet<(Referent, Ino, u64)>,
+    orphans: BTreeSet<Ino>,
+    registrations: BTreeMap<SegmentId, (Registration, BTreeSet<u16>)>,
+    transactions: Vec<String>,
+}
+
+/// One check at a time; its state can be polled while it runs.
+pub struct Check {
+    calls: Rc<dyn ShardCalls>,
+    store: Rc<SegmentStore>,
+    state: RefCell<CheckState>,
+}
+
+impl Check {
+    pub fn new(calls: Rc<dyn ShardCalls>, store: Rc<SegmentStore>) -> Rc<Check> {
+        Rc::new(Check { calls, store, state: RefCell::default() })
+    }
+
+    pub fn state(&self) -> CheckState {
+        self.state.borrow().clone()
+    }
+
+    /// Marks a check as running; false when one already is.
+    pub fn begin(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        if state.running {
+            return false;
+        }
+        *state = CheckState { running: true, phase: "metadata".into(), ..CheckState::default() };
+        true
+    }
+
+    /// Runs a check to its end. Call after [`Self::begin`] answered true.
+    pub async fn run(&self, repair: bool, deep: bool) -> CheckReport {
+        let mut report = CheckReport::default();
+        if let Err(error) = self.run_phases(repair, deep, &mut report).await {
+            report.problems.push(format!("the check could not finish: {error}"));
+        }
+        let mut state = self.state.borrow_mut();
+        state.running = false;
+        state.phase = "done".into();
+        state.report = report.clone();
+        report
+    }
+
+    async fn run_phases(&self, repair: bool, deep: bool, report: &mut CheckReport) -> Result<(), MoverError> {
+        let gathered = self.gather(report).await?;
+        self.phase("namespace", 0);
+        check_namespace(&gathered, report);
+        check_references(&gathered, report);
+        self.phase("copies", 0);
+        let hot = self.check_copies(repair, deep, report).await;
+        check_hot(&gathered, &hot, report);
+        self.phase("segments", gathered.registrations.len() as u64);
+        self.check_segments(&gathered, repair, deep, report).await;
+        if report.problems.len() > PROBLEMS_MAX {
+            let more = report.problems.len() - PROBLEMS_MAX;
+            report.problems.truncate(PROBLEMS_MAX);
+            report.problems.push(format!("and {more} more"));
+        }
+        Ok(())
+    }
+
+    fn phase(&self, name: &str, total: u64) {
+        let mut state = self.state.borrow_mut();
+        state.phase = name.into();
+        state.done = 0;
+        state.total = total;
+    }
+
+    fn step(&self) {
+        self.state.borrow_mut().done += 1;
+    }
+
+    async fn gather(&self, report: &mut CheckReport) -> Result<Gathered, MoverError> {
+        let mut gathered = Gathered::default();
+        for shard in all_shards(&*self.calls) {
+            let mut after = None;
+            loop {
+                let reply = call(&*self.calls, shard, ShardOp::Audit { after, max: AUDIT_BATCH }).await?;
+                let ShardReply::Audit { records, next } = reply else {
+                    return Err(MoverError::Protocol { shard, op: "Audit" });
+                };
+                for record in records {
+                    self.step();
+                    gathered.add(record, report);
+                }
+                after = next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(gathered)
+    }
+
+    /// Redundancy of everything kept in whole copies; answers the hot blobs that exist.
+    async fn check_copies(&self, repair: bool, deep: bool, report: &mut CheckReport) -> BTreeSet<BlobId> {
+        let mut hot = BTreeSet::new();
+        for kind in [BlobKind::Log, BlobKind::Manifest, BlobKind::Run, BlobKind::Hot] {
+            let mut blobs: BTreeMap<BlobId, BlobInfo> = BTreeMap::new();
+            for target in self.store.pool().readable() {
+                blobs.extend(target.list(kind).into_iter().map(|info| (info.id, info)));
+            }
+            for info in blobs.values() {
+                report.blobs += 1;
+                self.step();
+                if kind == BlobKind::Hot {
+                    hot.insert(info.id);
+                }
+                let missing = self.store.missing_copies(info, deep).await;
+                let gone = || !self.store.pool().readable().iter().any(|target| target.stat(info.id).is_some());
+                if missing == 0 || gone() {
+                    continue;
+                }
+                report.degraded += 1;
+                if repair {
+                    match self.store.repair_copies(info, deep).await {
+                        Some(_) => report.repaired += 1,
+                        None => report.problems.push(format!("{kind:?} blob {}: copies cannot be restored", info.id)),
+                    }
+                }
+            }
+        }
+        hot
+    }
+
+    async fn check_segments(&self, gathered: &Gathered, repair: bool, deep: bool, report: &mut CheckReport) {
+        for (registration, dead) in gathered.registrations.values() {
+            self.step();
+            report.segments += 1;
+            if dead.len() == registration.slots.len() {
+                continue;
+            }
+            let missing = self.store.missing_shards(registration, deep).await;
+            if missing.is_empty() {
+                continue;
+            }
+            if missing.len() > usize::from(registration.parity) {
+                report.problems.push(format!(
+                    "segment {}: {} shards are lost, parity repairs {}",
+                    registration.segment,
+                    missing.len(),
+                    registration.parity
+                ));
+                continue;
+            }
+            report.degraded += 1;
+            if repair {
+                match self.store.repair_segment(registration, deep).await {
+                    Ok(_) => report.repaired += 1,
+                    Err(error) => {
+                        report.problems.push(format!("segment {}: repair failed: {error}", registration.segment));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Gathered {
+    fn add(&mut self, record: AuditRecord, report: &mut CheckReport) {
+        match record {
+            AuditRecord::Inode { ino, kind, nlink, parent, .. } => {
+                report.inodes += 1;
+                self.inodes.insert(ino, InodeFacts { kind, nlink, parent });
+            }
+            AuditRecord::Entry { dir, name, ino, kind } => {
+                report.entries += 1;
+                self.entries.push((dir, name.to_vec(), ino, kind));
+            }
+            AuditRecord::Extent { ino, extent } => {
+                report.references += 1;
+                self.extents.insert((ino, extent.offset), extent);
+            }
+            AuditRecord::BackReference { referent, ino, offset } => {
+                self.back_references.insert((referent, ino, offset));
+            }
+            AuditRecord::Orphan { ino } => {
+                report.orphans += 1;
+                self.orphans.insert(ino);
+            }
+            AuditRecord::Registration { registration, dead } => {
+                let dead = dead.into_iter().collect();
+                self.registrations.insert(registration.segment, (registration, dead));
+            }
+            AuditRecord::Transaction { detail } => self.transactions.push(detail),
+        }
+    }
+}
+
+/// Entries against inodes: every entry names one, every inode has as many as it counts.
+fn check_namespace(gathered: &Gathered, report: &mut CheckReport) {
+    let mut links: BTreeMap<Ino, u32> = BTreeMap::new();
+    let mut subdirectories: BTreeMap<Ino, u32> = BTreeMap::new();
+    for (dir, name, ino, kind) in &gathered.entries {
+        let shown = String::from_utf8_lossy(name);
+        if !gathered.inodes.get(dir).is_some_and(|facts| facts.kind == FileKind::Directory) {
+            report.problems.push(format!("entry '{shown}' is in {dir}, which is no directory"));
+        }
+        let Some(facts) = gathered.inodes.get(ino) else {
+            report.problems.push(format!("entry '{shown}' of {dir} names inode {ino}, which does not exist"));
+            continue;
+        };
+        if facts.kind != *kind {
+            report.problems.push(format!("entry '{shown}' of {dir} says {kind:?}, inode {ino} is {:?}", facts.kind));
+        }
+        *links.entry(*ino).or_default() += 1;
+        if *kind == FileKind::Directory {
+            *subdirectories.entry(*dir).or_default() += 1;
+            if facts.parent != Some(*dir) {
+                report.problems.push(format!("directory {ino} is in {dir} but records parent {:?}", facts.parent));
+            }
+        }
+    }
+    for (ino, facts) in &gathered.inodes {
+        let named = links.get(ino).copied().unwrap_or(0);
+        if facts.kind == FileKind::Directory {
+            let expected_links = u32::from(*ino != Ino::ROOT && !gathered.orphans.contains(ino));
+            if named != expected_links {
+                report.problems.push(format!("directory {ino} has {named} names, {expected_links} expected"));
+            }
+            let expected = 2 + subdirectories.get(ino).copied().unwrap_or(0);
+            if facts.nlink != expected && !gathered.orphans.contains(ino) {
+                report.problems.push(format!("directory {ino} counts {} links, {expected} expected", facts.nlink));
+            }
+        } else if facts.nlink != named {
+            report.problems.push(format!("inode {ino} counts {} links and has {named} names", facts.nlink));
+        }
+        if facts.kind != FileKind::Directory && facts.nlink == 0 && !gathered.orphans.contains(ino) {
+            report.problems.push(format!("inode {ino} has no links and is not on the orphan list"));
+        }
+    }
+    for ino in &gathered.orphans {
+        if !gathered.inodes.contains_key(ino) {
+            report.problems.push(format!("the orphan list names inode {ino}, which does not exist"));
+        }
+    }
+    for detail in &gathered.transactions {
+        report.problems.push(format!("unfinished transaction: {detail}"));
+    }
+}
+
+/// Extents against back-references and registrations.
+fn check_references(gathered: &Gathered, report: &mut CheckReport) {
+    let mut last: Option<(Ino, u64)> = None;
+    for ((ino, offset), extent) in &gathered.extents {
+        if !gathered.inodes.contains_key(ino) {
+            report.problems.push(format!("extent at {offset} belongs to inode {ino}, which does not exist"));
+        }
+        if let Some((before, end)) = last
+            && before == *ino
+            && end > *offset
+        {
+            report.problems.push(format!("inode {ino}: extents overlap at {offset}"));
+        }
+        last = Some((*ino, offset.saturating_add(extent.length.into())));
+        if !gathered.back_references.contains(&(extent.location.referent(), *ino, *offset)) {
+            report.problems.push(format!("inode {ino}: the extent at {offset} has no back-reference"));
+        }
+        if let Location::Chunk { segment, slot, shard, start, stored, .. } = &extent.location {
+            let registered = gathered.registrations.get(segment);
+            let Some((registration, dead)) = registered else {
+                report.problems.push(format!("inode {ino}: offset {offset} is in segment {segment}, which is not registered"));
+                continue;
+            };
+            let found = registration.slots.get(usize::from(*slot));
+            if !found.is_some_and(|found| found.shard == *shard && found.start == *start && found.stored == *stored) {
+                report.problems.push(format!("inode {ino}: offset {offset} disagrees with slot {slot} of segment {segment}"));
+            }
+            if dead.contains(slot) {
+                report.problems.push(format!("inode {ino}: offset {offset} is in slot {slot} of segment {segment}, which is marked dead"));
+            }
+        }
+    }
+    for (referent, ino, offset) in &gathered.back_references {
+        let matches = gathered.extents.get(&(*ino, *offset)).is_some_and(|extent| extent.location.referent() == *referent);
+        if !matches {
+            report.problems.push(format!("back-reference of {referent:?} to inode {ino} at {offset} has no extent"));
+        }
+    }
+}
+
+fn check_hot(gathered: &Gathered, present: &BTreeSet<BlobId>, report: &mut CheckReport) {
+    for ((ino, offset), extent) in &gathered.extents {
+        if let Location::Hot { blob, .. } = &extent.location
+            && !present.contains(blob)
+        {
+            report.problems.push(format!("inode {ino}: offset {offset} is in hot blob {blob}, which is on no target"));
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The queues, and what became of every operation on them.
+
+use io_uring::squeue::Entry;
+use io_uring::{IoUring, opcode, types};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use slab::Slab;
+use std::any::Any;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
+use std::time::Duration;
+
+use crate::executor::Unpark;
+
+/// Completions of the eventfd read, and of cancellations; no slot ever has these keys.
+const KEY_WAKE: u64 = u64::MAX;
+const KEY_IGNORED: u64 = u64::MAX - 1;
+/// Keeps a slot's generation away from the two keys above.
+const GENERATION_MASK: u64 = 0x7FFF_FFFF;
+/// Completion entries per submission entry: operations outlive their submission, and an
+/// overflow costs a system call.
+const COMPLETIONS_PER_ENTRY: u32 = 4;
+/// How long a ring that closes waits before it asks again for what is left to be cancelled.
+const CLOSE_RETRY: Duration = Duration::from_millis(100);
+
+/// Why there is no ring.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    #[error(
+        "io_uring is not allowed here ({0}): allow io_uring_setup in the container's seccomp profile and set \
+         the sysctl kernel.io_uring_disabled to 0"
+    )]
+    NotAllowed(io::Error),
+    #[error("the kernel has no io_uring ({0}): Linux 5.11 or later is needed")]
+    Missing(io::Error),
+    #[error("setting up io_uring failed: {0}")]
+    Setup(io::Error),
+    #[error("the kernel's io_uring has no timed wait: Linux 5.11 or later is needed")]
+    NoTimedWait,
+}
+
+/// Names one operation; the generation keeps a reused slot's completions apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Key(u64);
+
+impl Key {
+    fn new(index: usize, generation: u64) -> Key {
+        Key(((generation & GENERATION_MASK) << 32) | index as u64)
+    }
+
+    fn index(self) -> usize {
+        (self.0 & 0xFFFF_FFFF) as usize
+    }
+}
+
+enum Progress {
+    /// The kernel has it, and a future waits for it.
+    Waiting(Option<Waker>),
+    /// The kernel has it, and nobody waits; what it works on is kept here.
+    Orphaned(Box<dyn Any>),
+    /// Completed and not fetched by its future yet.
+    Done(i32),
+}
+
+struct Slot {
+    key: Key,
+    progress: Progress,
+    /// A result is a new file descriptor: closed if nobody takes it.
+    opens_fd: bool,
+}
+
+/// What reaping brought out; handled once no borrow is held.
+#[derive(Default)]
+pub(super) struct Harvest {
+    pub wakers: Vec<Waker>,
+    pub released: Vec<Box<dyn Any>>,
+}
+
+/// Wakes a parked driver by its eventfd, at most once until the driver has seen it.
+pub(super) struct Wakeup {
+    event: OwnedFd,
+    notified: AtomicBool,
+}
+
+impl Unpark for Wakeup {
+    fn unpark(&self) {
+        if self.notified.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // The counter is far from full, since every write is read before the next.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
+pub(super) struct Core {
+    uring: IoUring,
+    slots: Slab<Slot>,
+    next_generation: u64,
+    /// Entries the full submission queue did not take, in order.
+    backlog: VecDeque<Entry>,
+    wakeup: Arc<Wakeup>,
+    /// Where the read of the eventfd lands.
+    wake_count: Box<[u8; 8]>,
+    wake_armed: bool,
+    closing: bool,
+}
+
+/// Errors after which waiting or submitting is simply tried again.
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
+fn setup(entries: u32) -> io::Result<IoUring> {
+    let completions = entries * COMPLETIONS_PER_ENTRY;
+    // Linux 6.1: completions are worked off only when we ask, never by interrupting a task.
+    let deferred = IoUring::builder()
+        .setup_clamp()
+        .setup_cqsize(completions)
+        .setup_submit_all()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .build(entries);
+    match deferred {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        other => return other,
+    }
+    IoUring::builder().setup_clamp().setup_cqsize(completions).build(entries)
+}
+
+impl Core {
+    pub fn new(entries: u32) -> Result<Core, RingError> {
+        let uring = setup(entries.clamp(1, 1 << 15)).map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => RingError::NotAllowed(error),
+            Some(libc::ENOSYS) => RingError::Missing(error),
+            _ => RingError::Setup(error),
+        })?;
+        if !uring.params().is_feature_ext_arg() || !uring.params().is_feature_nodrop() {
+            return Err(RingError::NoTimedWait);
+        }
+        let event = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| RingError::Setup(errno.into()))?;
+        let wakeup = Arc::new(Wakeup { event, notified: AtomicBool::new(false) });
+        let mut core = Core {
+            uring,
+            slots: Slab::new(),
+            next_generation: 0,
+            backlog: VecDeque::new(),
+            wakeup,
+            wake_count: Box::new([0; 8]),
+            wake_armed: false,
+            closing: false,
+        };
+        core.arm_wakeup();
+        Ok(core)
+    }
+
+    pub fn wakeup(&self) -> Arc<Wakeup> {
+        self.wakeup.clone()
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn arm_wakeup(&mut self) {
+        self.wake_armed = true;
+        let event = types::Fd(self.wakeup.event.as_raw_fd());
+        let entry = opcode::Read::new(event, self.wake_count.as_mut_ptr(), 8).build();
+        // SAFETY: the box is freed only with the core, after this read completed.
+        unsafe { self.push(entry.user_data(KEY_WAKE)) };
+    }
+
+    /// Queues an operation.
+    ///
+    /// # Safety
+    /// What the entry points to must stay valid, unmoved and otherwise unused until the
+    /// operation's completion was reaped: the caller holds it and hands it to [`Core::orphan`]
+    /// if it gives up first.
+    pub unsafe fn start(&mut self, entry: Entry, opens_fd: bool) -> Key {
+        let slot = self.slots.vacant_entry();
+        let key = Key::new(slot.key(), self.next_generation);
+        self.next_generation += 1;
+        slot.insert(Slot { key, progress: Progress::Waiting(None), opens_fd });
+        // SAFETY: passed on to our caller.
+        unsafe { self.push(entry.user_data(key.0)) };
+        key
+    }
+
+    /// # Safety
+    /// As for [`Core::start`].
+    unsafe fn push(&mut self, entry: Entry) {
+        if self.backlog.is_empty() {
+            // SAFETY: passed on to our caller.
+            if unsafe { self.uring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+        }
+        self.backlog.push_back(entry);
+        // A failed submission is tried again at the driver's next turn.
+        let _ = self.submit();
+    }
+
+    /// The result of a completed operation, or `None` after noting whom to wake.
+    pub fn poll(&mut self, key: Key, waker: &Waker) -> Option<i32> {
+        let slot = self.slots.get_mut(key.index()).filter(|slot| slot.key == key).expect("an operation has its slot");
+        match &mut slot.progress {
+            Progress::Done(result) => {
+                let result = *result;
+                self.slots.remove(key.index());
+                Some(result)
+            }
+            Progress::Waiting(current) => {
+                match current {
+                    Some(current) => current.clone_from(waker),
+                    None => *current = Some(waker.clone()),
+                }
+                None
+            }
+            Progress::Orphaned(_) => unreachable!("an orphaned operation has no future"),
+        }
+    }
+
+    /// Takes over what a dropped operation works on and cancels it. Gives back what is to be
+    /// dropped once no borrow is held.
+    pub fn orphan(&mut self, key: Key, kept: Box<dyn Any>) -> Harvest {
+        let mut harvest = Harvest::default();
+        let slot = self.slots.get_mut(key.index()).filter(|slot| slot.key == key).expect("an operation has its slot");
+        if let Progress::Done(result) = slot.progress {
+            let slot = self.slots.remove(key.index());
+            close_unclaimed(&slot, result);
+            harvest.released.push(kept);
+            return harvest;
+        }
+        slot.progress = Progress::Orphaned(kept);
+        self.cancel(key.0);
+        harvest
+    }
+
+    fn cancel(&mut self, key: u64) {
+        let entry = opcode::AsyncCancel::new(key).build().user_data(KEY_IGNORED);
+        // SAFETY: a cancellation refers to no memory.
+        unsafe { self.push(entry) };
+    }
+
+    /// Whether the kernel has anything to be told, or anything for us that takes a call.
+    fn wants_submit(&mut self) -> bool {
+        let queue = self.uring.submission();
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow() || !self.backlog.is_empty()
+    }
+
+    /// Hands the queued entries to the kernel, without waiting.
+    fn submit(&mut self) -> io::Result<()> {
+        loop {
+            self.uring.submit()?;
+            if self.backlog.is_empty() {
+                return Ok(());
+            }
+            self.refill();
+        }
+    }
+
+    fn refill(&mut self) {
+        let mut queue = self.uring.submission();
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: whoever pushed the entry vouched for it until its completion.
+            if unsafe { queue.push(entry) }.is_err() {
+                break;
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    /// Submits if there is anything to submit, and reaps. True when anything completed.
+    pub fn turn(&mut self, harvest: &mut Harvest) -> bool {
+        if self.wants_submit() {
+            match self.submit() {
+                Ok(()) => {}
+                Err(error) if is_transient(&error) => {}
+                Err(error) => panic!("io_uring_enter refused our submissions: {error}"),
+            }
+        }
+        self.reap(harvest)
+    }
+
+    /// Submits and sleeps until something completes or the time is over, then reaps.
+    pub fn wait(&mut self, timeout: Option<Duration>, harvest: &mut Harvest) -> bool {
+        if self.turn(harvest) {
+            return true;
+        }
+        let waited = match timeout {
+            None => self.uring.submit_and_wait(1),
+            Some(timeout) => {
+                let until = types::Timespec::from(timeout);
+                self.uring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&until))
+            }
+        };
+        match waited {
+            Ok(_) => {}
+            Err(error) if is_transient(&error) => {}
+            Err(error) => panic!("io_uring_enter refused to wait: {error}"),
+        }
+        self.reap(harvest)
+    }
+
+    fn reap(&mut self, harvest: &mut Harvest) -> bool {
+        let mut rearm = false;
+        let mut any = false;
+        for completion in self.uring.completion() {
+            any = true;
+            match completion.user_data() {
+                KEY_IGNORED => {}
+                KEY_WAKE => {
+                    self.wake_armed = false;
+                    rearm = !self.closing;
+                    // After this the executor looks at its remote queue; a wake-up whose task
+                    // was queued later writes the eventfd again.
+                    self.wakeup.notified.swap(false, Ordering::AcqRel);
+                }
+                key => complete(&mut self.slots, Key(key), completion.result(), harvest),
+            }
+        }
+        if rearm {
+            self.arm_wakeup();
+        }
+        any
+    }
+
+    /// Cancels everything and waits for it. False if the kernel would not say.
+    fn close(&mut self) -> bool {
+        self.closing = true;
+        if self.wake_armed {
+            self.cancel(KEY_WAKE);
+        }
+        let mut harvest = Harvest::default();
+        while self.wake_armed || !self.slots.is_empty() {
+            let until = types::Timespec::from(CLOSE_RETRY);
+            if let Err(error) = self.submit()
+                && !is_transient(&error)
+            {
+                return false;
+            }
+            let args = types::SubmitArgs::new().timespec(&until);
+            match self.uring.submitter().submit_with_args(1, &args) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ETIME) => self.cancel_all(),
+                Err(error) if is_transient(&error) => {}
+                Err(_) => return false,
+            }
+            self.reap(&mut harvest);
+        }
+        true
+    }
+
+    fn cancel_all(&mut self) {
+        let keys: Vec<u64> = self.slots.iter().map(|(_, slot)| slot.key.0).chain([KEY_WAKE]).collect();
+        for key in keys {
+            self.cancel(key);
+        }
+    }
+}
+
+fn close_unclaimed(slot: &Slot, result: i32) {
+    if slot.opens_fd && result >= 0 {
+        // SAFETY: the kernel has just opened it for this operation, and nobody else was told.
+        drop(unsafe { OwnedFd::from_raw_fd(result) });
+    }
+}
+
+fn complete(slots: &mut Slab<Slot>, key: Key, result: i32, harvest: &mut Harvest) {
+    let Some(slot) = slots.get_mut(key.index()).filter(|slot| slot.key == key) else {
+        debug_assert!(false, "a completion without an operation");
+        return;
+    };
+    match std::mem::replace(&mut slot.progress, Progress::Done(result)) {
+        Progress::Waiting(waker) => harvest.wakers.extend(waker),
+        Progress::Orphaned(kept) => {
+            let slot = slots.remove(key.index());
+            close_unclaimed(&slot, result);
+            harvest.released.push(kept);
+        }
+        Progress::Done(_) => debug_assert!(false, "an operation completed twice"),
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if !self.close() {
+            // The kernel may still write there: memory lost is better than memory overwritten.
+            std::mem::forget(std::mem::take(&mut self.slots));
+            std::mem::forget(std::mem::replace(&mut self.wake_count, Box::new([0; 8])));
+        }
+    }
+}
+
+/// A completion's result as the call it stands for would have returned it.
+pub(super) fn outcome(result: i32) -> Result<usize, Errno> {
+    usize::try_from(result).map_err(|_| Errno::from_raw_os_error(-result))
+}

@@ -1,0 +1,92 @@
+//! One operation's future.
+
+use super::Ring;
+use super::core::{Key, outcome};
+use io_uring::squeue::Entry;
+use rustix::io::Errno;
+use std::any::Any;
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+/// What the kernel works on until the completion.
+pub(super) struct Kept<R> {
+    /// Goes back to the caller with the result.
+    resource: R,
+    /// Keeps the descriptor's number from being reused before the submission.
+    _fd: Rc<OwnedFd>,
+    /// I/O vectors, a message header, an address: heap memory the entry points to.
+    _extra: Option<Box<dyn Any>>,
+}
+
+impl<R> Kept<R> {
+    pub(super) fn new(resource: R, fd: &Rc<OwnedFd>) -> Kept<R> {
+        Kept { resource, _fd: fd.clone(), _extra: None }
+    }
+
+    /// `extra` is moved; only heap memory it owns may be pointed to.
+    pub(super) fn with(mut self, extra: impl Any) -> Kept<R> {
+        self._extra = Some(Box::new(extra));
+        self
+    }
+}
+
+/// An operation under way. Gives what it worked on back with its result: the bytes moved, or
+/// the error. Dropping it cancels the operation, which may have taken effect all the same.
+#[must_use = "dropping an operation cancels it"]
+pub struct Operation<R: 'static> {
+    ring: Rc<Ring>,
+    key: Key,
+    /// Taken when the operation completes.
+    kept: Option<Kept<R>>,
+}
+
+impl<R: 'static> Operation<R> {
+    /// # Safety
+    /// Everything `entry` points to is heap memory owned by `kept`, and nothing else touches it
+    /// before `kept` is given back (or only reads it, if the kernel only reads it).
+    pub(super) unsafe fn start(ring: &Rc<Ring>, entry: Entry, kept: Kept<R>, opens_fd: bool) -> Operation<R> {
+        // SAFETY: `kept` stays with us until the completion or goes to `orphan`.
+        let key = unsafe { ring.core.borrow_mut().start(entry, opens_fd) };
+        Operation { ring: ring.clone(), key, kept: Some(kept) }
+    }
+}
+
+// Moving the future moves only the handles to heap memory.
+impl<R: 'static> Unpin for Operation<R> {}
+
+impl<R: 'static> Future for Operation<R> {
+    type Output = (Result<usize, Errno>, R);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        assert!(self.kept.is_some(), "an operation was polled after its end");
+        let Some(result) = self.ring.core.borrow_mut().poll(self.key, context.waker()) else {
+            return Poll::Pending;
+        };
+        let kept = self.kept.take().expect("checked above");
+        Poll::Ready((outcome(result), kept.resource))
+    }
+}
+
+impl<R: 'static> Drop for Operation<R> {
+    fn drop(&mut self) {
+        if let Some(kept) = self.kept.take() {
+            let released = self.ring.core.borrow_mut().orphan(self.key, Box::new(kept));
+            drop(released);
+        }
+    }
+}
+
+/// An operation that moves no data: its result is a number, usually 0.
+#[must_use = "dropping a command cancels it"]
+pub struct Command(pub(super) Operation<()>);
+
+impl Future for Command {
+    type Output = Result<usize, Errno>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|(result, ())| result)
+    }
+}
