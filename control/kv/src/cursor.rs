@@ -65,6 +65,7 @@ impl RunCursor {
                     if matches!(&self.lower, Bound::Excluded(low) if entry.key == low) {
                         continue;
                     }
+                    self.lower = Bound::Unbounded;
                     return Ok(self.within(entry));
                 }
                 open.block = None;
@@ -77,9 +78,6 @@ impl RunCursor {
             let mut cursor = BlockCursor::new(block);
             if let Bound::Included(low) | Bound::Excluded(low) = &self.lower {
                 self.reader.check(&open.table, cursor.seek(low))?;
-                if matches!(self.lower, Bound::Included(_)) {
-                    self.lower = Bound::Unbounded;
-                }
             }
             open.block = Some(cursor);
         }

@@ -8,6 +8,7 @@ use crate::coding::{Reader, crc32c, put_bytes, put_varint};
 use crate::error::{KvError, Malformed};
 use crate::trash::Trash;
 use bytes::Bytes;
+use cfs_reactor::Handle;
 use cfs_wire::BlobId;
 use cfs_wire::blobs::MirroredBlobs;
 use std::cell::Cell;
@@ -26,6 +27,8 @@ pub struct TableShape {
     /// Where filter, index and footer begin.
     pub index_offset: u32,
     pub entries: u32,
+    /// How many of the entries are deletions.
+    pub deletions: u32,
     pub first_key: Bytes,
     pub last_key: Bytes,
 }
@@ -182,6 +185,7 @@ impl IndexBuilder {
 pub struct TableReader {
     pub blobs: Rc<dyn MirroredBlobs>,
     pub cache: Rc<BlockCache>,
+    pub handle: Handle,
     pub group: u64,
 }
 

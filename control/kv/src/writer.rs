@@ -33,9 +33,10 @@ pub struct TableWriter {
     index: IndexBuilder,
     first_key: Vec<u8>,
     last_key: Vec<u8>,
+    deletions: u32,
     puts: VecDeque<JoinHandle<Result<Rc<Table>, BlobError>>>,
     tables: Vec<Rc<Table>>,
-    pub written: u64,
+    written: u64,
 }
 
 impl TableWriter {
@@ -48,6 +49,7 @@ impl TableWriter {
             index: IndexBuilder::new(),
             first_key: Vec::new(),
             last_key: Vec::new(),
+            deletions: 0,
             puts: VecDeque::new(),
             tables: Vec::new(),
             written: 0,
@@ -67,6 +69,7 @@ impl TableWriter {
         }
         self.block.add(key, value);
         self.index.add_key(key);
+        self.deletions += u32::from(value.is_none());
         if self.block.length() >= self.sink.block_bytes {
             self.cut_block();
             self.sink.handle.yield_now().await;
@@ -100,6 +103,7 @@ impl TableWriter {
             length: bytes.len() as u32,
             index_offset,
             entries,
+            deletions: std::mem::take(&mut self.deletions),
             first_key: std::mem::take(&mut self.first_key).into(),
             last_key: Bytes::copy_from_slice(&self.last_key),
         };
@@ -123,12 +127,12 @@ impl TableWriter {
         Ok(())
     }
 
-    /// The run's tables in key order.
-    pub async fn finish(mut self) -> Result<Vec<Rc<Table>>, KvError> {
+    /// The run's tables in key order, and their bytes.
+    pub async fn finish(mut self) -> Result<(Vec<Rc<Table>>, u64), KvError> {
         self.cut_table().await?;
         while !self.puts.is_empty() {
             self.reap().await?;
         }
-        Ok(std::mem::take(&mut self.tables))
+        Ok((self.tables, self.written))
     }
 }

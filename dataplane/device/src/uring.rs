@@ -1,1 +1,255 @@
-//! placeholder
+//! Regular files and block devices through the executor's io_uring, with O_DIRECT.
+//!
+//! Start at [`UringDevice::open`]. A device is locked while open: a second server on the same
+//! file or disk would destroy it. Writes go past the page cache; `fua` is RWF_DSYNC, a flush is
+//! fdatasync, a discard punches a hole.
+//!
+//! Polled completions (IORING_SETUP_IOPOLL) are not used: a polled ring takes no sockets and no
+//! flush, so it would be a second ring per executor; polling is the NVMe driver's business.
+
+mod open;
+
+pub use open::OpenOptions;
+
+use crate::{BlockDevice, DeviceError, DeviceGeometry, DeviceResult, Placement, check_range, check_write};
+use bytes::{Buf, Bytes};
+use cfs_reactor::buffer::DmaBuf;
+use cfs_reactor::uring::{Errno, PARTS_MAX, Ring};
+use cfs_reactor::{Handle, Instant};
+use cfs_wire::limits::{BLOB_BYTES_MAX, PAGE};
+use futures_util::future::LocalBoxFuture;
+use rustix::fs::FallocateFlags;
+use rustix::io::ReadWriteFlags;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// The largest blob with its header: the store's own operations are never split.
+const TRANSFER_MAX: usize = BLOB_BYTES_MAX + PAGE;
+
+/// An operation that takes longer is logged: the disk is failing or overloaded.
+const SLOW: Duration = Duration::from_secs(5);
+
+/// An open file or block device.
+pub struct UringDevice {
+    name: String,
+    file: Rc<OwnedFd>,
+    ring: Rc<Ring>,
+    handle: Handle,
+    geometry: DeviceGeometry,
+    /// What the addresses of buffers must be multiples of.
+    memory_align: usize,
+    read_only: bool,
+}
+
+/// The operation an error or a log line speaks of.
+#[derive(Clone, Copy)]
+struct Request {
+    operation: &'static str,
+    offset: u64,
+    length: u64,
+}
+
+impl UringDevice {
+    /// Opens and locks a regular file or block device. It stays locked until this is dropped.
+    pub fn open(path: &Path, ring: &Rc<Ring>, handle: &Handle, options: OpenOptions) -> DeviceResult<Rc<UringDevice>> {
+        let opened = open::open(path, &options)?;
+        Ok(Rc::new(UringDevice {
+            name: path.display().to_string(),
+            file: Rc::new(opened.file),
+            ring: ring.clone(),
+            handle: handle.clone(),
+            geometry: DeviceGeometry {
+                size: opened.size,
+                block: opened.block,
+                transfer_max: TRANSFER_MAX as u32,
+                volatile_cache: true,
+            },
+            memory_align: opened.memory_align as usize,
+            read_only: options.read_only,
+        }))
+    }
+
+    fn failed(&self, request: Request, errno: Errno) -> DeviceError {
+        let Request { operation, offset, length } = request;
+        let device = self.name.clone();
+        match errno {
+            Errno::NXIO | Errno::NODEV => DeviceError::Gone { device },
+            _ => DeviceError::Io { device, operation, offset, length, detail: errno.to_string() },
+        }
+    }
+
+    fn ended_early(&self, request: Request) -> DeviceError {
+        let Request { operation, offset, length } = request;
+        let detail = "nothing was transferred: the file became shorter".to_owned();
+        DeviceError::Io { device: self.name.clone(), operation, offset, length, detail }
+    }
+
+    fn check_writable(&self) -> DeviceResult<()> {
+        match self.read_only {
+            true => Err(DeviceError::Unsupported { device: self.name.clone(), what: "writing: it was opened read-only" }),
+            false => Ok(()),
+        }
+    }
+
+    fn warn_if_slow(&self, request: Request, start: Instant) {
+        let took = self.handle.now() - start;
+        if took >= SLOW {
+            let Request { operation, offset, length } = request;
+            tracing::warn!(device = self.name, operation, offset, length, ?took, "slow device");
+        }
+    }
+
+    async fn read_whole(&self, offset: u64, length: usize) -> DeviceResult<DmaBuf> {
+        let request = Request { operation: "read", offset, length: length as u64 };
+        check_range(&self.name, &self.geometry, request.operation, offset, request.length)?;
+        let start = self.handle.now();
+        let mut buffer = DmaBuf::uninitialised(length);
+        let mut done = 0;
+        while done < length {
+            let end = length.min(done + TRANSFER_MAX);
+            let (read, back) = self.ring.read_range_at(&self.file, buffer, done..end, offset + done as u64).await;
+            buffer = back;
+            match read {
+                Ok(0) => return Err(self.ended_early(request)),
+                Ok(read) => done += read,
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(errno) => return Err(self.failed(request, errno)),
+            }
+        }
+        self.warn_if_slow(request, start);
+        Ok(buffer)
+    }
+
+    async fn write_whole(&self, offset: u64, parts: Vec<Bytes>, fua: bool) -> DeviceResult<()> {
+        let length = check_write(&self.name, &self.geometry, offset, &parts)?;
+        let request = Request { operation: "write", offset, length };
+        self.check_writable()?;
+        let start = self.handle.now();
+        let flags = if fua { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+        let mut position = offset;
+        for batch in self.batches(parts) {
+            let mut left = batch;
+            while !left.is_empty() {
+                let (written, back) = self.ring.write_at(&self.file, left, position, flags).await;
+                left = back;
+                match written {
+                    Ok(0) => return Err(self.ended_early(request)),
+                    Ok(written) => {
+                        position += written as u64;
+                        advance(&mut left, written);
+                    }
+                    Err(Errno::INTR | Errno::AGAIN) => {}
+                    Err(errno) => return Err(self.failed(request, errno)),
+                }
+            }
+        }
+        self.warn_if_slow(request, start);
+        Ok(())
+    }
+
+    /// Parts in aligned memory, grouped so that each group is one transfer.
+    fn batches(&self, parts: Vec<Bytes>) -> Vec<Vec<Bytes>> {
+        let mut batches = Vec::new();
+        let mut batch: Vec<Bytes> = Vec::with_capacity(parts.len().min(PARTS_MAX));
+        let mut room = TRANSFER_MAX;
+        for mut part in parts {
+            while !part.is_empty() {
+                if room == 0 || batch.len() == PARTS_MAX {
+                    batches.push(std::mem::take(&mut batch));
+                    room = TRANSFER_MAX;
+                }
+                let piece = part.split_to(part.len().min(room));
+                room -= piece.len();
+                batch.push(self.aligned(piece));
+            }
+        }
+        batches.push(batch);
+        batches
+    }
+
+    fn aligned(&self, part: Bytes) -> Bytes {
+        match (part.as_ptr() as usize).is_multiple_of(self.memory_align) {
+            true => part,
+            false => DmaBuf::copy_of(&part).freeze(),
+        }
+    }
+
+    async fn sync(&self) -> DeviceResult<()> {
+        let request = Request { operation: "flush", offset: 0, length: 0 };
+        let start = self.handle.now();
+        // Never tried again: the kernel reports lost data once.
+        self.ring.sync(&self.file, true).await.map_err(|errno| self.failed(request, errno))?;
+        self.warn_if_slow(request, start);
+        Ok(())
+    }
+
+    async fn punch(&self, offset: u64, length: u64) -> DeviceResult<()> {
+        let request = Request { operation: "discard", offset, length };
+        check_range(&self.name, &self.geometry, request.operation, offset, length)?;
+        self.check_writable()?;
+        if length == 0 {
+            return Ok(());
+        }
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match self.ring.fallocate(&self.file, mode, offset, length).await {
+            Ok(_) => Ok(()),
+            // The device or file system has no such command, which changes nothing.
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(self.failed(request, errno)),
+        }
+    }
+}
+
+/// Drops the first `count` bytes.
+fn advance(parts: &mut Vec<Bytes>, mut count: usize) {
+    let whole = parts.iter().take_while(|part| {
+        let within = part.len() <= count;
+        if within {
+            count -= part.len();
+        }
+        within
+    });
+    let whole = whole.count();
+    parts.drain(..whole);
+    if let Some(first) = parts.first_mut() {
+        first.advance(count);
+    }
+}
+
+impl BlockDevice for UringDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn geometry(&self) -> DeviceGeometry {
+        self.geometry
+    }
+
+    fn read(&self, offset: u64, length: usize) -> LocalBoxFuture<'_, DeviceResult<DmaBuf>> {
+        Box::pin(self.read_whole(offset, length))
+    }
+
+    fn write(
+        &self,
+        offset: u64,
+        parts: Vec<Bytes>,
+        _placement: Placement,
+        fua: bool,
+    ) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        Box::pin(self.write_whole(offset, parts, fua))
+    }
+
+    fn flush(&self) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        Box::pin(self.sync())
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        Box::pin(self.punch(offset, length))
+    }
+}
+
+#[cfg(test)]
+#[path = "uring_tests.rs"]
+mod tests;

@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod blobs;
+pub mod body;
+pub mod cluster;
 pub mod data;
 pub mod errno;
 pub mod frame;

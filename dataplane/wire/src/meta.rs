@@ -453,13 +453,16 @@ pub enum ShardOp {
     /// The inodes and file offsets that reference something (packer, compaction).
     Holders { referent: Referent },
     /// Swaps locations of one inode where the old one still stands.
-    Swap { ino: Ino, swaps: Vec<(Extent, Extent)> },
+    /// The new extents cover the old one exactly.
+    Swap { ino: Ino, swaps: Vec<(Extent, Vec<Extent>)> },
     /// Raises the shard's minimum accepted reference epoch; freezes below it are forgotten.
     AdvanceEpoch { minimum: Epoch },
     /// The shard's records, for a check: at most `max` after an opaque position.
     Audit { after: Option<Vec<u8>>, max: u32 },
     /// The shard's minimum accepted reference epoch.
     GetEpoch,
+    /// Extents of one inode that overlap a range, at most `max`, with the file's policy.
+    Extents { ino: Ino, offset: u64, length: u64, max: u32 },
 }
 
 /// One record of a shard's state as a check sees it.
@@ -491,6 +494,7 @@ pub enum ShardReply {
     /// `next`: where to go on; `None` at the end.
     Audit { records: Vec<AuditRecord>, next: Option<Vec<u8>> },
     Epoch(Epoch),
+    Extents { extents: Vec<Extent>, policy: Policy },
 }
 
 /// The shard that keeps a segment's registration.

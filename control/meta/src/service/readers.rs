@@ -49,10 +49,16 @@ pub struct Recall {
 }
 
 impl Readers {
-    /// The table of a leader that has just started.
-    pub fn new(known: impl IntoIterator<Item = SessionId>, suspect_until: Instant) -> Readers {
-        let state = State { suspects: known.into_iter().collect(), suspect_until, ..State::default() };
-        Readers(Rc::new(RefCell::new(state)))
+    /// Starts over, as a leader that has just begun does: all it knows is who may be a reader.
+    pub fn restart(&self, known: impl IntoIterator<Item = SessionId>, suspect_until: Instant) {
+        let mut state = self.0.borrow_mut();
+        state.leases.clear();
+        state.counts.clear();
+        state.cleared.clear();
+        state.suspects = known.into_iter().collect();
+        state.suspect_until = suspect_until;
+        // A read that began before can't say what it overlapped.
+        state.reads.clear();
     }
 
     pub fn begin_read(&self) -> Read {
@@ -61,6 +67,17 @@ impl Readers {
         state.next_read += 1;
         state.reads.insert(id, BTreeSet::new());
         Read { state: self.0.clone(), id }
+    }
+
+    /// An entry that changes these inodes was applied: reads under way may have seen either state.
+    pub fn changed(&self, inos: impl IntoIterator<Item = Ino>) {
+        let mut state = self.0.borrow_mut();
+        if state.reads.is_empty() {
+            return;
+        }
+        for ino in inos {
+            state.taint(ino);
+        }
     }
 
     /// From here to the end of the recall nobody gets a lease on these inodes.
@@ -141,11 +158,21 @@ impl Readers {
 }
 
 impl Read {
-    /// Gives the session a lease until then, unless a recall of the inode overlapped this read.
+    /// Gives the session a lease until then, unless a change or recall of the inode overlapped
+    /// this read.
     pub fn grant(&self, session: SessionId, ino: Ino, until: Instant) -> bool {
+        self.grant_within(None, session, ino, until)
+    }
+
+    /// The same for the session that made the change under `own`: what its reply tells is the
+    /// new state, unless somebody else changed it too. Such a read begins when its change has
+    /// been applied.
+    pub fn grant_within(&self, own: Option<&Recall>, session: SessionId, ino: Ino, until: Instant) -> bool {
         let mut state = self.state.borrow_mut();
         let tainted = state.reads.get(&self.id).is_none_or(|tainted| tainted.contains(&ino));
-        if tainted || state.recalls.contains_key(&ino) || state.counts.values().sum::<usize>() >= LEASES_MAX {
+        let own = own.map_or(0, |own| own.inos.iter().filter(|recalled| **recalled == ino).count());
+        let recalls = state.recalls.get(&ino).map_or(0, |count| *count as usize);
+        if tainted || recalls > own || state.counts.values().sum::<usize>() >= LEASES_MAX {
             return false;
         }
         let held = state.leases.entry(ino).or_default();
@@ -232,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_read_that_overlapped_a_recall_gets_no_lease() {
-        let readers = Readers::new([], at(0));
+        let readers = Readers::default();
         let before = readers.begin_read();
         let recall = readers.begin_recall(&[FILE]);
         let during = readers.begin_read();
@@ -248,7 +275,8 @@ mod tests {
 
     #[test]
     fn after_a_start_every_known_session_is_a_reader_until_it_has_dropped_the_inode() {
-        let readers = Readers::new([A, B], at(10));
+        let readers = Readers::default();
+        readers.restart([A, B], at(10));
         assert_eq!(readers.others(FILE, A, at(1)), [(B, at(10))]);
         readers.dropped(B, FILE, at(2));
         assert_eq!(readers.others(FILE, A, at(2)), []);

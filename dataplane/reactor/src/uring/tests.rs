@@ -1,1 +1,264 @@
 use super::*;
+use crate::clock::KernelClock;
+use crate::{Executor, Handle};
+use futures_util::future::join_all;
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::future::Future;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+/// Runs `body` on an executor of its own that sleeps in a ring of `entries`.
+fn run<T: 'static, F: Future<Output = T> + 'static>(entries: u32, body: impl FnOnce(Rc<Ring>, Handle) -> F) -> T {
+    let ring = Ring::new(entries).unwrap();
+    let executor = Executor::new(Rc::new(KernelClock::new()));
+    let handle = executor.domain();
+    let body = body(ring.clone(), handle.clone());
+    executor.run(&mut ring.driver(), Duration::ZERO, &handle, body).unwrap()
+}
+
+fn file() -> Rc<OwnedFd> {
+    Rc::new(memfd_create("ring-test", MemfdFlags::CLOEXEC).unwrap())
+}
+
+fn sockets() -> (Rc<OwnedFd>, Rc<OwnedFd>) {
+    let (one, other) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    (Rc::new(one), Rc::new(other))
+}
+
+#[test]
+fn parts_written_at_an_offset_read_back() {
+    run(8, async |ring, _| {
+        let file = file();
+        let parts = vec![Bytes::from_static(b"one "), Bytes::new(), Bytes::from_static(b"two")];
+        let (written, parts) = ring.write_at(&file, parts, 5, ReadWriteFlags::DSYNC).await;
+        assert_eq!((written, parts.len()), (Ok(7), 3));
+        assert_eq!(ring.sync(&file, true).await, Ok(0));
+        let (read, buffer) = ring.read_at(&file, DmaBuf::zeroed(100), 0).await;
+        assert_eq!(read, Ok(12));
+        assert_eq!(&buffer[..13], b"\0\0\0\0\0one two\0");
+        let (read, buffer) = ring.read_range_at(&file, buffer, 50..53, 5).await;
+        assert_eq!((read, &buffer[49..54]), (Ok(3), &b"\0one\0"[..]));
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        assert_eq!(ring.fallocate(&file, hole, 5, 3).await, Ok(0));
+        let (read, buffer) = ring.read_at(&file, DmaBuf::zeroed(12), 0).await;
+        assert_eq!((read, &buffer[..]), (Ok(12), &b"\0\0\0\0\0\0\0\0 two"[..]));
+        assert_eq!(ring.in_flight(), 0);
+    });
+}
+
+#[test]
+fn an_error_names_its_errno_and_gives_the_memory_back() {
+    run(8, async |ring, _| {
+        let (one, _other) = sockets();
+        let (written, parts) = ring.write_at(&one, vec![Bytes::from_static(b"x")], 77, ReadWriteFlags::empty()).await;
+        assert_eq!((written, parts), (Err(Errno::SPIPE), vec![Bytes::from_static(b"x")]));
+        let (read, buffer) = ring.read_at(&one, DmaBuf::zeroed(9), 77).await;
+        assert_eq!((read, buffer.len()), (Err(Errno::SPIPE), 9));
+    });
+}
+
+#[test]
+fn many_more_operations_than_entries_all_complete() {
+    const COUNT: u64 = 5000;
+    run(4, async |ring, _| {
+        let file = file();
+        let writes = (0..COUNT).map(|index| {
+            let part = Bytes::copy_from_slice(&index.to_le_bytes());
+            ring.write_at(&file, vec![part], index * 8, ReadWriteFlags::empty())
+        });
+        for (written, _) in join_all(writes).await {
+            assert_eq!(written, Ok(8));
+        }
+        let (read, buffer) = ring.read_at(&file, DmaBuf::zeroed(COUNT as usize * 8), 0).await;
+        assert_eq!(read, Ok(COUNT as usize * 8));
+        for (index, word) in buffer.chunks(8).enumerate() {
+            assert_eq!(word, (index as u64).to_le_bytes());
+        }
+    });
+}
+
+#[test]
+fn a_dropped_receive_is_cancelled_and_takes_nothing_from_the_stream() {
+    run(8, async |ring, handle| {
+        let (one, other) = sockets();
+        let dropped = ring.recv(&one, DmaBuf::zeroed(64));
+        assert!(handle.timeout(Duration::from_millis(5), dropped).await.is_none());
+        // Its memory is the ring's until the cancellation is through.
+        assert_eq!(ring.in_flight(), 1);
+        handle.sleep(Duration::from_millis(5)).await;
+        assert_eq!((ring.in_flight(), Rc::strong_count(&one)), (0, 1));
+        let (sent, _) = ring.send(&other, vec![Bytes::from_static(b"kept")]).await;
+        assert_eq!(sent, Ok(4));
+        let (received, buffer) = ring.recv(&one, DmaBuf::zeroed(64)).await;
+        assert_eq!((received, &buffer[..4]), (Ok(4), &b"kept"[..]));
+    });
+}
+
+#[test]
+fn operations_dropped_before_their_submission_leave_nothing_behind() {
+    run(4, async |ring, handle| {
+        let (one, _other) = sockets();
+        let doomed: Vec<_> = (0..100).map(|_| ring.recv(&one, DmaBuf::zeroed(64))).collect();
+        drop(doomed);
+        handle.sleep(Duration::from_millis(5)).await;
+        assert_eq!((ring.in_flight(), Rc::strong_count(&one)), (0, 1));
+    });
+}
+
+#[test]
+fn a_completed_operation_dropped_unread_leaves_nothing_behind() {
+    run(8, async |ring, handle| {
+        let file = file();
+        let written = ring.write_at(&file, vec![Bytes::from_static(b"done")], 0, ReadWriteFlags::empty());
+        handle.sleep(Duration::from_millis(2)).await;
+        assert_eq!(ring.in_flight(), 1);
+        drop(written);
+        assert_eq!((ring.in_flight(), Rc::strong_count(&file)), (0, 1));
+    });
+}
+
+#[test]
+fn a_ring_dropped_with_operations_in_flight_waits_for_them_and_frees_their_memory() {
+    let (one, other) = sockets();
+    let ring = Ring::new(8).unwrap();
+    let executor = Executor::new(Rc::new(KernelClock::new()));
+    let handle = executor.domain();
+    for _ in 0..3 {
+        let (ring, one) = (ring.clone(), one.clone());
+        handle.spawn(async move { ring.recv(&one, DmaBuf::zeroed(1 << 20)).await });
+    }
+    let sleeper = handle.clone();
+    let main = async move { sleeper.sleep(Duration::from_millis(2)).await };
+    executor.run(&mut ring.driver(), Duration::ZERO, &handle, main).unwrap();
+    drop(handle);
+    drop(executor);
+    assert_eq!((ring.in_flight(), Rc::strong_count(&ring)), (3, 1));
+    drop(ring);
+    assert_eq!(Rc::strong_count(&one), 1);
+    rustix::io::write(&*other, b"nobody reads").unwrap();
+    let mut buffer = [0; 32];
+    assert_eq!(rustix::io::read(&*one, &mut buffer), Ok(12));
+}
+
+#[test]
+fn readiness_ends_a_poll_and_not_before() {
+    run(8, async |ring, handle| {
+        let (one, other) = sockets();
+        let early = handle.timeout(Duration::from_millis(5), ring.poll_readable(&one)).await;
+        assert_eq!(early, None);
+        rustix::io::write(&*other, b"x").unwrap();
+        assert_eq!(ring.poll_readable(&one).await.unwrap() & libc::POLLIN as usize, libc::POLLIN as usize);
+    });
+}
+
+#[test]
+fn a_connection_carries_more_than_the_socket_buffers_hold() {
+    const PARTS: usize = 64;
+    run(32, async |ring, handle| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = Rc::new(OwnedFd::from(listener));
+        let server_ring = ring.clone();
+        let server = handle.spawn(async move {
+            let connection = Rc::new(server_ring.accept(&listener).await.unwrap());
+            let whole = DmaBuf::zeroed(PARTS << 16);
+            let length = whole.len();
+            let (received, whole) = server_ring.recv_range(&connection, whole, 1..length, true).await;
+            assert_eq!(received, Ok(length - 1));
+            // The stream's last byte, then its end.
+            let (last, _) = server_ring.recv(&connection, DmaBuf::zeroed(9)).await;
+            let (end, _) = server_ring.recv(&connection, DmaBuf::zeroed(9)).await;
+            (whole, last, end)
+        });
+        let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let socket = Rc::new(socket.unwrap());
+        ring.connect(&socket, address).await.unwrap();
+        let parts: Vec<Bytes> = (0..PARTS).map(|index| Bytes::from(vec![index as u8; 1 << 16])).collect();
+        let (sent, parts) = ring.send(&socket, parts).await;
+        assert_eq!(sent, Ok(PARTS << 16));
+        drop(socket);
+        let (whole, last, end) = server.await.unwrap();
+        assert!(whole[1..] == parts.concat()[..whole.len() - 1]);
+        assert_eq!((last, end), (Ok(1), Ok(0)));
+    });
+}
+
+#[test]
+fn a_refused_connection_and_a_closed_peer_are_errors_and_no_signal() {
+    run(8, async |ring, _| {
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let socket = Rc::new(socket.unwrap());
+        assert_eq!(ring.connect(&socket, address).await, Err(Errno::CONNREFUSED));
+        let (one, other) = sockets();
+        drop(other);
+        let (sent, _) = ring.send(&one, vec![Bytes::from_static(b"lost")]).await;
+        assert_eq!(sent, Err(Errno::PIPE));
+    });
+}
+
+#[test]
+fn an_accepted_connection_nobody_takes_is_closed() {
+    run(8, async |ring, handle| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = Rc::new(OwnedFd::from(listener));
+        let accepted = ring.accept(&listener);
+        let client = Rc::new(OwnedFd::from(TcpStream::connect(address).unwrap()));
+        handle.sleep(Duration::from_millis(5)).await;
+        drop(accepted);
+        let end = handle.timeout(Duration::from_secs(5), ring.recv(&client, DmaBuf::zeroed(1))).await;
+        assert_eq!(end.map(|(received, _)| received), Some(Ok(0)));
+    });
+}
+
+/// Processor time of this thread.
+fn busy() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[test]
+fn an_idle_executor_sleeps_in_the_kernel() {
+    let (idle, elapsed) = run(8, async |_, handle| {
+        let (before, start) = (busy(), handle.now());
+        handle.sleep(Duration::from_millis(200)).await;
+        (busy() - before, handle.now() - start)
+    });
+    assert!(elapsed >= Duration::from_millis(200), "{elapsed:?}");
+    assert!(idle < Duration::from_millis(20), "{idle:?} of processor time while idle");
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "another thread is what this test is about")]
+fn another_thread_wakes_a_parked_executor_each_time() {
+    run(8, async |_, handle| {
+        for round in 0..50u64 {
+            let mailbox = Arc::new(AtomicBool::new(false));
+            let delivered = mailbox.clone();
+            let mut sender = None;
+            let waited = std::future::poll_fn(move |context| {
+                if delivered.load(Ordering::Acquire) {
+                    return Poll::Ready(());
+                }
+                if sender.is_none() {
+                    let (waker, mailbox) = (context.waker().clone(), delivered.clone());
+                    sender = Some(std::thread::spawn(move || {
+                        // Some before the executor parks, some after.
+                        std::thread::sleep(Duration::from_micros(round * 10));
+                        mailbox.store(true, Ordering::Release);
+                        waker.wake();
+                    }));
+                }
+                Poll::Pending
+            });
+            // Far longer than the test takes: only the wake-up can end the wait.
+            assert_eq!(handle.timeout(Duration::from_secs(100), waited).await, Some(()));
+            assert!(mailbox.load(Ordering::Acquire));
+        }
+    });
+}

@@ -1,8 +1,9 @@
 //! How a run of bytes becomes a segment: chunks, data shards, slots. Pure arithmetic.
 
 use bytes::Bytes;
+use cfs_reactor::buffer::DmaBuf;
 use cfs_wire::data::{Location, Piece, Slot};
-use cfs_wire::limits::{BLOB_BYTES_MAX, CHUNK_BYTES, SEGMENT_BYTES_MAX};
+use cfs_wire::limits::{BLOB_BYTES_MAX, CHUNK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_SLOTS_MAX};
 use cfs_wire::SegmentId;
 
 /// Data bytes of one segment under k data shards: each shard is one blob.
@@ -38,6 +39,31 @@ pub(super) fn lay_out(bytes: &Bytes, data: usize) -> Layout {
         first += count;
     }
     Layout { shards, slots }
+}
+
+/// Packs chunks of any length into `data` shards, each chunk whole in one shard, in order.
+/// `None` when a chunk or their number is out of bounds or they don't fit.
+pub(super) fn pack(chunks: &[Bytes], data: usize) -> Option<Layout> {
+    let fits = chunks.iter().all(|chunk| (1..=CHUNK_BYTES).contains(&chunk.len()));
+    if chunks.is_empty() || chunks.len() > SEGMENT_SLOTS_MAX || !fits {
+        return None;
+    }
+    let total: usize = chunks.iter().map(Bytes::len).sum();
+    // A shard may exceed its fair share by one chunk, since chunks are not cut.
+    let share = total.div_ceil(data);
+    let mut shards: Vec<Vec<u8>> = vec![Vec::new(); data];
+    let mut slots = Vec::with_capacity(chunks.len());
+    let mut index = 0;
+    for chunk in chunks {
+        if shards[index].len() >= share && index + 1 < data {
+            index += 1;
+        }
+        let length = chunk.len() as u32;
+        slots.push(Slot { shard: index as u8, start: shards[index].len() as u32, stored: length, length });
+        shards[index].extend_from_slice(chunk);
+    }
+    let bounded = shards.iter().all(|shard| shard.len() <= BLOB_BYTES_MAX);
+    bounded.then(|| Layout { shards: shards.into_iter().map(|shard| DmaBuf::copy_of(&shard).freeze()).collect(), slots })
 }
 
 /// The locations of a segment's chunks, in file order.

@@ -68,7 +68,7 @@ impl SegmentStore {
         let data = self.data_shards(call)?;
         let step = layout::segment_bytes_max(data);
         let runs = (0..bytes.len()).step_by(step).map(|at| bytes.slice(at..(at + step).min(bytes.len())));
-        let stored = try_join_all(runs.map(|run| self.store_segment(call, epoch, data, run))).await?;
+        let stored = try_join_all(runs.map(|run| self.store_segment(call, epoch, data, layout::lay_out(&run, data)))).await?;
         Ok(StoreReply { epoch, pieces: stored.into_iter().flatten().collect() })
     }
 
@@ -82,17 +82,28 @@ impl SegmentStore {
         Ok(call.policy.data().min(up - parity))
     }
 
+    /// Stores given chunks (each 1 byte to `CHUNK_BYTES`, together at most one segment) as one
+    /// segment; the reply has one piece per chunk.
+    pub async fn store_chunks(&self, call: &StoreCall, chunks: Vec<Bytes>) -> Result<StoreReply, DataError> {
+        let epoch = self.registrar.epoch();
+        let data = self.data_shards(call)?;
+        let layout = layout::pack(&chunks, data)
+            .ok_or_else(|| DataError::Malformed(format!("{} chunks do not fit one segment", chunks.len())))?;
+        let pieces = self.store_segment(call, epoch, data, layout).await?;
+        Ok(StoreReply { epoch, pieces })
+    }
+
     async fn store_segment(
         &self,
         call: &StoreCall,
         epoch: Epoch,
         data: usize,
-        bytes: Bytes,
+        layout: Layout,
     ) -> Result<Vec<Piece>, DataError> {
         let segment = SegmentId(self.handle.random_u128());
         let _in_flight = InFlight::new(self, segment);
         let parity = call.policy.parity();
-        let Layout { shards: data_shards, slots } = layout::lay_out(&bytes, data);
+        let Layout { shards: data_shards, slots } = layout;
         let parity_shards = self.encode(data, parity, &data_shards)?;
         let shards = self.assign(data_shards, parity_shards)?;
         let registration = Registration {

@@ -1,0 +1,58 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+#[derive(Parser)]
+#[command(name = "cfsctl", version, about = "Control a ClaudeFS cluster")]
+pub struct Cli {
+    /// Address of a server
+    #[arg(long, global = true, env = "CFS_ADDRESS", default_value = "127.0.0.1:7400")]
+    pub address: String,
+    /// Print JSON instead of tables
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Health, versions and counts of the cluster
+    Status,
+    /// The devices, their state and space
+    Targets,
+    /// The metadata shards, their leaders and logs
+    Shards,
+    /// Space, as raw bytes and as what the policy leaves of them
+    Df,
+    /// What the metadata says of a file
+    Stat {
+        /// Path inside the volume, such as /dir/file
+        path: OsString,
+    },
+    /// Where the bytes of a file are
+    Extents {
+        /// Path inside the volume, such as /dir/file
+        path: OsString,
+    },
+    /// Compare all metadata with all data; exit code 3 when something is wrong
+    Check {
+        /// Restore missing redundancy
+        #[arg(long)]
+        repair: bool,
+        /// Read every byte instead of checking that it is there
+        #[arg(long)]
+        deep: bool,
+    },
+    /// Print a completion script
+    Completions { shell: clap_complete::Shell },
+    /// Write man pages
+    Man { dir: PathBuf },
+}
+
+pub fn path_bytes(path: &OsString) -> Vec<u8> {
+    path.as_bytes().to_vec()
+}

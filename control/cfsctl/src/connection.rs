@@ -1,0 +1,51 @@
+//! One connection to a server, driven on this thread.
+
+use anyhow::{Context, Result};
+use cfs_api::{AdminCall, AdminReply, client};
+use cfs_fabric::tcp::TcpFabric;
+use cfs_fabric::{Address, Fabric};
+use cfs_reactor::uring::Ring;
+use cfs_reactor::{Executor, clock::KernelClock};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Requests at once: one, and its connection's own.
+const RING_ENTRIES: u32 = 32;
+
+pub struct Server {
+    address: Address,
+}
+
+impl Server {
+    pub fn new(address: &str) -> Server {
+        Server { address: Address(address.to_owned()) }
+    }
+
+    pub fn call(&self, call: AdminCall) -> Result<AdminReply> {
+        let address = self.address.clone();
+        drive(move |handle, ring| async move {
+            let fabric = TcpFabric::new(ring, &handle);
+            let connection = fabric.connect(&address).await.context("is a server running? start one with `cfs dev` or `cfs server`")?;
+            Ok(client::call(&*connection, &call).await?)
+        })
+    }
+}
+
+/// Sleeps between polls of a check.
+#[allow(clippy::disallowed_methods, reason = "a command line waits; nothing here is simulated")]
+pub fn pause(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+fn drive<T, F>(main: impl FnOnce(cfs_reactor::Handle, Rc<Ring>) -> F) -> Result<T>
+where
+    T: 'static,
+    F: Future<Output = Result<T>> + 'static,
+{
+    let ring = Ring::new(RING_ENTRIES).context("io_uring is not usable here")?;
+    let executor = Executor::new(Rc::new(KernelClock::new()));
+    let handle = executor.domain();
+    let mut driver = ring.driver();
+    let main = main(handle.clone(), ring);
+    executor.run(&mut driver, Duration::ZERO, &handle, main).context("the call was cancelled")?
+}

@@ -1,0 +1,164 @@
+//! Tables for people; JSON as the API types are.
+
+use anyhow::Result;
+use cfs_api::{AdminReply, CheckReport};
+use comfy_table::{Table, presets};
+
+pub fn reply(reply: &AdminReply, json: bool) -> Result<()> {
+    if json {
+        let value = match reply {
+            AdminReply::Status(value) => serde_json::to_string_pretty(value)?,
+            AdminReply::Targets(value) => serde_json::to_string_pretty(value)?,
+            AdminReply::Shards(value) => serde_json::to_string_pretty(value)?,
+            AdminReply::Df(value) => serde_json::to_string_pretty(value)?,
+            AdminReply::Stat(value) => serde_json::to_string_pretty(value)?,
+            AdminReply::Extents(value) => serde_json::to_string_pretty(value)?,
+            AdminReply::Check(value) => serde_json::to_string_pretty(value)?,
+        };
+        println!("{value}");
+        return Ok(());
+    }
+    println!("{}", table(reply));
+    Ok(())
+}
+
+fn table(reply: &AdminReply) -> Table {
+    match reply {
+        AdminReply::Status(status) => pairs(&[
+            ("health", status.health.clone()),
+            ("cluster", status.cluster.clone()),
+            ("node", format!("n{}", status.node)),
+            ("version", status.version.clone()),
+            ("policy", status.policy.clone()),
+            ("shards led", format!("{} of {}", status.shards_led, status.shards)),
+            ("targets up", format!("{} of {}", status.targets_up, status.targets_total)),
+            ("sessions", status.sessions.to_string()),
+            ("degraded reads", status.degraded_reads.to_string()),
+            ("uptime", format!("{} s", status.uptime_seconds)),
+        ]),
+        AdminReply::Targets(targets) => {
+            let header = ["target", "state", "capacity", "live", "free", "zones free", "path"];
+            rows(&header, targets.iter().map(|target| {
+                vec![
+                    format!("t{}", target.id),
+                    target.state.clone(),
+                    bytes(target.capacity_bytes),
+                    bytes(target.live_bytes),
+                    bytes(target.free_bytes),
+                    format!("{}/{}", target.zones_free, target.zones),
+                    target.path.clone(),
+                ]
+            }))
+        }
+        AdminReply::Shards(shards) => {
+            let header = ["shard", "leader", "term", "applied", "checkpointed", "inodes", "store"];
+            rows(&header, shards.iter().map(|shard| {
+                vec![
+                    format!("s{}", shard.id),
+                    shard.leader.map_or("none".into(), |node| format!("n{node}")),
+                    shard.term.to_string(),
+                    shard.applied.to_string(),
+                    shard.checkpointed.to_string(),
+                    shard.inodes.to_string(),
+                    bytes(shard.store_bytes),
+                ]
+            }))
+        }
+        AdminReply::Df(df) => pairs(&[
+            ("raw capacity", bytes(df.capacity_bytes)),
+            ("raw free", bytes(df.free_bytes)),
+            ("usable capacity", bytes(df.usable_total_bytes)),
+            ("usable free", bytes(df.usable_free_bytes)),
+            ("inodes used", df.inodes.to_string()),
+        ]),
+        AdminReply::Stat(stat) => pairs(&[
+            ("inode", stat.ino.to_string()),
+            ("shard", format!("s{}", stat.shard)),
+            ("kind", stat.kind.clone()),
+            ("mode", stat.mode.clone()),
+            ("links", stat.nlink.to_string()),
+            ("owner", format!("{}:{}", stat.uid, stat.gid)),
+            ("size", stat.size.to_string()),
+            ("allocated", stat.allocated.to_string()),
+            ("accessed", stat.atime.clone()),
+            ("modified", stat.mtime.clone()),
+            ("changed", stat.ctime.clone()),
+            ("born", stat.btime.clone()),
+        ]),
+        AdminReply::Extents(extents) => {
+            let header = ["offset", "length", "kind", "blob or segment", "targets"];
+            rows(&header, extents.iter().map(|extent| {
+                let targets: Vec<String> = extent.targets.iter().map(|target| format!("t{target}")).collect();
+                vec![
+                    extent.offset.to_string(),
+                    extent.length.to_string(),
+                    extent.kind.clone(),
+                    extent.blob.clone(),
+                    targets.join(" "),
+                ]
+            }))
+        }
+        AdminReply::Check(state) => pairs(&[
+            ("running", state.running.to_string()),
+            ("phase", state.phase.clone()),
+            ("done", state.done.to_string()),
+        ]),
+    }
+}
+
+pub fn check(report: &CheckReport, json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report)?);
+        return Ok(());
+    }
+    println!(
+        "{}",
+        pairs(&[
+            ("inodes", report.inodes.to_string()),
+            ("entries", report.entries.to_string()),
+            ("references", report.references.to_string()),
+            ("segments", report.segments.to_string()),
+            ("replicated blobs", report.blobs.to_string()),
+            ("open but unlinked", report.orphans.to_string()),
+            ("below redundancy", report.degraded.to_string()),
+            ("repaired", report.repaired.to_string()),
+            ("problems", report.problems.len().to_string()),
+        ])
+    );
+    for problem in &report.problems {
+        println!("problem: {problem}");
+    }
+    println!("{}", if report.is_clean() { "clean" } else { "not clean" });
+    Ok(())
+}
+
+fn pairs(rows: &[(&str, String)]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    for (name, value) in rows {
+        table.add_row(vec![(*name).to_owned(), value.clone()]);
+    }
+    table
+}
+
+fn rows(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    table
+}
+
+/// Binary units with one decimal, as `df -h` has them.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}

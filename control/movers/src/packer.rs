@@ -1,0 +1,227 @@
+//! The packer: cold hot blobs, and the living rest of mostly dead segments, become new
+//! segments. The inode's extents are swapped by compare-and-swap, so a file that is written
+//! meanwhile keeps what was written; the old bytes then lose their references and go the
+//! collector's way.
+
+use crate::{MoverError, ShardCalls, all_shards, call};
+use cfs_store::segment::SegmentStore;
+use cfs_wire::blobs::BlobKind;
+use cfs_wire::data::{Extent, FetchCall, Piece, Referent, Registration, StoreCall};
+use cfs_wire::limits::{CHUNK_BYTES, SEGMENT_BYTES_MAX};
+use cfs_wire::meta::{ShardOp, ShardReply};
+use cfs_wire::{BlobId, Ino, Policy, VolumeId};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// Extents of one file looked at per call.
+const EXTENTS_BATCH: u32 = 512;
+/// A segment is compacted when at most this share of its bytes lives (percent): rewriting half
+/// a segment frees as much as it writes, less does better.
+const LIVE_PERCENT_MAX: u64 = 50;
+
+/// What a round did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Packed {
+    pub extents: u64,
+    pub bytes: u64,
+    pub segments_compacted: u64,
+}
+
+/// An extent on its way into a new segment.
+struct Candidate {
+    ino: Ino,
+    policy: Policy,
+    extent: Extent,
+}
+
+pub struct Packer {
+    calls: Rc<dyn ShardCalls>,
+    store: Rc<SegmentStore>,
+    volume: VolumeId,
+    /// Hot blobs of the round before: what is still there now is cold.
+    seen: RefCell<BTreeSet<BlobId>>,
+}
+
+impl Packer {
+    pub fn new(calls: Rc<dyn ShardCalls>, store: Rc<SegmentStore>, volume: VolumeId) -> Packer {
+        Packer { calls, store, volume, seen: RefCell::default() }
+    }
+
+    pub async fn round(&self) -> Result<Packed, MoverError> {
+        let mut packed = Packed::default();
+        let inodes = self.cold_inodes();
+        let mut batch = Batch::default();
+        for (ino, blobs) in inodes {
+            let mut offset = 0;
+            loop {
+                let (extents, policy) = self.extents(ino, offset).await?;
+                let Some(last) = extents.last() else { break };
+                offset = last.offset + u64::from(last.length);
+                for extent in extents {
+                    if matches!(extent.location.referent(), Referent::Hot(blob) if blobs.contains(&blob)) {
+                        self.add(&mut batch, Candidate { ino, policy, extent }, &mut packed).await?;
+                    }
+                }
+            }
+        }
+        self.flush(&mut batch, &mut packed).await?;
+        self.compact(&mut packed).await?;
+        Ok(packed)
+    }
+
+    /// Hot blobs that were there a round ago, by the inode that owns them.
+    fn cold_inodes(&self) -> BTreeMap<Ino, BTreeSet<BlobId>> {
+        let mut present = BTreeMap::new();
+        for target in self.store.pool().readable() {
+            present.extend(target.list(BlobKind::Hot).into_iter().map(|info| (info.id, info.owner)));
+        }
+        let before = self.seen.replace(present.keys().copied().collect());
+        let mut inodes: BTreeMap<Ino, BTreeSet<BlobId>> = BTreeMap::new();
+        for (blob, owner) in present {
+            let ino = Ino::from_u64(owner.low);
+            if before.contains(&blob) && ino.shard().0 < self.calls.shards() {
+                inodes.entry(ino).or_default().insert(blob);
+            }
+        }
+        inodes
+    }
+
+    async fn extents(&self, ino: Ino, offset: u64) -> Result<(Vec<Extent>, Policy), MoverError> {
+        let op = ShardOp::Extents { ino, offset, length: u64::MAX - offset, max: EXTENTS_BATCH };
+        match call(&*self.calls, ino.shard(), op).await? {
+            ShardReply::Extents { extents, policy } => Ok((extents, policy)),
+            _ => Err(MoverError::Protocol { shard: ino.shard(), op: "Extents" }),
+        }
+    }
+
+    /// Adds a candidate, packing the batch first when it is full or has another policy.
+    async fn add(&self, batch: &mut Batch, candidate: Candidate, packed: &mut Packed) -> Result<(), MoverError> {
+        let full = batch.bytes + candidate.extent.length as usize > SEGMENT_BYTES_MAX / 2;
+        let differs = batch.candidates.first().is_some_and(|first| first.policy != candidate.policy);
+        if full || differs {
+            self.flush(batch, packed).await?;
+        }
+        batch.bytes += candidate.extent.length as usize;
+        batch.candidates.push(candidate);
+        Ok(())
+    }
+
+    /// Stores the batch as one segment and swaps the extents.
+    async fn flush(&self, batch: &mut Batch, packed: &mut Packed) -> Result<(), MoverError> {
+        let Batch { candidates, .. } = std::mem::take(batch);
+        let Some(first) = candidates.first() else { return Ok(()) };
+        let policy = first.policy;
+        let mut chunks = Vec::new();
+        let mut sources: Vec<(Ino, Extent, usize)> = Vec::new();
+        for candidate in &candidates {
+            let extent = &candidate.extent;
+            let piece = Piece { length: extent.length, location: extent.location.clone() };
+            // Gone: the file changed since; its other extents still pack.
+            let Ok(bytes) = self.store.fetch(&FetchCall { pieces: vec![piece] }).await else { continue };
+            let first_chunk = chunks.len();
+            for at in (0..bytes.len()).step_by(CHUNK_BYTES) {
+                chunks.push(bytes.slice(at..(at + CHUNK_BYTES).min(bytes.len())));
+            }
+            sources.push((candidate.ino, extent.clone(), first_chunk));
+        }
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let call_info = StoreCall { volume: self.volume, ino: Ino::ROOT, policy };
+        let stored = self.store.store_chunks(&call_info, chunks).await?;
+        let mut swaps: BTreeMap<Ino, Vec<(Extent, Vec<Extent>)>> = BTreeMap::new();
+        for (ino, old, first_chunk) in sources {
+            let count = (old.length as usize).div_ceil(CHUNK_BYTES);
+            let mut offset = old.offset;
+            let mut fresh = Vec::with_capacity(count);
+            for piece in &stored.pieces[first_chunk..first_chunk + count] {
+                fresh.push(Extent { offset, length: piece.length, location: piece.location.clone(), epoch: stored.epoch });
+                offset += u64::from(piece.length);
+            }
+            packed.extents += 1;
+            packed.bytes += u64::from(old.length);
+            swaps.entry(ino).or_default().push((old, fresh));
+        }
+        for (ino, swaps) in swaps {
+            call(&*self.calls, ino.shard(), ShardOp::Swap { ino, swaps }).await?;
+        }
+        Ok(())
+    }
+
+    /// Rewrites the living chunks of segments that are mostly dead.
+    async fn compact(&self, packed: &mut Packed) -> Result<(), MoverError> {
+        for shard in all_shards(&*self.calls) {
+            let mut after = None;
+            loop {
+                let reply = call(&*self.calls, shard, ShardOp::ListRegistrations { after, max: 256 }).await?;
+                let ShardReply::Registrations { list, end } = reply else {
+                    return Err(MoverError::Protocol { shard, op: "ListRegistrations" });
+                };
+                after = list.last().map(|(registration, _)| registration.segment);
+                for (registration, dead) in list {
+                    if is_mostly_dead(&registration, &dead) && !self.store.is_in_flight(registration.segment) {
+                        self.compact_segment(&registration, &dead, packed).await?;
+                    }
+                }
+                if end || after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn compact_segment(
+        &self,
+        registration: &Registration,
+        dead: &[u16],
+        packed: &mut Packed,
+    ) -> Result<(), MoverError> {
+        let mut batch = Batch::default();
+        for slot in 0..registration.slots.len() as u16 {
+            if dead.contains(&slot) {
+                continue;
+            }
+            let referent = Referent::Slot(registration.segment, slot);
+            for shard in all_shards(&*self.calls) {
+                let reply = call(&*self.calls, shard, ShardOp::Holders { referent }).await?;
+                let ShardReply::Holders(holders) = reply else {
+                    return Err(MoverError::Protocol { shard, op: "Holders" });
+                };
+                for (ino, offset) in holders {
+                    let op = ShardOp::Extents { ino, offset, length: 1, max: 1 };
+                    let ShardReply::Extents { extents, policy } = call(&*self.calls, ino.shard(), op).await? else {
+                        return Err(MoverError::Protocol { shard, op: "Extents" });
+                    };
+                    for extent in extents {
+                        if extent.location.referent() == referent {
+                            self.add(&mut batch, Candidate { ino, policy, extent }, packed).await?;
+                        }
+                    }
+                }
+            }
+        }
+        self.flush(&mut batch, packed).await?;
+        packed.segments_compacted += 1;
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Batch {
+    candidates: Vec<Candidate>,
+    bytes: usize,
+}
+
+fn is_mostly_dead(registration: &Registration, dead: &[u16]) -> bool {
+    let total: u64 = registration.slots.iter().map(|slot| u64::from(slot.stored)).sum();
+    let live: u64 = registration
+        .slots
+        .iter()
+        .enumerate()
+        .filter(|(slot, _)| !dead.contains(&(*slot as u16)))
+        .map(|(_, slot)| u64::from(slot.stored))
+        .sum();
+    live > 0 && live * 100 <= total * LIVE_PERCENT_MAX
+}

@@ -1,0 +1,194 @@
+//! Opening, locking, creating and measuring a file or block device. Blocking calls: a server
+//! opens its targets before it serves.
+
+use crate::{DeviceError, DeviceResult};
+use cfs_wire::limits::PAGE;
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags, fallocate, flock, fstat,
+    fsync, ioctl_blkpbszget, ioctl_blksszget, open as open_file, seek, stat, statx,
+};
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// How to open a target.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct OpenOptions {
+    /// Refuse writes; other read-only users may have it open too.
+    pub read_only: bool,
+    /// Make the file, of this many bytes, if it is not there. One that is there must have
+    /// exactly this size. Not for block devices.
+    pub create_size: Option<u64>,
+}
+
+pub(super) struct Opened {
+    pub file: OwnedFd,
+    pub size: u64,
+    pub block: u32,
+    pub memory_align: u32,
+}
+
+/// The largest block size the store works with.
+const BLOCK_MAX: u32 = PAGE as u32;
+/// The smallest: a sector.
+const BLOCK_MIN: u32 = 512;
+
+fn refuse<T>(path: &Path, reason: impl std::fmt::Display) -> DeviceResult<T> {
+    Err(DeviceError::Open(format!("cannot open {}: {reason}", path.display())))
+}
+
+pub(super) fn open(path: &Path, options: &OpenOptions) -> DeviceResult<Opened> {
+    if let Some(size) = options.create_size
+        && (size == 0 || !size.is_multiple_of(PAGE as u64) || options.read_only)
+    {
+        return refuse(path, format_args!("a file to create is writable and a multiple of {PAGE} bytes long, not {size}"));
+    }
+    match stat(path).map(|found| FileType::from_raw_mode(found.st_mode)) {
+        Ok(FileType::RegularFile) => open_regular(path, options, false),
+        Ok(FileType::BlockDevice) => open_block_device(path, options),
+        Ok(_) => refuse(path, "it is neither a regular file nor a block device"),
+        Err(Errno::NOENT) if options.create_size.is_some() => open_regular(path, options, true),
+        Err(Errno::NOENT) => refuse(path, "it does not exist; give a size to create it"),
+        Err(errno) => refuse(path, errno),
+    }
+}
+
+fn access(options: &OpenOptions) -> OFlags {
+    let direction = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    direction | OFlags::DIRECT | OFlags::CLOEXEC
+}
+
+/// What the errno of an open means here, and what to do about it.
+fn open_refused<T>(path: &Path, errno: Errno) -> DeviceResult<T> {
+    match errno {
+        Errno::INVAL => refuse(
+            path,
+            "its file system does not support O_DIRECT; put the file on ext4, xfs, btrfs or tmpfs, or use a block device",
+        ),
+        Errno::ROFS => refuse(path, "it is on a read-only file system or disk; open it read-only or make it writable"),
+        Errno::ACCESS | Errno::PERM => {
+            refuse(path, "permission denied: it is read-only, or this user may not open it; run as its owner")
+        }
+        Errno::BUSY => refuse(path, "it is in use: mounted, or another server uses it"),
+        Errno::NXIO | Errno::NODEV => refuse(path, "the device is not there"),
+        errno => refuse(path, errno),
+    }
+}
+
+fn open_regular(path: &Path, options: &OpenOptions, create: bool) -> DeviceResult<Opened> {
+    let flags = access(options) | if create { OFlags::CREATE } else { OFlags::empty() };
+    let file = match open_file(path, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => file,
+        Err(errno) => return open_refused(path, errno),
+    };
+    let lock = match options.read_only {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
+    match flock(&file, lock) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return refuse(path, "another server uses it (it holds the file's lock)"),
+        Err(errno) => return refuse(path, format_args!("locking it failed: {errno}")),
+    }
+    let mut size = length(path, &file)?;
+    if let Some(wanted) = options.create_size {
+        // Empty: just made by us, or by one who died before it had its size.
+        if size == 0 {
+            allocate(path, &file, wanted)?;
+            size = length(path, &file)?;
+        }
+        if size != wanted {
+            return refuse(path, format_args!("it exists with {size} bytes, not {wanted}"));
+        }
+    }
+    let (block, memory_align) = file_alignment(path, &file)?;
+    finish(path, file, size, block, memory_align)
+}
+
+fn length(path: &Path, file: &OwnedFd) -> DeviceResult<u64> {
+    match fstat(file) {
+        Ok(found) => Ok(found.st_size as u64),
+        Err(errno) => refuse(path, errno),
+    }
+}
+
+/// Gives a new file its blocks, so that no write changes its length or finds the disk full, and
+/// makes file and name durable.
+fn allocate(path: &Path, file: &OwnedFd, size: u64) -> DeviceResult<()> {
+    match fallocate(file, FallocateFlags::empty(), 0, size) {
+        Ok(()) => {}
+        Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
+            return refuse(path, format_args!("there is no room for {size} bytes ({errno})"));
+        }
+        Err(Errno::OPNOTSUPP) => {
+            return refuse(path, "its file system cannot preallocate; put the file on ext4, xfs, btrfs or tmpfs");
+        }
+        Err(errno) => return refuse(path, format_args!("preallocating {size} bytes failed: {errno}")),
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let synced = fsync(file).and_then(|()| {
+        let directory = open_file(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        fsync(directory)
+    });
+    match synced {
+        Ok(()) => Ok(()),
+        Err(errno) => refuse(path, format_args!("making the new file durable failed: {errno}")),
+    }
+}
+
+/// Block size and memory alignment of direct I/O on a file.
+fn file_alignment(path: &Path, file: &OwnedFd) -> DeviceResult<(u32, u32)> {
+    let found = match statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN) {
+        Ok(found) => found,
+        // A kernel without statx: a page is aligned enough for everything.
+        Err(_) => return Ok((BLOCK_MAX, BLOCK_MAX)),
+    };
+    if found.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
+        // Linux before 6.1, or a file system that does not say (tmpfs).
+        return Ok((BLOCK_MAX, BLOCK_MAX));
+    }
+    if found.stx_dio_offset_align == 0 {
+        return open_refused(path, Errno::INVAL);
+    }
+    // Below the file system's own block, direct writes are serialised and can tear.
+    let block = found.stx_dio_offset_align.max(found.stx_blksize.min(BLOCK_MAX));
+    Ok((block, found.stx_dio_mem_align))
+}
+
+fn open_block_device(path: &Path, options: &OpenOptions) -> DeviceResult<Opened> {
+    if options.create_size.is_some() {
+        return refuse(path, "it is a block device, whose size is not ours to choose");
+    }
+    // O_EXCL on a block device: refused while it is mounted or otherwise claimed.
+    let file = match open_file(path, access(options) | OFlags::EXCL, Mode::empty()) {
+        Ok(file) => file,
+        Err(errno) => return open_refused(path, errno),
+    };
+    let measured = ioctl_blksszget(&file).and_then(|logical| {
+        let physical = ioctl_blkpbszget(&file)?;
+        // The end of a block device is its size.
+        Ok((logical, physical, seek(&file, SeekFrom::End(0))?))
+    });
+    match measured {
+        // Below the physical sector the disk reads, modifies and writes, and can tear.
+        Ok((logical, physical, size)) => finish(path, file, size, logical.max(physical.min(BLOCK_MAX)), logical),
+        Err(errno) => refuse(path, format_args!("measuring it failed: {errno}")),
+    }
+}
+
+fn finish(path: &Path, file: OwnedFd, size: u64, block: u32, memory_align: u32) -> DeviceResult<Opened> {
+    let block = block.max(BLOCK_MIN);
+    if !block.is_power_of_two() || block > BLOCK_MAX || memory_align > BLOCK_MAX {
+        return refuse(
+            path,
+            format_args!("direct I/O on it needs blocks of {block} bytes and memory aligned to {memory_align}; at most {BLOCK_MAX} is supported"),
+        );
+    }
+    if size == 0 || !size.is_multiple_of(block.into()) {
+        return refuse(path, format_args!("its size, {size} bytes, is not a positive multiple of its block size, {block}"));
+    }
+    Ok(Opened { file, size, block, memory_align: memory_align.max(1) })
+}

@@ -1,0 +1,245 @@
+//! What one target knows in memory: which blobs it holds and where, which were deleted, and
+//! which sequences are durable. All of it is rebuilt from the device when the target is opened.
+//!
+//! These are plain data structures; nothing here waits. The transitions (a blob arrives, moves,
+//! dies; a zone is reset) are methods, so that recovery and the running store share them.
+
+use crate::layout::append::{TombstoneRecord, ZoneUse, blob_record_bytes, tombstone_record_bytes};
+use crate::layout::round_up;
+use crate::zones::ZoneTable;
+use cfs_reactor::collections::{HashMap, HashSet};
+use cfs_wire::blobs::BlobInfo;
+use cfs_wire::{BlobId, Generation};
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// Where a copy of a blob's payload is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Place {
+    pub zone: u32,
+    pub generation: Generation,
+    /// Of the payload, from the start of the zone.
+    pub offset: u32,
+}
+
+impl Place {
+    pub fn zone_use(self) -> ZoneUse {
+        ZoneUse { zone: self.zone, generation: self.generation }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub info: BlobInfo,
+    pub place: Place,
+    pub checksums: Rc<[u32]>,
+}
+
+impl Entry {
+    /// What the blob takes of its zone: payload and record.
+    pub fn footprint(&self) -> u64 {
+        footprint(self.info.length)
+    }
+}
+
+pub fn footprint(length: u32) -> u64 {
+    u64::from(round_up(length)) + blob_record_bytes(length) as u64
+}
+
+/// A deletion that must outlive every copy of its blob.
+#[derive(Clone, Debug)]
+pub struct Tombstone {
+    /// Zones that may hold a copy.
+    pub places: SmallVec<[ZoneUse; 1]>,
+    /// The zone that holds the tombstone's record.
+    pub home: u32,
+    /// What the record takes there.
+    bytes: u64,
+}
+
+/// Numbers every structure written to zones and knows up to where all are durable.
+pub struct Sequences {
+    next: u64,
+    outstanding: BTreeSet<u64>,
+}
+
+impl Sequences {
+    pub fn new(next: u64) -> Sequences {
+        Sequences { next, outstanding: BTreeSet::new() }
+    }
+
+    pub fn take(&mut self) -> u64 {
+        let sequence = self.next;
+        self.next += 1;
+        self.outstanding.insert(sequence);
+        sequence
+    }
+
+    /// This one is durable.
+    pub fn settle(&mut self, sequence: u64) {
+        self.outstanding.remove(&sequence);
+    }
+
+    /// All up to this one are durable.
+    pub fn mark(&self) -> u64 {
+        self.outstanding.first().copied().unwrap_or(self.next) - 1
+    }
+
+    pub fn newest(&self) -> u64 {
+        self.next - 1
+    }
+}
+
+pub struct State {
+    pub zones: ZoneTable,
+    pub sequences: Sequences,
+    pub index: HashMap<BlobId, Entry>,
+    pub tombstones: HashMap<BlobId, Tombstone>,
+    /// Further copies of indexed blobs: left by a crash or by the collector until the old zone
+    /// is reset, or by a put that healed a damaged copy.
+    pub duplicates: BTreeMap<BlobId, Vec<Place>>,
+    /// Ids whose put is under way.
+    pub pending: HashSet<BlobId>,
+    /// Payload bytes of live blobs per kind, in the order of `BlobKind::ALL`.
+    pub live_by_kind: [u64; 6],
+    /// Footprints of live blobs and of puts under way: what space admission counts.
+    pub used: u64,
+}
+
+impl State {
+    pub fn new(zones: ZoneTable, next_sequence: u64) -> State {
+        State {
+            zones,
+            sequences: Sequences::new(next_sequence),
+            index: HashMap::default(),
+            tombstones: HashMap::default(),
+            duplicates: BTreeMap::new(),
+            pending: HashSet::default(),
+            live_by_kind: [0; 6],
+            used: 0,
+        }
+    }
+
+    /// A durable copy of a blob. The newest one becomes the primary. `used` is not touched.
+    pub fn blob_arrived(&mut self, entry: Entry) {
+        let (id, place, footprint) = (entry.info.id, entry.place, entry.footprint());
+        self.zones.get_mut(place.zone).blobs.push(id);
+        if let Some(tombstone) = self.tombstones.get_mut(&id) {
+            // A copy that arrived after the delete: the tombstone must outlive it too.
+            if !tombstone.places.contains(&place.zone_use()) {
+                tombstone.places.push(place.zone_use());
+            }
+            self.zones.get_mut(place.zone).deleted.push(id);
+            return;
+        }
+        let length = u64::from(entry.info.length);
+        let kind = entry.info.kind as usize - 1;
+        match self.index.insert(id, entry) {
+            Some(older) => {
+                self.zones.get_mut(older.place.zone).live -= footprint;
+                self.duplicates.entry(id).or_default().push(older.place);
+            }
+            None => self.live_by_kind[kind] += length,
+        }
+        self.zones.get_mut(place.zone).live += footprint;
+    }
+
+    /// Zones that hold a copy of a blob.
+    pub fn places_of(&self, id: BlobId) -> SmallVec<[ZoneUse; 1]> {
+        let mut places: SmallVec<[ZoneUse; 1]> = SmallVec::new();
+        if let Some(tombstone) = self.tombstones.get(&id) {
+            return tombstone.places.clone();
+        }
+        let primary = self.index.get(&id).map(|entry| entry.place);
+        let others = self.duplicates.get(&id).into_iter().flatten().copied();
+        for place in primary.into_iter().chain(others) {
+            if !places.contains(&place.zone_use()) {
+                places.push(place.zone_use());
+            }
+        }
+        places
+    }
+
+    /// A durable tombstone record in `home`: the blob is gone for good.
+    pub fn tombstone_arrived(&mut self, record: &TombstoneRecord, home: u32) {
+        let id = record.id;
+        if let Some(existing) = self.tombstones.get(&id) {
+            // Carried forward, or found twice: the newer record counts.
+            let (old_home, bytes) = (existing.home, existing.bytes);
+            self.zones.get_mut(old_home).live -= bytes;
+        }
+        let mut places = self.places_of(id);
+        places.extend(record.places.iter().copied());
+        places.sort_unstable();
+        places.dedup();
+        places.retain(|place| !self.zones.is_gone(place));
+        self.forget_blob(id);
+        self.tombstones.remove(&id);
+        if places.is_empty() {
+            return;
+        }
+        for place in &places {
+            if let Some(zone) = self.zones.zones.get_mut(place.zone as usize) {
+                zone.deleted.push(id);
+            }
+        }
+        let bytes = tombstone_record_bytes(places.len()) as u64;
+        self.zones.get_mut(home).live += bytes;
+        self.zones.get_mut(home).tombstones.push(id);
+        self.tombstones.insert(id, Tombstone { places, home, bytes });
+    }
+
+    fn forget_blob(&mut self, id: BlobId) {
+        self.duplicates.remove(&id);
+        let Some(entry) = self.index.remove(&id) else { return };
+        self.zones.get_mut(entry.place.zone).live -= entry.footprint();
+        self.live_by_kind[entry.info.kind as usize - 1] -= u64::from(entry.info.length);
+        self.used = self.used.saturating_sub(entry.footprint());
+    }
+
+    /// A zone has a new durable generation: its copies are gone, and with them the work of
+    /// tombstones that guarded against them.
+    pub fn zone_reset(&mut self, number: u32, generation: Generation) {
+        let old = std::mem::replace(self.zones.get_mut(number), crate::zones::Zone::free(Some(generation), true));
+        for id in old.blobs {
+            let Some(places) = self.duplicates.get_mut(&id) else { continue };
+            places.retain(|place| place.zone != number);
+            if places.is_empty() {
+                self.duplicates.remove(&id);
+            }
+        }
+        for id in old.deleted {
+            let Some(tombstone) = self.tombstones.get_mut(&id) else { continue };
+            tombstone.places.retain(|place| place.zone != number || place.generation == generation);
+            if tombstone.places.is_empty() {
+                let (home, bytes) = (tombstone.home, tombstone.bytes);
+                self.tombstones.remove(&id);
+                // The reset zone was just counted anew.
+                if home != number {
+                    self.zones.get_mut(home).live -= bytes;
+                }
+            }
+        }
+        self.zones.give_back(number);
+    }
+
+    /// Live blobs of a zone, by place.
+    pub fn live_blobs(&self, number: u32) -> Vec<Entry> {
+        let of_zone = self.zones.get(number).blobs.iter().filter_map(|id| self.index.get(id));
+        let mut entries: Vec<Entry> = of_zone.filter(|entry| entry.place.zone == number).cloned().collect();
+        entries.sort_unstable_by_key(|entry| entry.place);
+        entries.dedup_by_key(|entry| entry.place);
+        entries
+    }
+
+    /// Live tombstones whose record is in a zone.
+    pub fn live_tombstones(&self, number: u32) -> Vec<BlobId> {
+        let ids = self.zones.get(number).tombstones.iter();
+        let here = |id: &&BlobId| self.tombstones.get(id).is_some_and(|tombstone| tombstone.home == number);
+        let mut ids: Vec<BlobId> = ids.filter(here).copied().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}

@@ -1,0 +1,273 @@
+//! The zones of a target in memory: state, what lives in each, and who may take a free one.
+
+use crate::layout::append::{Tail, TAILS_MAX, ZoneUse};
+use crate::layout::{ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
+use cfs_device::Placement;
+use cfs_wire::blobs::BlobKind;
+use cfs_wire::{BlobId, Generation};
+use smallvec::SmallVec;
+use std::collections::{BTreeSet, VecDeque};
+
+/// A stream of appends of one expected lifetime, with an open zone of its own. The number is on
+/// disk.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Stream {
+    /// Raft log batches and tombstones: dead within minutes.
+    Log = 0,
+    /// Sorted runs and manifests.
+    Meta = 1,
+    Hot = 2,
+    Data = 3,
+    Parity = 4,
+    /// What the collector moved: old, so likely to stay.
+    Relocated = 5,
+}
+
+impl Stream {
+    pub const ALL: [Stream; 6] =
+        [Stream::Log, Stream::Meta, Stream::Hot, Stream::Data, Stream::Parity, Stream::Relocated];
+
+    pub fn from_u8(raw: u8) -> Option<Stream> {
+        Self::ALL.into_iter().find(|stream| *stream as u8 == raw)
+    }
+
+    pub fn placement(self) -> Placement {
+        match self {
+            Stream::Log => Placement::Log,
+            // Runs are rewritten by merges about as often as hot blobs by the packer.
+            Stream::Meta | Stream::Hot => Placement::Hot,
+            Stream::Data => Placement::Data,
+            Stream::Parity => Placement::Parity,
+            Stream::Relocated => Placement::Relocated,
+        }
+    }
+
+    /// The stream for new blobs of a kind. With few zones an open one per stream would be a
+    /// large part of the target, so streams are shared.
+    pub fn of(kind: BlobKind, zones: u32) -> Stream {
+        let shared = zones < ZONES_FOR_ALL_STREAMS;
+        match kind {
+            BlobKind::Log => Stream::Log,
+            BlobKind::Run | BlobKind::Manifest if shared => Stream::Log,
+            BlobKind::Run | BlobKind::Manifest => Stream::Meta,
+            BlobKind::Hot | BlobKind::Data | BlobKind::Parity if shared => Stream::Data,
+            BlobKind::Hot => Stream::Hot,
+            BlobKind::Data => Stream::Data,
+            BlobKind::Parity => Stream::Parity,
+        }
+    }
+
+    /// Who may use the space this stream takes.
+    pub fn tier(self) -> Tier {
+        match self {
+            Stream::Log | Stream::Meta => Tier::Metadata,
+            Stream::Hot | Stream::Data | Stream::Parity => Tier::Ordinary,
+            Stream::Relocated => Tier::Collection,
+        }
+    }
+}
+
+/// From here on six open zones are at most a fifth of the target.
+const ZONES_FOR_ALL_STREAMS: u32 = 32;
+
+const _: () = assert!(2 * Stream::ALL.len() <= TAILS_MAX, "a header names every open and every sealing zone");
+
+/// Who asks for a free zone, in the order in which they are refused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Tier {
+    /// Hot, Data, Parity.
+    Ordinary,
+    /// Log, Run, Manifest.
+    Metadata,
+    /// Deletes: they make space, so they go deeper into the reserve than what takes it.
+    Tombstone,
+    /// The collector: to free a zone it may need one.
+    Collection,
+}
+
+/// Zones kept back.
+#[derive(Clone, Copy, Debug)]
+pub struct Reserve {
+    zones: u32,
+}
+
+/// One to copy into, and one more because the first may be half full of stuck copies.
+const COLLECTION_ZONES: u32 = 2;
+/// A zone holds thousands of deletes, and the collector packs their headers 70 to one.
+const TOMBSTONE_ZONES: u32 = 1;
+
+impl Reserve {
+    pub fn new(zones: u32) -> Reserve {
+        Reserve { zones }
+    }
+
+    /// Free zones that stay untouched by this tier.
+    pub fn floor(self, tier: Tier) -> u32 {
+        // Metadata's share: a 64th, but two zones, so that the log turns over on small targets.
+        let metadata = (self.zones / 64).max(2);
+        match tier {
+            Tier::Ordinary => COLLECTION_ZONES + TOMBSTONE_ZONES + metadata,
+            Tier::Metadata => COLLECTION_ZONES + TOMBSTONE_ZONES,
+            Tier::Tombstone => COLLECTION_ZONES,
+            Tier::Collection => 0,
+        }
+    }
+
+    /// Free zones below which the collector works ahead of demand.
+    pub fn low_water(self) -> u32 {
+        self.floor(Tier::Ordinary) + (self.zones / 64).max(2)
+    }
+
+    /// Zones that can be full of live blobs while the tier may still write: all but its floor
+    /// and an open zone per stream.
+    pub fn fillable(self, tier: Tier) -> u32 {
+        let streams = if self.zones < ZONES_FOR_ALL_STREAMS { 3 } else { Stream::ALL.len() as u32 };
+        self.zones.saturating_sub(self.floor(tier) + streams)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ZoneState {
+    /// Holds nothing that counts. `ready`: its header is durable and nothing follows it.
+    Free { ready: bool },
+    /// A stream appends to it.
+    Open,
+    /// Full; the footer waits for the appends under way.
+    Sealing,
+    /// Full and durable: the collector may take it.
+    Sealed,
+    /// The collector is emptying it.
+    Collecting,
+    /// Its header can't be read: what it holds is not known, so it is neither read nor reused.
+    Unusable,
+}
+
+#[derive(Debug)]
+pub struct Zone {
+    pub state: ZoneState,
+    /// `None` while no valid header is on the device.
+    pub generation: Option<Generation>,
+    pub stream: Stream,
+    /// Where the next append goes.
+    pub end: u32,
+    /// Appends before this are durable.
+    pub durable_end: u32,
+    /// Appends written but not answered.
+    pub under_way: u32,
+    /// Bytes of live blobs and tombstones, records included.
+    pub live: u64,
+    pub last_sequence: u64,
+    /// A live blob in it can't be read, so it can't be collected.
+    pub stuck: bool,
+    /// Blobs appended here; those that have left since are recognised by their index entry.
+    pub blobs: Vec<BlobId>,
+    /// Tombstones whose record is here, likewise.
+    pub tombstones: Vec<BlobId>,
+    /// Deleted blobs of which a copy is here.
+    pub deleted: Vec<BlobId>,
+}
+
+impl Zone {
+    pub fn free(generation: Option<Generation>, ready: bool) -> Zone {
+        Zone {
+            state: ZoneState::Free { ready },
+            generation,
+            stream: Stream::Log,
+            end: ZONE_HEADER_BYTES,
+            durable_end: ZONE_HEADER_BYTES,
+            under_way: 0,
+            live: 0,
+            last_sequence: 0,
+            stuck: false,
+            blobs: Vec::new(),
+            tombstones: Vec::new(),
+            deleted: Vec::new(),
+        }
+    }
+
+    /// Bytes a collection would give back, not counting the unused end of the zone: that may
+    /// be lost again in the next one.
+    pub fn garbage(&self) -> u64 {
+        u64::from(self.end - ZONE_HEADER_BYTES).saturating_sub(self.live)
+    }
+}
+
+/// All zones of a target.
+pub struct ZoneTable {
+    pub zones: Vec<Zone>,
+    /// Reused in the order they became free: even wear.
+    free: VecDeque<u32>,
+    /// Open and sealing zones: at most two per stream.
+    unsealed: BTreeSet<u32>,
+    pub reserve: Reserve,
+    zone_bytes: u32,
+}
+
+impl ZoneTable {
+    pub fn new(zones: Vec<Zone>, zone_bytes: u32) -> ZoneTable {
+        let is_free = |zone: &Zone| matches!(zone.state, ZoneState::Free { .. });
+        let free = (0..).zip(&zones).filter(|(_, zone)| is_free(zone)).map(|(number, _)| number).collect();
+        let reserve = Reserve::new(zones.len() as u32);
+        ZoneTable { zones, free, unsealed: BTreeSet::new(), reserve, zone_bytes }
+    }
+
+    pub fn set_state(&mut self, zone: u32, state: ZoneState) {
+        self.get_mut(zone).state = state;
+        match state {
+            ZoneState::Open | ZoneState::Sealing => self.unsealed.insert(zone),
+            _ => self.unsealed.remove(&zone),
+        };
+    }
+
+    pub fn get(&self, zone: u32) -> &Zone {
+        &self.zones[zone as usize]
+    }
+
+    pub fn get_mut(&mut self, zone: u32) -> &mut Zone {
+        &mut self.zones[zone as usize]
+    }
+
+    pub fn free_count(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    /// Takes a free zone if the tier may have one. It stays in state `Free` until opened.
+    pub fn take_free(&mut self, tier: Tier) -> Option<u32> {
+        if self.free_count() <= self.reserve.floor(tier) {
+            return None;
+        }
+        self.free.pop_front()
+    }
+
+    pub fn give_back(&mut self, zone: u32) {
+        self.free.push_back(zone);
+    }
+
+    /// Bytes left before the zone's footer.
+    pub fn room(&self, zone: u32) -> u32 {
+        (self.zone_bytes - ZONE_FOOTER_BYTES).saturating_sub(self.get(zone).end)
+    }
+
+    /// What a header written now says of the zones that are not sealed.
+    pub fn tails(&self) -> SmallVec<[Tail; TAILS_MAX]> {
+        let tail = |number: &u32| {
+            let zone = self.get(*number);
+            Some(Tail { zone: *number, end: zone.durable_end, generation: zone.generation? })
+        };
+        self.unsealed.iter().filter_map(tail).collect()
+    }
+
+    /// Whether a copy written to this zone in this generation can't come back any more.
+    pub fn is_gone(&self, place: &ZoneUse) -> bool {
+        match self.zones.get(place.zone as usize) {
+            Some(zone) => zone.generation.is_some_and(|generation| generation != place.generation),
+            None => true,
+        }
+    }
+
+    /// Whether some zone will be sealed without anybody's doing.
+    pub fn any_sealing(&self) -> bool {
+        self.unsealed.iter().any(|zone| self.get(*zone).state == ZoneState::Sealing)
+    }
+}
