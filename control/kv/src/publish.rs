@@ -34,13 +34,16 @@ impl Inner {
     /// throws away what it no longer names.
     ///
     /// `generation` is the one in which the work began. The edit's new tables must be durable.
-    pub async fn publish(&self, edit: Edit, cause: Cause, generation: u64) -> Result<Published, KvError> {
+    pub async fn publish(&self, mut edit: Edit, cause: Cause, generation: u64) -> Result<Published, KvError> {
         let _turn = self.manifest_turn.acquire(1).await;
         self.check_open()?;
         if self.state.borrow().generation != generation {
             return Ok(Published::Overtaken);
         }
         self.announce().await?;
+        if edit.replace {
+            edit.remove = self.state.borrow().version.tables().cloned().collect();
+        }
         let (version, sequence, applied) = {
             let state = self.state.borrow();
             let version = state.version.apply(&edit);

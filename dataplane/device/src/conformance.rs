@@ -106,7 +106,8 @@ pub async fn concurrent_operations_do_not_mix(device: &dyn BlockDevice, seed: u6
     let bytes = |index: u64| pattern(seed ^ index, extent as usize);
     join_all((0..64).map(|index| write(device, index * extent, bytes(index)))).await;
     let overwrites = (0..64).step_by(2).map(|index| write(device, index * extent, bytes(index + 1000)));
-    let reads = (1..64).step_by(2).map(async |index| expect(device, index * extent, &bytes(index), "a neighbour").await);
+    let reads =
+        (1..64).step_by(2).map(async |index| expect(device, index * extent, &bytes(index), "a neighbour").await);
     futures_util::future::join(join_all(overwrites), join_all(reads)).await;
     for index in (0..64).step_by(2) {
         expect(device, index * extent, &bytes(index + 1000), "an overwritten extent").await;

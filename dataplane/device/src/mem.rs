@@ -3,7 +3,8 @@
 //! [`MemDisk`] is the medium and outlives the node; [`MemDevice`] is the disk as one node opened
 //! it. Operations take effect when they complete, after a seeded latency on the handle's timers,
 //! so concurrent ones overtake each other. An operation whose future is dropped before it
-//! completed took effect wholly, partly or not at all, by the seed.
+//! completed takes effect wholly, partly or not at all, by the seed: at once or later, but before
+//! the next node opens the disk.
 
 mod disk;
 mod medium;
@@ -55,7 +56,7 @@ impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         if let Some(change) = self.take() {
             self.device.handle.trace(Traced::Dropped as u64);
-            self.device.disk.state.borrow_mut().apply_some(&change);
+            self.device.disk.state.borrow_mut().abandon(change);
         }
     }
 }
@@ -96,6 +97,7 @@ impl MemDevice {
         if self.is_dead() {
             std::future::pending::<()>().await;
         }
+        self.disk.state.borrow_mut().land(false);
     }
 
     fn io_error(&self, operation: &'static str, offset: u64, length: u64) -> DeviceError {

@@ -143,7 +143,10 @@ fn a_write_under_way_at_a_power_cut_is_torn_and_never_answered() {
         let (answered, _) = run(&disk, seed, move |device, handle| async move {
             let answered = Rc::new(Cell::new(false));
             let (set, writer) = (answered.clone(), device.clone());
-            medium.set_faults(Faults { latency: Duration::from_micros(50)..=Duration::from_micros(50), ..Faults::default() });
+            medium.set_faults(Faults {
+                latency: Duration::from_micros(50)..=Duration::from_micros(50),
+                ..Faults::default()
+            });
             handle.spawn(async move {
                 writer.write(0, vec![pattern(9, 8 * BLOCK)], Placement::Data, true).await.unwrap();
                 set.set(true);
@@ -170,7 +173,9 @@ fn a_dropped_write_is_applied_in_whole_in_part_or_not_at_all() {
         let disk = disk(seed);
         run(&disk, seed, |device, handle| async move {
             let write = device.write(0, vec![pattern(9, 8 * BLOCK)], Placement::Data, false);
-            device.disk().set_faults(Faults { latency: Duration::from_secs(1)..=Duration::from_secs(1), ..Faults::default() });
+            device
+                .disk()
+                .set_faults(Faults { latency: Duration::from_secs(1)..=Duration::from_secs(1), ..Faults::default() });
             assert!(handle.timeout(Duration::from_micros(1), write).await.is_none());
             device.disk().set_faults(Faults::default());
         });
@@ -179,6 +184,26 @@ fn a_dropped_write_is_applied_in_whole_in_part_or_not_at_all() {
     let counts: Vec<usize> = (0..40).map(kept).collect();
     assert!(counts.contains(&0) && counts.contains(&8), "{counts:?}");
     assert!(counts.iter().any(|kept| (1..8).contains(kept)), "{counts:?}");
+}
+
+#[test]
+fn a_dropped_write_may_land_over_a_later_one_but_not_after_a_reopening() {
+    let landed_late = |seed: &u64| {
+        let disk = disk(*seed);
+        let slow = Faults { latency: Duration::from_secs(1)..=Duration::from_secs(1), ..Faults::default() };
+        disk.set_faults(slow);
+        let (first, _) = run(&disk, *seed, |device, handle| async move {
+            assert!(handle.timeout(Duration::from_micros(1), put(&device, 0, 1, false)).await.is_none());
+            put(&device, 0, 2, false).await.unwrap();
+            device.read(0, BLOCK).await.unwrap()
+        });
+        let again = blocks(&disk, 1);
+        run(&disk, *seed, |device, _| async move { put(&device, 0, 3, false).await.unwrap() });
+        assert_eq!(blocks(&disk, 1)[0], pattern(3, BLOCK), "seed {seed}");
+        first[..] == pattern(1, BLOCK)[..] || again[0] == pattern(1, BLOCK)
+    };
+    let late = (0..40).filter(landed_late).count();
+    assert!((1..40).contains(&late), "{late}");
 }
 
 #[test]
@@ -240,7 +265,10 @@ fn each_fault_does_what_it_says() {
     assert_eq!(medium, intended);
 
     let (written, _, _, _) = attempt(Faults { write_error: 1.0, ..Faults::default() });
-    assert!(matches!(written, Err(DeviceError::Io { operation: "write", offset: 0, length: 16384, .. })), "{written:?}");
+    assert!(
+        matches!(written, Err(DeviceError::Io { operation: "write", offset: 0, length: 16384, .. })),
+        "{written:?}"
+    );
     let (_, read, _, _) = attempt(Faults { read_error: 1.0, ..Faults::default() });
     assert!(matches!(read, Err(DeviceError::Io { operation: "read", .. })), "{read:?}");
 

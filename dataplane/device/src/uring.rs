@@ -88,7 +88,9 @@ impl UringDevice {
 
     fn check_writable(&self) -> DeviceResult<()> {
         match self.read_only {
-            true => Err(DeviceError::Unsupported { device: self.name.clone(), what: "writing: it was opened read-only" }),
+            true => {
+                Err(DeviceError::Unsupported { device: self.name.clone(), what: "writing: it was opened read-only" })
+            }
             false => Ok(()),
         }
     }

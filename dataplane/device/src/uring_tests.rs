@@ -81,7 +81,10 @@ fn a_second_server_is_refused_until_the_first_is_gone() {
         #[allow(clippy::disallowed_methods, reason = "stands for another process")]
         let second = std::thread::spawn(move || refusal(&other, OpenOptions::default()));
         let message = second.join().unwrap();
-        assert_eq!(message, format!("cannot open {}: another server uses it (it holds the file's lock)", path.display()));
+        assert_eq!(
+            message,
+            format!("cannot open {}: another server uses it (it holds the file's lock)", path.display())
+        );
         let reader = OpenOptions { read_only: true, create_size: None };
         assert!(UringDevice::open(&path, &ring, &handle, reader).is_err());
         drop(first);
@@ -127,6 +130,7 @@ fn each_refusal_says_what_is_wrong() {
     std::fs::write(at("small"), vec![0; 8192]).unwrap();
     expect(at("small"), created(SIZE), "exists with 8192 bytes");
     expect(at("huge"), created(1 << 50), "no room");
+    assert!(!at("huge").exists());
     // A file system without direct I/O.
     expect(PathBuf::from("/proc/version"), OpenOptions { read_only: true, create_size: None }, "O_DIRECT");
 }

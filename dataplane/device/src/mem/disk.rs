@@ -56,6 +56,8 @@ pub(super) struct State {
     pub faults: Faults,
     /// Writes and discards submitted and not completed.
     pub under_way: BTreeMap<u64, Change>,
+    /// Writes nobody waits for any more that the device has not finished with.
+    lingering: Vec<Change>,
     pub next_operation: u64,
     /// Counts power cuts: operations of an earlier power-up never complete.
     pub power_ups: u64,
@@ -90,6 +92,25 @@ impl State {
         let blocks: Vec<_> = change.blocks.iter().filter(|_| self.random.below(4) < quarters).cloned().collect();
         self.medium.apply(&Change { blocks, durable: change.durable });
     }
+
+    /// What becomes of a change whose future was dropped: it may also land later, over what is
+    /// written in between.
+    pub fn abandon(&mut self, change: Change) {
+        match self.random.one_in(2) {
+            true => self.apply_some(&change),
+            false => self.lingering.push(change),
+        }
+    }
+
+    /// Some abandoned writes land; all of them when the next node opens the disk.
+    pub fn land(&mut self, all: bool) {
+        for change in std::mem::take(&mut self.lingering) {
+            match all || self.random.one_in(4) {
+                true => self.apply_some(&change),
+                false => self.lingering.push(change),
+            }
+        }
+    }
 }
 
 /// The medium: survives the death of the node that opened it.
@@ -113,6 +134,7 @@ impl MemDisk {
             random: SplitMix64::new(seed),
             faults: Faults::default(),
             under_way: BTreeMap::new(),
+            lingering: Vec::new(),
             next_operation: 0,
             power_ups: 0,
             halted: false,
@@ -126,7 +148,10 @@ impl MemDisk {
 
     /// The disk as one node sees it until the next power cut.
     pub fn open(self: &Rc<Self>, handle: &Handle) -> Rc<MemDevice> {
-        let power_up = self.state.borrow().power_ups;
+        let mut state = self.state.borrow_mut();
+        // The kernel finishes a dead process's operations before it gives up the lock.
+        state.land(true);
+        let power_up = state.power_ups;
         Rc::new(MemDevice::new(self.clone(), handle.clone(), power_up))
     }
 
@@ -148,7 +173,8 @@ impl MemDisk {
     pub fn power_cut(&self) {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        let under_way = std::mem::take(&mut state.under_way).into_values().collect();
+        let under_way = std::mem::take(&mut state.under_way).into_values();
+        let under_way = under_way.chain(std::mem::take(&mut state.lingering)).collect();
         state.medium.power_cut(under_way, &mut state.random);
         state.power_ups += 1;
         state.halted = false;

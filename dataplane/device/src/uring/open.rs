@@ -5,7 +5,7 @@ use crate::{DeviceError, DeviceResult};
 use cfs_wire::limits::PAGE;
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags, fallocate, flock, fstat,
-    fsync, ioctl_blkpbszget, ioctl_blksszget, open as open_file, seek, stat, statx,
+    fsync, ftruncate, ioctl_blkpbszget, ioctl_blksszget, open as open_file, seek, stat, statx, unlink,
 };
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -41,7 +41,10 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> DeviceResult<Opened> {
     if let Some(size) = options.create_size
         && (size == 0 || !size.is_multiple_of(PAGE as u64) || options.read_only)
     {
-        return refuse(path, format_args!("a file to create is writable and a multiple of {PAGE} bytes long, not {size}"));
+        return refuse(
+            path,
+            format_args!("a file to create is writable and a multiple of {PAGE} bytes long, not {size}"),
+        );
     }
     match stat(path).map(|found| FileType::from_raw_mode(found.st_mode)) {
         Ok(FileType::RegularFile) => open_regular(path, options, false),
@@ -94,7 +97,14 @@ fn open_regular(path: &Path, options: &OpenOptions, create: bool) -> DeviceResul
     if let Some(wanted) = options.create_size {
         // Empty: just made by us, or by one who died before it had its size.
         if size == 0 {
-            allocate(path, &file, wanted)?;
+            if let Err(error) = allocate(path, &file, wanted) {
+                // A failed allocation may have changed the length.
+                let _ = ftruncate(&file, 0);
+                if create {
+                    let _ = unlink(path);
+                }
+                return Err(error);
+            }
             size = length(path, &file)?;
         }
         if size != wanted {
@@ -184,11 +194,16 @@ fn finish(path: &Path, file: OwnedFd, size: u64, block: u32, memory_align: u32) 
     if !block.is_power_of_two() || block > BLOCK_MAX || memory_align > BLOCK_MAX {
         return refuse(
             path,
-            format_args!("direct I/O on it needs blocks of {block} bytes and memory aligned to {memory_align}; at most {BLOCK_MAX} is supported"),
+            format_args!(
+                "direct I/O on it needs blocks of {block} bytes and memory aligned to {memory_align}; at most {BLOCK_MAX} is supported"
+            ),
         );
     }
     if size == 0 || !size.is_multiple_of(block.into()) {
-        return refuse(path, format_args!("its size, {size} bytes, is not a positive multiple of its block size, {block}"));
+        return refuse(
+            path,
+            format_args!("its size, {size} bytes, is not a positive multiple of its block size, {block}"),
+        );
     }
     Ok(Opened { file, size, block, memory_align: memory_align.max(1) })
 }

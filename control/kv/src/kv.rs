@@ -1,0 +1,485 @@
+//! The store of one group: its state and its verbs.
+
+use crate::batch::Batch;
+use crate::config::{KvConfig, KvStats};
+use crate::cursor::{Merge, Source};
+use crate::error::KvError;
+use crate::memtable::{Memtable, MemtableCursor, Readers};
+use crate::publish::Cause;
+use crate::recovery::{Chosen, Inventory};
+use crate::restore::Restore;
+use crate::table::{Table, TableReader};
+use crate::trash::Trash;
+use crate::version::{self, Edit, LEVELS_MAX, Run, Version, is_run};
+use crate::view::{KvSnapshot, Scan, View, get_from_memtables, get_from_runs};
+use crate::writer::{Sink, TableWriter};
+use crate::{MARK_BYTES_MAX, compaction};
+use bytes::Bytes;
+use cfs_reactor::Handle;
+use cfs_reactor::sync::{Notify, Semaphore};
+use cfs_wire::BlobId;
+use cfs_wire::blobs::{BlobKind, MirroredBlobs};
+use cfs_wire::limits::BLOB_BYTES_MAX;
+use std::cell::{Cell, RefCell};
+use std::ops::Bound;
+use std::rc::Rc;
+
+/// The ordered store of one Raft group. Dropping it stops its background work; before opening
+/// the same group again in one process, `close` it or kill its domain.
+pub struct Kv {
+    inner: Rc<Inner>,
+}
+
+pub(crate) struct State {
+    pub active: Rc<Memtable>,
+    /// Being written into runs, oldest first.
+    pub frozen: Vec<Rc<Memtable>>,
+    pub version: Rc<Version>,
+    /// Mark and sequence of the durable manifest.
+    pub synced: Bytes,
+    pub synced_sequence: u64,
+    /// Of the last batch.
+    pub sequence: u64,
+    pub applied: Bytes,
+    /// Counts restores: work begun before one is void after it.
+    pub generation: u64,
+    pub next_run: u64,
+    pub manifest: Option<BlobId>,
+    /// Of the last manifest put, answered or not.
+    pub manifest_version: u64,
+    /// Whether this opening has put its first manifest.
+    pub announced: bool,
+    /// For each level, the highest key last merged out of it.
+    pub merged_to: [Bytes; LEVELS_MAX],
+    pub checkpoints: u64,
+    pub edits: u64,
+    pub written_bytes: u64,
+}
+
+pub(crate) struct Inner {
+    pub group: u64,
+    pub config: KvConfig,
+    pub handle: Handle,
+    pub blobs: Rc<dyn MirroredBlobs>,
+    pub reader: Rc<TableReader>,
+    pub trash: Rc<Trash>,
+    readers: Rc<Readers>,
+    pub state: RefCell<State>,
+    /// Held by the one checkpoint or restore under way.
+    pub flush_turn: Rc<Semaphore>,
+    /// Held while a manifest is put.
+    pub manifest_turn: Rc<Semaphore>,
+    pub compacting: Cell<bool>,
+    pub closed: Cell<bool>,
+    /// After every change of the durable state and at the end of background work.
+    pub changed: Rc<Notify>,
+}
+
+impl Kv {
+    /// Opens the group's newest complete state, or an empty store. See [`crate::recovery`] for
+    /// what the host must check.
+    ///
+    /// # Errors
+    /// [`KvError::Manifest`] when the state that is on the targets can't be used; a retryable
+    /// error when targets are away.
+    pub async fn open(
+        blobs: Rc<dyn MirroredBlobs>,
+        handle: &Handle,
+        group: u64,
+        config: KvConfig,
+    ) -> Result<Rc<Kv>, KvError> {
+        let inventory = Inventory::load(&*blobs).await?;
+        Kv::open_listed(blobs, handle, group, config, &inventory).await
+    }
+
+    /// As [`Kv::open`], from a list of blobs that was taken once for many groups.
+    pub async fn open_listed(
+        blobs: Rc<dyn MirroredBlobs>,
+        handle: &Handle,
+        group: u64,
+        config: KvConfig,
+        inventory: &Inventory,
+    ) -> Result<Rc<Kv>, KvError> {
+        let chosen = inventory.of(group).choose(&*blobs, group).await?;
+        if let Some(manifest) = chosen.manifest {
+            // Its put may never have been answered; from now on it is what the log is cut by.
+            blobs.heal(manifest).await?;
+        }
+        let inner = Inner::new(blobs, handle, group, config, chosen)?;
+        inner.nudge_compaction();
+        Ok(Rc::new(Kv { inner }))
+    }
+
+    /// The mark of the last batch written; empty before the first.
+    pub fn applied(&self) -> Bytes {
+        self.inner.state.borrow().applied.clone()
+    }
+
+    /// The mark up to which everything is durable: the log may be cut below it.
+    pub fn synced(&self) -> Bytes {
+        self.inner.state.borrow().synced.clone()
+    }
+
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        let version = {
+            let state = self.inner.state.borrow();
+            if let Some(found) = get_from_memtables(&state.memtables(), state.sequence, key) {
+                return Ok(found);
+            }
+            state.version.clone()
+        };
+        get_from_runs(&self.inner.reader, &version, key).await
+    }
+
+    /// The entries of a range as of now; later writes do not show.
+    pub fn scan(&self, range: (Bound<Bytes>, Bound<Bytes>)) -> Scan {
+        Scan::new(&self.inner.view(), range)
+    }
+
+    /// The entries whose keys begin with `prefix`, as of now.
+    pub fn scan_prefix(&self, prefix: &[u8]) -> Scan {
+        self.scan(prefix_range(prefix))
+    }
+
+    /// The whole store as of now.
+    pub fn snapshot(&self) -> KvSnapshot {
+        KvSnapshot::new(self.inner.view())
+    }
+
+    /// Applies a batch and its mark atomically, in memory; durable by the next checkpoint.
+    ///
+    /// # Panics
+    /// When the mark exceeds [`MARK_BYTES_MAX`].
+    pub fn write(&self, batch: Batch, applied: Bytes) {
+        assert!(applied.len() <= MARK_BYTES_MAX, "a mark of {} bytes", applied.len());
+        let mut state = self.inner.state.borrow_mut();
+        state.sequence += 1;
+        state.applied = applied.clone();
+        state.active.write(batch, state.sequence, applied, &self.inner.readers);
+    }
+
+    /// Whether it is time to call `checkpoint`.
+    pub fn should_checkpoint(&self) -> bool {
+        let state = self.inner.state.borrow();
+        let due = state.active.bytes() >= self.inner.config.memtable_bytes_max || !state.frozen.is_empty();
+        due && !self.inner.is_flushing()
+    }
+
+    /// Waits until a write keeps memory and reads bounded: while the memtable is full and the one
+    /// before it is still being written out, and while merging is far behind. Does the checkpoint
+    /// itself when it is overdue (also after one failed) and nobody else does.
+    pub async fn admit(&self) -> Result<(), KvError> {
+        loop {
+            let changed = self.inner.changed.notified();
+            self.inner.check_open()?;
+            let limit = self.inner.config.memtable_bytes_max;
+            let (bytes, pending, behind) = {
+                let state = self.inner.state.borrow();
+                let behind = state.version.recent.len() >= self.inner.config.recent_runs_stop;
+                (state.active.bytes(), !state.frozen.is_empty(), behind && self.inner.compacting.get())
+            };
+            let full = bytes >= if pending { limit } else { 2 * limit };
+            if full && !self.inner.is_flushing() {
+                self.checkpoint().await?;
+            } else if full || behind {
+                changed.await;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes every batch written so far durable and answers the mark that is synced now. Batches
+    /// written meanwhile go on into a new memtable. Goes on when the caller is dropped.
+    ///
+    /// # Errors
+    /// Nothing is lost by an error: the batches stay in memory and the next checkpoint tries again.
+    pub async fn checkpoint(&self) -> Result<Bytes, KvError> {
+        let inner = self.inner.clone();
+        self.inner.handle.spawn(async move { inner.checkpoint().await }).await.map_err(|_| KvError::Closed)?
+    }
+
+    /// Starts replacing everything.
+    pub fn begin_restore(&self) -> Restore {
+        Restore::new(self.inner.clone())
+    }
+
+    /// Replaces everything by these entries, which must ascend by key.
+    pub async fn restore(
+        &self,
+        applied: Bytes,
+        entries: impl IntoIterator<Item = (Bytes, Bytes)>,
+    ) -> Result<(), KvError> {
+        let mut restore = self.begin_restore();
+        for (key, value) in entries {
+            restore.push(key, value).await?;
+        }
+        restore.finish(applied).await
+    }
+
+    /// Waits until no merge and no deletion is under way.
+    pub async fn settle(&self) {
+        self.inner.settle().await;
+    }
+
+    /// Stops background work and waits for it. What was not checkpointed is in the log.
+    pub async fn close(&self) {
+        self.inner.close();
+        let _flush = self.inner.flush_turn.acquire(1).await;
+        self.inner.settle().await;
+        let _manifest = self.inner.manifest_turn.acquire(1).await;
+    }
+
+    /// Deletes everything the group has on the targets: manifests first, oldest first, so that a
+    /// crash on the way leaves either the newest state or none.
+    pub async fn destroy(&self) -> Result<(), KvError> {
+        self.close().await;
+        let group = self.inner.group;
+        let ours = |infos: Vec<cfs_wire::blobs::BlobInfo>| -> Vec<BlobId> {
+            infos.into_iter().filter(|info| info.owner.high == group).map(|info| info.id).collect()
+        };
+        let newest = self.inner.state.borrow_mut().manifest.take();
+        let mut manifests = ours(self.inner.blobs.list(BlobKind::Manifest).await?);
+        manifests.retain(|id| Some(*id) != newest);
+        for ids in [manifests, newest.into_iter().collect(), ours(self.inner.blobs.list(BlobKind::Run).await?)] {
+            if !ids.is_empty() {
+                self.inner.blobs.delete(ids).await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn stats(&self) -> KvStats {
+        let state = self.inner.state.borrow();
+        let memtables = state.memtables();
+        let tables = state.version.tables();
+        KvStats {
+            entries: tables.map(|table| u64::from(table.shape.entries)).sum::<u64>()
+                + memtables.iter().map(|memtable| memtable.len() as u64).sum::<u64>(),
+            tables: state.version.tables().count(),
+            recent_runs: state.version.recent.len(),
+            level_bytes: state.version.levels.iter().map(|run| version::bytes(run)).collect(),
+            run_bytes: state.version.runs().map(|run| version::bytes(run)).sum(),
+            memtable_bytes: memtables.iter().map(|memtable| memtable.bytes()).sum(),
+            frozen_memtables: state.frozen.len(),
+            checkpoints: state.checkpoints,
+            compactions: state.edits,
+            written_bytes: state.written_bytes,
+        }
+    }
+}
+
+impl Drop for Kv {
+    fn drop(&mut self) {
+        self.inner.close();
+    }
+}
+
+/// The bounds of all keys that begin with `prefix`.
+fn prefix_range(prefix: &[u8]) -> (Bound<Bytes>, Bound<Bytes>) {
+    let mut above = prefix.to_vec();
+    while above.last() == Some(&u8::MAX) {
+        above.pop();
+    }
+    let upper = match above.last_mut() {
+        Some(last) => {
+            *last += 1;
+            Bound::Excluded(above.into())
+        }
+        None => Bound::Unbounded,
+    };
+    (Bound::Included(Bytes::copy_from_slice(prefix)), upper)
+}
+
+impl State {
+    fn new(chosen: &Chosen, version: Version) -> State {
+        let header = &chosen.header;
+        State {
+            active: Memtable::new(header.sequence, header.applied.clone()),
+            frozen: Vec::new(),
+            version: Rc::new(version),
+            synced: header.applied.clone(),
+            synced_sequence: header.sequence,
+            sequence: header.sequence,
+            applied: header.applied.clone(),
+            generation: 0,
+            next_run: header.next_run,
+            manifest: chosen.manifest,
+            manifest_version: ((chosen.version_seen_max >> 32) + 1) << 32,
+            announced: false,
+            merged_to: Default::default(),
+            checkpoints: 0,
+            edits: 0,
+            written_bytes: 0,
+        }
+    }
+
+    /// Newest first.
+    fn memtables(&self) -> Vec<Rc<Memtable>> {
+        std::iter::once(&self.active).chain(self.frozen.iter().rev()).cloned().collect()
+    }
+}
+
+impl Inner {
+    fn new(
+        blobs: Rc<dyn MirroredBlobs>,
+        handle: &Handle,
+        group: u64,
+        mut config: KvConfig,
+        chosen: Chosen,
+    ) -> Result<Rc<Inner>, KvError> {
+        config.table_bytes_max = config.table_bytes_max.min(BLOB_BYTES_MAX);
+        let trash = Trash::new(blobs.clone(), handle.clone());
+        let version = load_version(group, &chosen, &trash)?;
+        let cache = config.cache.clone();
+        let reader = TableReader { blobs: blobs.clone(), cache, handle: handle.clone(), group };
+        let state = State::new(&chosen, version);
+        trash.add(chosen.leftovers);
+        Ok(Rc::new(Inner {
+            group,
+            config,
+            handle: handle.clone(),
+            blobs,
+            reader: Rc::new(reader),
+            trash,
+            readers: Rc::default(),
+            state: RefCell::new(state),
+            flush_turn: Semaphore::new(1),
+            manifest_turn: Semaphore::new(1),
+            compacting: Cell::new(false),
+            closed: Cell::new(false),
+            changed: Notify::new(),
+        }))
+    }
+
+    pub fn check_open(&self) -> Result<(), KvError> {
+        if self.closed.get() { Err(KvError::Closed) } else { Ok(()) }
+    }
+
+    fn is_flushing(&self) -> bool {
+        self.flush_turn.available() == 0
+    }
+
+    fn view(&self) -> Rc<View> {
+        let state = self.state.borrow();
+        View::new(
+            self.reader.clone(),
+            state.memtables(),
+            state.version.clone(),
+            state.sequence,
+            state.applied.clone(),
+            self.readers.clone(),
+        )
+    }
+
+    pub fn sink(&self) -> Sink {
+        Sink {
+            blobs: self.blobs.clone(),
+            handle: self.handle.clone(),
+            trash: self.trash.clone(),
+            group: self.group,
+            block_bytes: self.config.block_bytes,
+            table_bytes_max: self.config.table_bytes_max,
+        }
+    }
+
+    pub fn take_run_number(&self) -> u64 {
+        let mut state = self.state.borrow_mut();
+        state.next_run += 1;
+        state.next_run - 1
+    }
+
+    async fn checkpoint(self: Rc<Self>) -> Result<Bytes, KvError> {
+        let target = self.state.borrow().sequence;
+        let _turn = self.flush_turn.acquire(1).await;
+        self.check_open()?;
+        // A checkpoint that was waited for, or a restore, may have covered the target.
+        while self.state.borrow().synced_sequence < target {
+            let (memtable, generation) = self.freeze();
+            self.flush(memtable, generation).await?;
+        }
+        self.nudge_compaction();
+        Ok(self.state.borrow().synced.clone())
+    }
+
+    /// The memtable to write out: one that an earlier failure left, else the active one, which
+    /// a new one takes over from.
+    fn freeze(&self) -> (Rc<Memtable>, u64) {
+        let mut state = self.state.borrow_mut();
+        if state.frozen.is_empty() {
+            let active = Memtable::new(state.sequence, state.applied.clone());
+            let frozen = std::mem::replace(&mut state.active, active);
+            state.frozen.push(frozen);
+        }
+        (state.frozen[0].clone(), state.generation)
+    }
+
+    async fn flush(&self, memtable: Rc<Memtable>, generation: u64) -> Result<(), KvError> {
+        let mut recent = Run::new();
+        if !memtable.is_empty() {
+            let cursor =
+                MemtableCursor::new(memtable.clone(), memtable.sequence(), Bound::Unbounded, Bound::Unbounded);
+            let mut merge = Merge::new(vec![Source::Memtable(cursor)]);
+            let mut writer = TableWriter::new(self.sink(), self.take_run_number());
+            let mut entries = 0;
+            while let Some(entry) = merge.next().await? {
+                entries += 1;
+                if entries % compaction::ENTRIES_PER_TURN == 0 {
+                    self.handle.yield_now().await;
+                }
+                writer.push(&entry.key, entry.value.as_deref()).await?;
+            }
+            recent = self.finish_writer(writer).await?;
+        }
+        let edit = Edit { recent, ..Edit::default() };
+        self.publish(edit, Cause::Flush(memtable), generation).await?;
+        Ok(())
+    }
+
+    async fn settle(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if !self.compacting.get() {
+                break;
+            }
+            changed.await;
+        }
+        self.trash.settle().await;
+    }
+
+    fn close(&self) {
+        self.closed.set(true);
+        self.trash.close();
+        self.changed.notify_all();
+    }
+}
+
+/// The version the chosen manifest lists.
+fn load_version(group: u64, chosen: &Chosen, trash: &Rc<Trash>) -> Result<Version, KvError> {
+    let overlap = || KvError::Manifest {
+        group,
+        blob: chosen.manifest.unwrap_or_default(),
+        version: chosen.header.version,
+        reason: "tables of one run overlap".to_string(),
+    };
+    let mut version = Version::default();
+    for (level, tables) in &chosen.runs {
+        let tables = tables.iter().map(|(id, shape)| Table::new(*id, shape.clone(), false, trash.clone()));
+        let run: Run = tables.collect();
+        if run.is_empty() || !is_run(&run) {
+            return Err(overlap());
+        }
+        match usize::from(*level) {
+            0 => version.recent.push(run),
+            level => {
+                while version.levels.len() < level {
+                    version.levels.push(Run::new());
+                }
+                if !std::mem::replace(&mut version.levels[level - 1], run).is_empty() {
+                    return Err(overlap());
+                }
+            }
+        }
+    }
+    Ok(version)
+}
