@@ -49,6 +49,20 @@ fn files_conform() {
 }
 
 #[test]
+#[ignore = "overwrites the block device named by CFS_TEST_BLOCK_DEVICE, and needs the right to"]
+fn a_block_device_conforms() {
+    let path = PathBuf::from(std::env::var_os("CFS_TEST_BLOCK_DEVICE").expect("CFS_TEST_BLOCK_DEVICE names a device"));
+    let created = refusal(&path, created(SIZE));
+    assert!(created.contains("it is a block device"), "{created}");
+    run(async move |ring, handle| {
+        let device = UringDevice::open(&path, &ring, &handle, OpenOptions::default()).unwrap();
+        let second = UringDevice::open(&path, &ring, &handle, OpenOptions::default()).map(|_| ());
+        assert!(matches!(&second, Err(DeviceError::Open(reason)) if reason.contains("in use")), "{second:?}");
+        conformance::all(device, 1).await;
+    });
+}
+
+#[test]
 fn what_was_written_is_there_after_reopening() {
     for directory in directories() {
         let path = directory.path().join("target");

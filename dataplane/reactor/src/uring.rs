@@ -27,7 +27,7 @@ use self::core::Core;
 use crate::buffer::DmaBuf;
 use bytes::Bytes;
 use io_uring::{opcode, types};
-use operation::Kept;
+use operation::{Extra, Kept};
 use rustix::fs::FallocateFlags;
 use rustix::io::ReadWriteFlags;
 use std::cell::RefCell;
@@ -111,7 +111,7 @@ impl Ring {
             .rw_flags(flags.bits() as i32)
             .build();
         // SAFETY: parts and vectors are kept; `Bytes` is never written through by anyone.
-        unsafe { Operation::start(self, entry, Kept::new(parts, fd).with(vectors), false) }
+        unsafe { Operation::start(self, entry, Kept::new(parts, fd).with(Extra::Vectors(vectors)), false) }
     }
 
     /// Makes written data durable; with `datasync` without file times.

@@ -137,12 +137,24 @@ impl State {
         let kind = entry.info.kind as usize - 1;
         match self.index.insert(id, entry) {
             Some(older) => {
-                self.zones.get_mut(older.place.zone).live -= footprint;
+                self.zones.get_mut(older.place.zone).release(footprint);
                 self.duplicates.entry(id).or_default().push(older.place);
             }
             None => self.live_by_kind[kind] += length,
         }
         self.zones.get_mut(place.zone).live += footprint;
+    }
+
+    /// The collector's copy of a blob is durable.
+    pub fn blob_moved(&mut self, entry: Entry, from: Place) {
+        let (id, place) = (entry.info.id, entry.place);
+        let current = self.index.get(&id).map(|entry| entry.place);
+        if current.is_none_or(|current| current == from) {
+            return self.blob_arrived(entry);
+        }
+        // A put has healed the blob meanwhile: its copy is the one that surely verifies.
+        self.zones.get_mut(place.zone).blobs.push(id);
+        self.duplicates.entry(id).or_default().push(place);
     }
 
     /// Zones that hold a copy of a blob.
@@ -167,7 +179,7 @@ impl State {
         if let Some(existing) = self.tombstones.get(&id) {
             // Carried forward, or found twice: the newer record counts.
             let (old_home, bytes) = (existing.home, existing.bytes);
-            self.zones.get_mut(old_home).live -= bytes;
+            self.zones.get_mut(old_home).release(bytes);
         }
         let mut places = self.places_of(id);
         places.extend(record.places.iter().copied());
@@ -190,10 +202,10 @@ impl State {
         self.tombstones.insert(id, Tombstone { places, home, bytes });
     }
 
-    fn forget_blob(&mut self, id: BlobId) {
+    pub fn forget_blob(&mut self, id: BlobId) {
         self.duplicates.remove(&id);
         let Some(entry) = self.index.remove(&id) else { return };
-        self.zones.get_mut(entry.place.zone).live -= entry.footprint();
+        self.zones.get_mut(entry.place.zone).release(entry.footprint());
         self.live_by_kind[entry.info.kind as usize - 1] -= u64::from(entry.info.length);
         self.used = self.used.saturating_sub(entry.footprint());
     }
@@ -217,7 +229,7 @@ impl State {
                 self.tombstones.remove(&id);
                 // The reset zone was just counted anew.
                 if home != number {
-                    self.zones.get_mut(home).live -= bytes;
+                    self.zones.get_mut(home).release(bytes);
                 }
             }
         }

@@ -186,6 +186,11 @@ impl Zone {
         }
     }
 
+    /// Something that lived here does no more.
+    pub fn release(&mut self, bytes: u64) {
+        self.live = self.live.saturating_sub(bytes);
+    }
+
     /// Bytes a collection would give back, not counting the unused end of the zone: that may
     /// be lost again in the next one.
     pub fn garbage(&self) -> u64 {

@@ -446,7 +446,8 @@ pub enum ShardOp {
     Freeze { referents: Vec<Referent>, epoch: Epoch },
     /// Takes freezes back.
     Thaw { referents: Vec<Referent> },
-    /// Removes resolved entries from the released list.
+    /// Removes entries from the released list that a `Freeze` looked at; one that was released
+    /// again since then stays.
     Resolve { referents: Vec<Referent> },
     /// Marks slots dead in the registration; the reply says which segments have none alive.
     MarkDead { slots: Vec<(SegmentId, u16)> },

@@ -60,6 +60,28 @@ bugs! {
     KvDropDeletionEarly,
     /// Ordered store: delete input runs before the new manifest is durable.
     KvDeleteRunsEarly,
+    /// Metadata: run a repeated request again.
+    MetaRerunRequest,
+    /// Metadata: do not store the reply.
+    MetaForgetReply,
+    /// Metadata: write an extent without its back-reference.
+    MetaForgetReference,
+    /// Metadata: accept references that are frozen or too old.
+    MetaAcceptFrozen,
+    /// Metadata: let a fenced session go on.
+    MetaSkipFencing,
+    /// Metadata: keep no record of an unlinked inode.
+    MetaDropOrphan,
+    /// Metadata: decide a transaction without the coordinator's own effects.
+    MetaDecideWithoutEffects,
+    /// Metadata: commit a transaction on a participant without its effects.
+    MetaCommitWithoutEffects,
+    /// Metadata: prepare without locking the keys.
+    MetaPrepareWithoutLocks,
+    /// Metadata: grant a lock whatever others hold.
+    MetaIgnoreLocks,
+    /// Metadata: grant a second write lease.
+    MetaShareWriteLease,
 }
 
 #[cfg(feature = "planted")]

@@ -2,9 +2,9 @@
 
 use super::Ring;
 use super::core::{Key, outcome};
+use super::sockets::{Message, RawAddress};
 use io_uring::squeue::Entry;
 use rustix::io::Errno;
-use std::any::Any;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -17,18 +17,24 @@ pub(super) struct Kept<R> {
     resource: R,
     /// Keeps the descriptor's number from being reused before the submission.
     _fd: Rc<OwnedFd>,
-    /// I/O vectors, a message header, an address: heap memory the entry points to.
-    _extra: Option<Box<dyn Any>>,
+    _extra: Extra,
+}
+
+/// More heap memory that the entry points to.
+pub(super) enum Extra {
+    None,
+    Vectors(#[expect(dead_code, reason = "the kernel reads it")] Vec<libc::iovec>),
+    Message(#[expect(dead_code, reason = "the kernel reads it")] Box<Message>),
+    Address(#[expect(dead_code, reason = "the kernel reads it")] Box<RawAddress>),
 }
 
 impl<R> Kept<R> {
     pub(super) fn new(resource: R, fd: &Rc<OwnedFd>) -> Kept<R> {
-        Kept { resource, _fd: fd.clone(), _extra: None }
+        Kept { resource, _fd: fd.clone(), _extra: Extra::None }
     }
 
-    /// `extra` is moved; only heap memory it owns may be pointed to.
-    pub(super) fn with(mut self, extra: impl Any) -> Kept<R> {
-        self._extra = Some(Box::new(extra));
+    pub(super) fn with(mut self, extra: Extra) -> Kept<R> {
+        self._extra = extra;
         self
     }
 }

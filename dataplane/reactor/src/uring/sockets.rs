@@ -1,6 +1,6 @@
 //! Operations on stream sockets.
 
-use super::operation::Kept;
+use super::operation::{Extra, Kept};
 use super::{Operation, Ring, clamp, iovecs, raw};
 use crate::buffer::DmaBuf;
 use bytes::Bytes;
@@ -30,7 +30,7 @@ impl Ring {
         let (pointer, length) = address.as_sockaddr();
         let entry = opcode::Connect::new(raw(socket), pointer, length).build();
         // SAFETY: the address is boxed, and the box is kept.
-        Connect(unsafe { Operation::start(self, entry, Kept::new((), socket).with(address), false) })
+        Connect(unsafe { Operation::start(self, entry, Kept::new((), socket).with(Extra::Address(address)), false) })
     }
 
     /// Receives at least a byte, at most the buffer; 0 at the end of the stream.
@@ -66,11 +66,11 @@ impl Ring {
         let entry = opcode::SendMsg::new(raw(socket), &raw const message.header).flags(flags).build();
         // SAFETY: header and vectors are in the box, the box and the parts are kept, and `Bytes`
         // is never written through by anyone.
-        unsafe { Operation::start(self, entry, Kept::new(parts, socket).with(message), false) }
+        unsafe { Operation::start(self, entry, Kept::new(parts, socket).with(Extra::Message(message)), false) }
     }
 }
 
-struct Message {
+pub(super) struct Message {
     header: libc::msghdr,
     _vectors: Vec<libc::iovec>,
 }
@@ -86,7 +86,7 @@ impl Message {
     }
 }
 
-enum RawAddress {
+pub(super) enum RawAddress {
     V4(libc::sockaddr_in),
     V6(libc::sockaddr_in6),
 }

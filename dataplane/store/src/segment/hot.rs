@@ -96,5 +96,5 @@ pub(super) async fn place_copies(
 }
 
 fn classify(error: StoreError) -> PlaceFailure {
-    if error.is_no_space() { PlaceFailure::NoSpace } else { PlaceFailure::Other(error) }
+    if matches!(error, StoreError::NoSpace { .. }) { PlaceFailure::NoSpace } else { PlaceFailure::Other(error) }
 }

@@ -226,7 +226,7 @@ impl SegmentStore {
 
     /// What a failed shard with nowhere else to go means for the caller.
     fn no_place(&self, registration: &Registration, error: &StoreError) -> DataError {
-        if error.is_no_space() {
+        if matches!(error, StoreError::NoSpace { .. }) {
             return DataError::NoSpace;
         }
         // The whole store is tried again, then with fewer data shards.

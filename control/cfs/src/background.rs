@@ -1,0 +1,119 @@
+//! When the movers run.
+
+use crate::registrar::ShardRegistrar;
+use cfs_movers::collector::Collector;
+use cfs_movers::orphans::OrphanSearch;
+use cfs_movers::packer::Packer;
+use cfs_movers::{MoverError, ShardCalls};
+use cfs_reactor::Handle;
+use cfs_wire::meta::{ShardOp, ShardReply};
+use cfs_wire::{Epoch, ShardId};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Pauses between rounds. Space freed by deletes is back within one collector round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MoverIntervals {
+    pub collect: Duration,
+    pub pack: Duration,
+    pub orphans: Duration,
+    pub epoch: Duration,
+}
+
+impl Default for MoverIntervals {
+    fn default() -> Self {
+        MoverIntervals {
+            collect: Duration::from_secs(2),
+            pack: Duration::from_secs(30),
+            orphans: Duration::from_secs(300),
+            // Longer than any client keeps stored bytes before it commits them.
+            epoch: Duration::from_secs(120),
+        }
+    }
+}
+
+/// All movers of a node.
+pub struct Movers {
+    pub calls: Rc<dyn ShardCalls>,
+    pub collector: Rc<Collector>,
+    pub orphans: OrphanSearch,
+    pub packer: Packer,
+    pub registrar: Rc<ShardRegistrar>,
+}
+
+/// The epoch handed out lies this far above the least one shards accept: a location stays good
+/// for one to two epoch intervals.
+const EPOCHS_ACCEPTED: u64 = 2;
+
+impl Movers {
+    /// Reads the shards' minimum epochs and hands out one above all. Before any store.
+    pub async fn adopt_epoch(&self) -> Result<Epoch, MoverError> {
+        let mut minimum = Epoch(0);
+        for shard in (0..self.calls.shards()).map(ShardId) {
+            let reply = self.calls.shard_call(shard, ShardOp::GetEpoch).await;
+            match reply.map_err(|error| MoverError::Shard { shard, error })? {
+                ShardReply::Epoch(found) => minimum = minimum.max(found),
+                _ => return Err(MoverError::Protocol { shard, op: "GetEpoch" }),
+            }
+        }
+        self.registrar.set_epoch(Epoch(minimum.0 + EPOCHS_ACCEPTED));
+        Ok(minimum)
+    }
+
+    /// Hands out the next epoch, then lets every shard forget freezes that no location still
+    /// accepted can meet.
+    async fn advance_epoch(&self, minimum: Epoch) -> Result<Epoch, MoverError> {
+        let next = Epoch(minimum.0 + 1);
+        self.registrar.set_epoch(Epoch(next.0 + EPOCHS_ACCEPTED));
+        for shard in (0..self.calls.shards()).map(ShardId) {
+            let reply = self.calls.shard_call(shard, ShardOp::AdvanceEpoch { minimum: next }).await;
+            reply.map_err(|error| MoverError::Shard { shard, error })?;
+        }
+        Ok(next)
+    }
+
+    /// Starts the loops. They end with the domain.
+    pub fn start(self: Rc<Self>, handle: &Handle, intervals: MoverIntervals, minimum: Epoch) {
+        let (movers, timer) = (self.clone(), handle.clone());
+        handle.spawn(async move {
+            loop {
+                timer.sleep(intervals.collect).await;
+                let epoch = cfs_store::segment::Registrar::epoch(&*movers.registrar);
+                report("collector", movers.collector.round(epoch).await);
+            }
+        });
+        let (movers, timer) = (self.clone(), handle.clone());
+        handle.spawn(async move {
+            loop {
+                timer.sleep(intervals.pack).await;
+                report("packer", movers.packer.round().await);
+            }
+        });
+        let (movers, timer) = (self.clone(), handle.clone());
+        handle.spawn(async move {
+            loop {
+                timer.sleep(intervals.orphans).await;
+                let epoch = cfs_store::segment::Registrar::epoch(&*movers.registrar);
+                report("orphan search", movers.orphans.round(epoch).await);
+            }
+        });
+        let timer = handle.clone();
+        handle.spawn(async move {
+            let mut minimum = minimum;
+            loop {
+                timer.sleep(intervals.epoch).await;
+                match self.advance_epoch(minimum).await {
+                    Ok(next) => minimum = next,
+                    Err(error) => tracing::warn!(%error, "the reference epoch did not advance"),
+                }
+            }
+        });
+    }
+}
+
+fn report<T: std::fmt::Debug>(mover: &'static str, outcome: Result<T, MoverError>) {
+    match outcome {
+        Ok(done) => tracing::debug!(mover, ?done, "round done"),
+        Err(error) => tracing::warn!(mover, %error, "round stopped early"),
+    }
+}

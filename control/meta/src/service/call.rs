@@ -1,0 +1,173 @@
+//! The way in: routing, who may speak, reads with their leases, and repetitions joining the call
+//! that already runs.
+
+use super::shard::Shard;
+use super::{MetaService, Running};
+use crate::state::{self, ReadReply, StateError};
+use cfs_wire::meta::{Entry, Grant, MetaCall, MetaError, MetaOp, MetaReply, MetaResult};
+use cfs_wire::{Errno, Ino, SessionId};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A call blocked by a transaction looks again after this even if nobody wakes it: the
+/// transaction may have ended in a way this node did not see.
+pub(super) const BLOCKED_RECHECK: Duration = Duration::from_millis(500);
+
+impl MetaService {
+    /// Carries one client call out. Dropping the future abandons the reply, not the execution
+    /// of a change.
+    pub async fn call(&self, call: MetaCall) -> MetaResult {
+        let shard = self.serving(call.shard).await?;
+        if call.op.home().is_some_and(|home| home.shard() != call.shard) {
+            return Err(MetaError::Malformed(format!("the operation does not belong to shard {}", call.shard)));
+        }
+        let session = call.id.session;
+        if shard.has_fenced(session) {
+            return Err(MetaError::Fenced);
+        }
+        self.heard_of(session);
+        if call.op.is_read() {
+            return self.read(&shard, session, &call.op).await;
+        }
+        let opens = matches!(call.op, MetaOp::OpenSession { .. });
+        if !opens && !shard.knows(session) {
+            return Err(MetaError::SessionUnknown);
+        }
+        self.join_or_run(shard, call).await
+    }
+
+    /// One execution per request id, however often it is asked for.
+    async fn join_or_run(&self, shard: Rc<Shard>, call: MetaCall) -> MetaResult {
+        let key = (shard.id, call.id);
+        let found = self.inner.running.borrow().get(&key).cloned();
+        if let Some(running) = found {
+            return running.wait().await;
+        }
+        let running = Rc::new(Running::default());
+        self.inner.running.borrow_mut().insert(key, running.clone());
+        let service = self.clone();
+        let ours = running.clone();
+        self.inner.handle.spawn(async move {
+            let result = service.mutate(&shard, call).await;
+            service.inner.running.borrow_mut().remove(&key);
+            ours.finish(result);
+        });
+        running.wait().await
+    }
+
+    /// Answers a read from the applied state, with the leases it carries.
+    pub(super) async fn read(&self, shard: &Rc<Shard>, session: SessionId, op: &MetaOp) -> MetaResult {
+        if !shard.knows(session) {
+            return Err(if shard.has_fenced(session) { MetaError::Fenced } else { MetaError::SessionUnknown });
+        }
+        self.inner.proposer.read_barrier(shard.id).await?;
+        loop {
+            let reading = shard.readers().begin_read();
+            let mut reply = self.read_state(shard, op).await??;
+            if !self.recall_seen(shard, session, &mut reply).await? {
+                continue;
+            }
+            // Nothing is awaited from here to the answer: the session can't be fenced between.
+            if !shard.knows(session) {
+                return Err(MetaError::Fenced);
+            }
+            let until = self.inner.handle.now() + self.inner.config.read_lease();
+            self.complete(op, &mut reply, |ino| reading.grant(session, ino, until));
+            return Ok(reply);
+        }
+    }
+
+    /// Reads the applied state, waiting while a prepared transaction holds what is asked for.
+    pub(super) async fn read_state(&self, shard: &Shard, op: &MetaOp) -> Result<MetaResult, MetaError> {
+        loop {
+            let progress = shard.applied.unblocked().notified();
+            match state::read(&*shard.reader, shard.id, op).await.map_err(unreadable)? {
+                ReadReply::Meta(result) => return Ok(result),
+                ReadReply::Blocked { .. } => {
+                    let _ = self.inner.handle.timeout(BLOCKED_RECHECK, progress).await;
+                }
+            }
+        }
+    }
+
+    /// Recalls the write leases of others on what a reply tells of. False: read again.
+    async fn recall_seen(
+        &self,
+        shard: &Rc<Shard>,
+        session: SessionId,
+        reply: &mut MetaReply,
+    ) -> Result<bool, MetaError> {
+        if let MetaReply::Entries { entries, .. } = reply {
+            // One slow writer must not hold up a whole directory: its attributes are left out.
+            for entry in entries.iter_mut().filter(|entry| entry.attr.is_some()) {
+                let holder = self.lease_holder(shard, entry.ino).await?;
+                if holder.is_some_and(|holder| holder != session) {
+                    entry.attr = None;
+                }
+            }
+            return Ok(true);
+        }
+        let Some((ino, grant)) = seen(reply) else { return Ok(true) };
+        match self.lease_holder(shard, ino).await? {
+            Some(holder) if holder != session => {
+                self.recall_writer(shard, ino, session).await?;
+                Ok(false)
+            }
+            holder => {
+                grant.write = holder.is_some();
+                Ok(true)
+            }
+        }
+    }
+
+    /// Fills in what the state does not know: leases, the session's lease time, free space.
+    pub(super) fn complete(&self, op: &MetaOp, reply: &mut MetaReply, mut granted: impl FnMut(Ino) -> bool) {
+        let read_ms = u32::try_from(self.inner.config.read_lease().as_millis()).unwrap_or(u32::MAX);
+        let mut fill = |grant: &mut Grant, ino: Ino| grant.read_ms = if granted(ino) { read_ms } else { 0 };
+        let directory = match op {
+            MetaOp::Lookup { dir, .. }
+            | MetaOp::ReadDir { dir, .. }
+            | MetaOp::Create { dir, .. }
+            | MetaOp::Tmpfile { dir, .. }
+            | MetaOp::Link { dir, .. } => Some(*dir),
+            _ => None,
+        };
+        match (reply, directory) {
+            (MetaReply::Entry(Entry { attr, grant, dir_grant }), directory) => {
+                fill(grant, attr.ino);
+                if let Some(dir) = directory {
+                    fill(dir_grant, dir);
+                }
+            }
+            (MetaReply::Remote { dir_grant, .. }, Some(dir)) => fill(dir_grant, dir),
+            (MetaReply::Entries { grant, .. }, Some(dir)) => fill(grant, dir),
+            (MetaReply::Attr { attr, grant } | MetaReply::Lease { attr, grant, .. }, _) => fill(grant, attr.ino),
+            (MetaReply::Extents(extents), _) => fill(&mut extents.grant, extents.attr.ino),
+            (MetaReply::Session { lease_ms }, _) => {
+                *lease_ms = u32::try_from(self.inner.config.session_lease.as_millis()).unwrap_or(u32::MAX);
+            }
+            (MetaReply::StatFs(stat), _) => {
+                let (total, free) = (self.inner.space)();
+                stat.bytes_total = total;
+                stat.bytes_free = free;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The inode whose attributes a read's reply shows.
+fn seen(reply: &mut MetaReply) -> Option<(Ino, &mut Grant)> {
+    match reply {
+        MetaReply::Entry(entry) => Some((entry.attr.ino, &mut entry.grant)),
+        MetaReply::Attr { attr, grant } => Some((attr.ino, grant)),
+        MetaReply::Extents(extents) => Some((extents.attr.ino, &mut extents.grant)),
+        _ => None,
+    }
+}
+
+/// A stored record that can't be read fails the operation, not the client's session.
+pub(super) fn unreadable(error: StateError) -> MetaError {
+    tracing::error!(%error, "metadata can't be read");
+    if error.is_corruption() { MetaError::Errno(Errno::EIO) } else { MetaError::Unavailable(error.to_string()) }
+}

@@ -1,0 +1,79 @@
+//! What the leader of a shard keeps in memory, all of it rebuilt when leading begins.
+
+use super::applied::Applied;
+use super::config::ShardHandle;
+use super::locks::LockQueues;
+use super::names::Names;
+use super::readers::{Readers, Recall};
+use crate::state::{Reader, TxnId};
+use cfs_reactor::Instant;
+use cfs_reactor::sync::Notify;
+use cfs_wire::{Ino, SessionId, ShardId};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+pub(super) struct Shard {
+    pub id: ShardId,
+    pub reader: Rc<dyn Reader>,
+    pub applied: Rc<Applied>,
+    /// The term for which all below was built; `None` while not ready to serve.
+    pub serving: Cell<Option<u64>>,
+    pub serving_changed: Rc<Notify>,
+    /// Sessions with a live record.
+    pub known: RefCell<BTreeSet<SessionId>>,
+    pub fenced: RefCell<BTreeSet<SessionId>>,
+    pub names: Rc<Names>,
+    pub locks: LockQueues,
+    /// Inodes in shared mode, and until when.
+    pub contended: RefCell<BTreeMap<Ino, Instant>>,
+    /// Recalls that last from a prepare to the transaction's end.
+    pub prepared: RefCell<BTreeMap<TxnId, Recall>>,
+    pub reaping: RefCell<BTreeSet<Ino>>,
+    /// Transactions a task of this node is driving.
+    pub driving: RefCell<BTreeSet<TxnId>>,
+}
+
+impl Shard {
+    pub fn new(handle: ShardHandle) -> Shard {
+        Shard {
+            id: handle.shard,
+            reader: handle.reader,
+            applied: handle.applied,
+            serving: Cell::new(None),
+            serving_changed: Notify::new(),
+            known: RefCell::default(),
+            fenced: RefCell::default(),
+            names: Names::new(),
+            locks: LockQueues::default(),
+            contended: RefCell::default(),
+            prepared: RefCell::default(),
+            reaping: RefCell::default(),
+            driving: RefCell::default(),
+        }
+    }
+
+    pub fn readers(&self) -> &Readers {
+        self.applied.readers()
+    }
+
+    pub fn knows(&self, session: SessionId) -> bool {
+        self.known.borrow().contains(&session)
+    }
+
+    pub fn has_fenced(&self, session: SessionId) -> bool {
+        self.fenced.borrow().contains(&session)
+    }
+
+    /// Whether nobody but this session talks to the shard: then nothing needs recalling.
+    pub fn is_alone(&self, session: SessionId) -> bool {
+        self.known.borrow().iter().all(|known| *known == session)
+    }
+
+    /// The session is gone for good, its record closed or fenced.
+    pub fn forget(&self, session: SessionId) {
+        self.known.borrow_mut().remove(&session);
+        self.readers().forget(session);
+        self.locks.forget(session);
+    }
+}

@@ -1,0 +1,412 @@
+//! Group commit: what waits for a stream goes to its open zone as one append, is made durable
+//! once, and is answered together.
+//!
+//! A [`Lane`] is one stream's queue. Its pump forms groups and hands each to a task of its own,
+//! so that the write of the next overlaps the flush of the last. Answers are given in the order
+//! of the zone: a scan after a crash stops at the first torn append, so an append is safe only
+//! when all before it are.
+
+use crate::core::Core;
+use crate::error::StoreError;
+use crate::group::{self, Group};
+use crate::layout::append::TombstoneRecord;
+use crate::layout::stamp::{Role, Stamp};
+use crate::layout::{PAGE_BYTES, ZONE_FOOTER_BYTES, round_up};
+use crate::state::{Entry, Place};
+use crate::transfer;
+use crate::zones::{Stream, Tier, Zone, ZoneState};
+use bytes::Bytes;
+use cfs_device::DeviceError;
+use cfs_reactor::sync::OneshotSender;
+use cfs_wire::BlobId;
+use cfs_wire::blobs::BlobInfo;
+use cfs_wire::planted::{self, Bug};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// Appends of one stream under way: enough that a device of 3 GB/s and 1 ms per flush stays busy
+/// with groups of 1 MiB.
+const FLIGHTS_MAX: usize = 8;
+/// With an append under way, the next waits until so much has gathered: small puts share a
+/// flush, large ones stream.
+const GATHER_BYTES: u64 = 256 << 10;
+/// Up to this size one FUA write is cheaper than a write and a flush.
+const FUA_BYTES_MAX: u32 = 64 << 10;
+/// Attempts to find a zone, each after the collector freed something.
+const ZONE_ATTEMPTS_MAX: usize = 32;
+
+/// A blob on its way to a zone.
+#[derive(Clone)]
+pub(crate) struct NewBlob {
+    pub info: BlobInfo,
+    pub checksums: Rc<[u32]>,
+    pub payload: Bytes,
+}
+
+pub(crate) enum Item {
+    Put(NewBlob),
+    /// A copy made by the collector.
+    Move(NewBlob, Place),
+    Tombstone(BlobId),
+}
+
+impl Item {
+    fn bytes(&self) -> u64 {
+        match self {
+            Item::Put(blob) | Item::Move(blob, _) => round_up(blob.info.length).into(),
+            Item::Tombstone(_) => 0,
+        }
+    }
+}
+
+pub(crate) struct Request {
+    pub item: Item,
+    pub reply: OneshotSender<Result<(), StoreError>>,
+}
+
+/// What an append puts where, once it is durable.
+pub(crate) enum Placed {
+    Put(Entry),
+    Move(Entry, Place),
+    Tombstone(TombstoneRecord),
+}
+
+/// An append under way.
+struct Flight {
+    sequence: u64,
+    zone: u32,
+    end: u32,
+    placed: Vec<Placed>,
+    replies: Vec<OneshotSender<Result<(), StoreError>>>,
+    outcome: Option<Result<(), DeviceError>>,
+}
+
+/// One stream's queue and appends under way.
+pub(crate) struct Lane {
+    stream: Stream,
+    pub(crate) queue: RefCell<VecDeque<Request>>,
+    queued_bytes: Cell<u64>,
+    pumping: Cell<bool>,
+    pub(crate) open: Cell<Option<u32>>,
+    sealing: Cell<bool>,
+    flights: RefCell<VecDeque<Flight>>,
+}
+
+impl Lane {
+    pub fn new(stream: Stream, open: Option<u32>) -> Lane {
+        Lane {
+            stream,
+            queue: RefCell::default(),
+            queued_bytes: Cell::new(0),
+            pumping: Cell::new(false),
+            open: Cell::new(open),
+            sealing: Cell::new(false),
+            flights: RefCell::default(),
+        }
+    }
+
+    fn may_issue(&self) -> bool {
+        let flights = self.flights.borrow().len();
+        flights == 0 || (flights < FLIGHTS_MAX && self.queued_bytes.get() >= GATHER_BYTES)
+    }
+
+    pub(crate) fn pop(&self) -> Option<Request> {
+        let request = self.queue.borrow_mut().pop_front()?;
+        self.queued_bytes.set(self.queued_bytes.get() - request.item.bytes());
+        Some(request)
+    }
+
+    /// Takes out the requests that need payload space.
+    fn take_blobs(&self) -> Vec<Request> {
+        let all = std::mem::take(&mut *self.queue.borrow_mut());
+        let (tombstones, blobs): (VecDeque<Request>, Vec<Request>) = {
+            let mut split = (VecDeque::new(), Vec::new());
+            for request in all {
+                match request.item {
+                    Item::Tombstone(_) => split.0.push_back(request),
+                    _ => split.1.push(request),
+                }
+            }
+            split
+        };
+        *self.queue.borrow_mut() = tombstones;
+        self.queued_bytes.set(0);
+        blobs
+    }
+}
+
+impl Core {
+    /// Queues a request on a stream.
+    pub fn submit(self: &Rc<Self>, stream: Stream, request: Request) {
+        let lane = self.lane(stream);
+        lane.queued_bytes.set(lane.queued_bytes.get() + request.item.bytes());
+        lane.queue.borrow_mut().push_back(request);
+        self.kick(stream);
+    }
+
+    fn kick(self: &Rc<Self>, stream: Stream) {
+        let lane = self.lane(stream);
+        if lane.queue.borrow().is_empty() || lane.pumping.replace(true) {
+            return;
+        }
+        let core = self.clone();
+        self.handle.spawn(async move { core.pump(stream).await });
+    }
+
+    async fn pump(self: &Rc<Self>, stream: Stream) {
+        let lane = self.lane(stream);
+        while !lane.queue.borrow().is_empty() && lane.may_issue() {
+            if let Err(error) = self.check_writable() {
+                self.refuse_queue(stream, &error);
+                break;
+            }
+            match self.zone_with_room(stream).await {
+                Ok(Some(zone)) => {
+                    if let Some(group) = group::form(self, lane, zone) {
+                        self.launch(stream, zone, group);
+                    }
+                }
+                Ok(None) => self.refuse_for_space(stream),
+                Err(error) => self.refuse_queue(stream, &error),
+            }
+        }
+        lane.pumping.set(false);
+    }
+
+    fn refuse_queue(&self, stream: Stream, error: &StoreError) {
+        while let Some(request) = self.lane(stream).pop() {
+            self.refuse(request, error.clone());
+        }
+    }
+
+    /// No zone is to be had: blobs are refused. Tombstones stay queued only if the reserve kept
+    /// for them is not used up either.
+    fn refuse_for_space(&self, stream: Stream) {
+        let blobs = self.lane(stream).take_blobs();
+        if blobs.is_empty() {
+            while let Some(request) = self.lane(stream).pop() {
+                let kind = cfs_wire::blobs::BlobKind::Log;
+                self.refuse(request, StoreError::NoSpace { kind, needed: PAGE_BYTES.into() });
+            }
+        }
+        for request in blobs {
+            if let Item::Put(blob) | Item::Move(blob, _) = &request.item {
+                let (kind, needed) = (blob.info.kind, blob.info.length.into());
+                self.refuse(request, StoreError::NoSpace { kind, needed });
+            }
+        }
+    }
+
+    fn refuse(&self, request: Request, error: StoreError) {
+        if let Item::Put(blob) = &request.item {
+            self.put_ended(blob.info.id, Some(blob.info.length));
+        }
+        // A caller that stopped waiting needs no answer.
+        let _ = request.reply.send(Err(error));
+    }
+
+    /// A put is no longer under way; a failed one gives its space back.
+    fn put_ended(&self, id: BlobId, failed_length: Option<u32>) {
+        let mut state = self.state.borrow_mut();
+        state.pending.remove(&id);
+        if let Some(length) = failed_length {
+            state.used = state.used.saturating_sub(crate::state::footprint(length));
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// The stream's open zone if the next request fits, else a new one; `None` if there is none.
+    async fn zone_with_room(self: &Rc<Self>, stream: Stream) -> Result<Option<u32>, StoreError> {
+        let lane = self.lane(stream);
+        if let Some(open) = lane.open.get() {
+            let needed = group::first_bytes(self, lane);
+            if needed <= self.state.borrow().zones.room(open) {
+                return Ok(Some(open));
+            }
+            while lane.sealing.get() {
+                self.changed.notified().await;
+                self.check_writable()?;
+            }
+            lane.open.set(None);
+            lane.sealing.set(true);
+            self.state.borrow_mut().zones.set_state(open, ZoneState::Sealing);
+            let core = self.clone();
+            self.handle.spawn(async move { core.seal(stream, open).await });
+        }
+        let mut opened = self.open_zone(stream, stream.tier()).await?;
+        let has_tombstone = || lane.queue.borrow().iter().any(|request| matches!(request.item, Item::Tombstone(_)));
+        if opened.is_none() && has_tombstone() {
+            for request in lane.take_blobs() {
+                if let Item::Put(blob) | Item::Move(blob, _) = &request.item {
+                    let (kind, needed) = (blob.info.kind, blob.info.length.into());
+                    self.refuse(request, StoreError::NoSpace { kind, needed });
+                }
+            }
+            opened = self.open_zone(stream, Tier::Tombstone).await?;
+        }
+        lane.open.set(opened);
+        Ok(opened)
+    }
+
+    async fn open_zone(self: &Rc<Self>, stream: Stream, tier: Tier) -> Result<Option<u32>, StoreError> {
+        for _ in 0..ZONE_ATTEMPTS_MAX {
+            let taken = self.state.borrow_mut().zones.take_free(tier);
+            let Some(zone) = taken else {
+                // The collector can't wait for itself.
+                if tier == Tier::Collection || !self.reclaim().await {
+                    return Ok(None);
+                }
+                self.check_writable()?;
+                continue;
+            };
+            let ready = self.state.borrow().zones.get(zone).state == ZoneState::Free { ready: true };
+            if !ready {
+                let generation = self.write_generation(zone).await?;
+                *self.state.borrow_mut().zones.get_mut(zone) = Zone::free(Some(generation), true);
+            }
+            let mut state = self.state.borrow_mut();
+            state.zones.get_mut(zone).stream = stream;
+            state.zones.set_state(zone, ZoneState::Open);
+            drop(state);
+            self.collect_in_background();
+            return Ok(Some(zone));
+        }
+        Ok(None)
+    }
+
+    /// Waits until every append of a full zone is durable, then writes its footer.
+    async fn seal(self: &Rc<Self>, stream: Stream, zone: u32) {
+        while self.state.borrow().zones.get(zone).under_way > 0 {
+            self.changed.notified().await;
+        }
+        let written = self.write_footer(stream, zone).await;
+        self.lane(stream).sealing.set(false);
+        if written.is_ok() {
+            self.state.borrow_mut().zones.set_state(zone, ZoneState::Sealed);
+            self.collect_in_background();
+        }
+        self.changed.notify_all();
+    }
+
+    /// Says durably where the zone's appends end.
+    pub async fn write_footer(self: &Rc<Self>, stream: Stream, zone: u32) -> Result<(), StoreError> {
+        self.check_writable()?;
+        let (sequence, generation, end) = {
+            let mut state = self.state.borrow_mut();
+            let sequence = state.sequences.take();
+            let zone = state.zones.get(zone);
+            (sequence, zone.generation.unwrap_or_default(), zone.end)
+        };
+        let offset = self.superblock.zone_bytes - ZONE_FOOTER_BYTES;
+        let stamp = Stamp { extent: end, ..self.stamp(stream, zone, generation, offset, sequence) };
+        let page = transfer::aligned(&stamp.encode_page(Role::ZoneFooter));
+        let place = self.superblock.zone_offset(zone) + u64::from(offset);
+        let written = self.device.write(place, vec![page], stream.placement(), false).await;
+        let result = match written {
+            Ok(()) => self.flush().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            self.fence(&error);
+            return Err(error.into());
+        }
+        self.state.borrow_mut().sequences.settle(sequence);
+        Ok(())
+    }
+
+    fn launch(self: &Rc<Self>, stream: Stream, zone: u32, group: Group) {
+        let lane = self.lane(stream);
+        let alone = lane.flights.borrow().is_empty();
+        let fua = alone && group.end - group.offset <= FUA_BYTES_MAX;
+        let Group { sequence, offset, end, parts, placed, replies } = group;
+        lane.flights.borrow_mut().push_back(Flight { sequence, zone, end, placed, replies, outcome: None });
+        let core = self.clone();
+        let place = self.superblock.zone_offset(zone) + u64::from(offset);
+        self.handle.spawn(async move {
+            let fua = fua && !planted::is(Bug::StoreSkipFlush);
+            let written = transfer::write(&*core.device, place, parts, stream.placement(), fua).await;
+            let skip = planted::is(Bug::StoreSkipFlush)
+                || (stream == Stream::Relocated && planted::is(Bug::StoreResetBeforeCopiesDurable));
+            let outcome = match written {
+                Ok(()) if !fua && !skip => core.flush().await,
+                other => other,
+            };
+            core.landed(stream, sequence, outcome);
+        });
+    }
+
+    /// An append's write and flush ended; answers it, and those after it that waited for it.
+    fn landed(self: &Rc<Self>, stream: Stream, sequence: u64, outcome: Result<(), DeviceError>) {
+        let lane = self.lane(stream);
+        if let Err(error) = &outcome {
+            self.fence(error);
+        }
+        if let Some(flight) = lane.flights.borrow_mut().iter_mut().find(|flight| flight.sequence == sequence) {
+            flight.outcome = Some(outcome);
+        }
+        loop {
+            let flight = {
+                let mut flights = lane.flights.borrow_mut();
+                if flights.front().is_none_or(|flight| flight.outcome.is_none()) {
+                    break;
+                }
+                flights.pop_front()
+            };
+            let Some(flight) = flight else { break };
+            self.finish(flight);
+        }
+        self.changed.notify_all();
+        self.kick(stream);
+    }
+
+    fn finish(&self, flight: Flight) {
+        // An append behind a failed one may be unreachable for a scan.
+        let answer = match flight.outcome {
+            Some(Err(error)) => Err(StoreError::Device(error)),
+            _ => self.check_not_fenced(),
+        };
+        let mut state = self.state.borrow_mut();
+        state.zones.get_mut(flight.zone).under_way -= 1;
+        for placed in flight.placed {
+            match (placed, &answer) {
+                (Placed::Put(entry), Ok(())) => {
+                    state.pending.remove(&entry.info.id);
+                    if state.index.contains_key(&entry.info.id) {
+                        // It healed a damaged copy, whose space was counted already.
+                        state.used = state.used.saturating_sub(entry.footprint());
+                    }
+                    state.blob_arrived(entry);
+                }
+                (Placed::Move(entry, from), Ok(())) => state.blob_moved(entry, from),
+                (Placed::Tombstone(record), Ok(())) => state.tombstone_arrived(&record, flight.zone),
+                (Placed::Put(entry), Err(_)) => {
+                    state.pending.remove(&entry.info.id);
+                    state.used = state.used.saturating_sub(entry.footprint());
+                }
+                (Placed::Move(..) | Placed::Tombstone(_), Err(_)) => {}
+            }
+        }
+        if answer.is_ok() {
+            let zone = state.zones.get_mut(flight.zone);
+            zone.durable_end = flight.end;
+            zone.last_sequence = flight.sequence;
+            state.sequences.settle(flight.sequence);
+        }
+        drop(state);
+        for reply in flight.replies {
+            // A caller that stopped waiting needs no answer.
+            let _ = reply.send(answer.clone());
+        }
+    }
+
+    fn check_not_fenced(&self) -> Result<(), StoreError> {
+        match &*self.failed.borrow() {
+            Some(reason) => {
+                Err(StoreError::Fenced { device: self.device.name().to_owned(), reason: reason.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What the parts of an open target share.
+
+use crate::collect::Collector;
+use crate::commit::Lane;
+use crate::error::StoreError;
+use crate::flush::Flusher;
+use crate::layout::stamp::{Role, Stamp};
+use crate::layout::superblock::Superblock;
+use crate::layout::{PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
+use crate::state::State;
+use crate::transfer;
+use crate::zones::{Stream, Tier};
+use cfs_device::{BlockDevice, DeviceError, Placement};
+use cfs_reactor::Handle;
+use cfs_reactor::sync::Notify;
+use cfs_wire::planted::{self, Bug};
+use cfs_wire::{Generation, ZoneNo};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+pub(crate) struct Core {
+    pub device: Rc<dyn BlockDevice>,
+    pub handle: Handle,
+    pub superblock: Superblock,
+    pub state: RefCell<State>,
+    /// In the order of `Stream::ALL`.
+    pub lanes: Vec<Lane>,
+    pub flusher: Flusher,
+    pub collector: Collector,
+    /// Something changed that a task may wait for: a put ended, a zone was sealed or freed.
+    pub changed: Rc<Notify>,
+    pub failed: RefCell<Option<String>>,
+    pub closed: Cell<bool>,
+}
+
+impl Core {
+    pub fn lane(&self, stream: Stream) -> &Lane {
+        &self.lanes[stream as usize]
+    }
+
+    /// Refuses writes on a device of which it isn't known what is durable.
+    pub fn check_writable(&self) -> Result<(), StoreError> {
+        if self.closed.get() {
+            return Err(StoreError::Closed);
+        }
+        match &*self.failed.borrow() {
+            Some(reason) => {
+                Err(StoreError::Fenced { device: self.device.name().to_owned(), reason: reason.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// After a failed write or flush nothing is known of what the device keeps.
+    pub fn fence(&self, error: &DeviceError) {
+        let mut failed = self.failed.borrow_mut();
+        if failed.is_none() {
+            tracing::error!(device = self.device.name(), %error, "target takes no more writes");
+            *failed = Some(error.to_string());
+        }
+        drop(failed);
+        self.changed.notify_all();
+    }
+
+    /// Bytes of live footprint a tier can fill.
+    ///
+    /// A zone's last append may leave almost a blob's length unused, and a 16th more is kept
+    /// so that collecting always finds garbage before space runs out.
+    pub fn capacity(&self, tier: Tier) -> u64 {
+        let zones = u64::from(self.state.borrow().zones.reserve.fillable(tier));
+        let fixed = ZONE_HEADER_BYTES + ZONE_FOOTER_BYTES + PAGE_BYTES;
+        let usable = self.superblock.zone_bytes.saturating_sub(fixed + self.superblock.payload_max());
+        zones * u64::from(usable) / 16 * 15
+    }
+
+    pub fn stamp(&self, stream: Stream, zone: u32, generation: Generation, offset: u32, sequence: u64) -> Stamp {
+        Stamp {
+            stream: stream as u8,
+            device: self.superblock.identity.device,
+            incarnation: self.superblock.incarnation,
+            generation,
+            zone: ZoneNo(zone),
+            offset,
+            sequence,
+            durable: self.state.borrow().sequences.mark(),
+            bytes: PAGE_BYTES,
+            extent: 0,
+            records: 0,
+            tails: 0,
+        }
+    }
+
+    /// Writes a zone's header in a new generation and waits until it is durable. The caller
+    /// made sure that nothing in the zone is needed any more.
+    pub async fn write_generation(self: &Rc<Self>, zone: u32) -> Result<Generation, StoreError> {
+        let sequence = self.state.borrow_mut().sequences.take();
+        // The sequence of its header: larger than any generation ever given on this target,
+        // even if the zone's own history can't be read.
+        let generation = Generation(sequence);
+        // Each copy of the header says its own place.
+        let pages = [0, PAGE_BYTES].map(|offset| {
+            let stamp = self.stamp(Stream::Log, zone, generation, offset, sequence);
+            transfer::aligned(&stamp.encode_page(Role::ZoneHeader))
+        });
+        let offset = self.superblock.zone_offset(zone);
+        let written = self.device.write(offset, pages.to_vec(), Placement::Relocated, false).await;
+        let result = match written {
+            Ok(()) if planted::is(Bug::StoreReuseBeforeGeneration) => Ok(()),
+            Ok(()) => self.flush().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            self.fence(&error);
+            return Err(error.into());
+        }
+        self.state.borrow_mut().sequences.settle(sequence);
+        Ok(generation)
+    }
+}
