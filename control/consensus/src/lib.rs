@@ -1,1 +1,3 @@
-//! ClaudeFS Multi-Raft host and its log on targets
+#![forbid(unsafe_code)]
+pub mod runtime;
+pub mod types;

@@ -20,6 +20,7 @@ use cfs_reactor::sync::{Notify, Semaphore};
 use cfs_wire::BlobId;
 use cfs_wire::blobs::{BlobKind, MirroredBlobs};
 use cfs_wire::limits::BLOB_BYTES_MAX;
+use cfs_wire::planted::{self, Bug};
 use std::cell::{Cell, RefCell};
 use std::ops::Bound;
 use std::rc::Rc;
@@ -123,7 +124,7 @@ impl Kv {
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
         let version = {
             let state = self.inner.state.borrow();
-            if let Some(found) = get_from_memtables(&state.memtables(), state.sequence, key) {
+            if let Some(found) = get_from_memtables(state.memtables(), state.sequence, key) {
                 return Ok(found);
             }
             state.version.clone()
@@ -251,16 +252,15 @@ impl Kv {
 
     pub fn stats(&self) -> KvStats {
         let state = self.inner.state.borrow();
-        let memtables = state.memtables();
         let tables = state.version.tables();
         KvStats {
             entries: tables.map(|table| u64::from(table.shape.entries)).sum::<u64>()
-                + memtables.iter().map(|memtable| memtable.len() as u64).sum::<u64>(),
+                + state.memtables().map(|memtable| memtable.len() as u64).sum::<u64>(),
             tables: state.version.tables().count(),
             recent_runs: state.version.recent.len(),
             level_bytes: state.version.levels.iter().map(|run| version::bytes(run)).collect(),
             run_bytes: state.version.runs().map(|run| version::bytes(run)).sum(),
-            memtable_bytes: memtables.iter().map(|memtable| memtable.bytes()).sum(),
+            memtable_bytes: state.memtables().map(|memtable| memtable.bytes()).sum(),
             frozen_memtables: state.frozen.len(),
             checkpoints: state.checkpoints,
             compactions: state.edits,
@@ -315,8 +315,8 @@ impl State {
     }
 
     /// Newest first.
-    fn memtables(&self) -> Vec<Rc<Memtable>> {
-        std::iter::once(&self.active).chain(self.frozen.iter().rev()).cloned().collect()
+    fn memtables(&self) -> impl Iterator<Item = &Rc<Memtable>> {
+        std::iter::once(&self.active).chain(self.frozen.iter().rev())
     }
 }
 
@@ -364,7 +364,7 @@ impl Inner {
         let state = self.state.borrow();
         View::new(
             self.reader.clone(),
-            state.memtables(),
+            state.memtables().cloned().collect(),
             state.version.clone(),
             state.sequence,
             state.applied.clone(),
@@ -391,6 +391,9 @@ impl Inner {
 
     async fn checkpoint(self: Rc<Self>) -> Result<Bytes, KvError> {
         let target = self.state.borrow().sequence;
+        if planted::is(Bug::KvSyncedEarly) {
+            return Ok(self.state.borrow().applied.clone());
+        }
         let _turn = self.flush_turn.acquire(1).await;
         self.check_open()?;
         // A checkpoint that was waited for, or a restore, may have covered the target.

@@ -59,8 +59,12 @@ impl Drop for View {
 }
 
 /// What the first memtable that knows the key says.
-pub(crate) fn get_from_memtables(memtables: &[Rc<Memtable>], sequence: u64, key: &[u8]) -> Option<Option<Bytes>> {
-    memtables.iter().find_map(|memtable| memtable.get(key, sequence))
+pub(crate) fn get_from_memtables<'a>(
+    newest_first: impl IntoIterator<Item = &'a Rc<Memtable>>,
+    sequence: u64,
+    key: &[u8],
+) -> Option<Option<Bytes>> {
+    newest_first.into_iter().find_map(|memtable| memtable.get(key, sequence))
 }
 
 /// What the newest run that knows the key says.

@@ -2,7 +2,11 @@
 //!
 //! Start at [`UringDevice::open`]. A device is locked while open: a second server on the same
 //! file or disk would destroy it. Writes go past the page cache; `fua` is RWF_DSYNC, a flush is
-//! fdatasync, a discard punches a hole.
+//! fdatasync, a discard punches a hole: a file then shares its free space with the file system,
+//! and a later write there can find it full.
+//!
+//! Buffers are not registered with the ring: `DmaBuf` memory is pooled across executors, and a
+//! registered pool would be a second kind of buffer.
 //!
 //! Polled completions (IORING_SETUP_IOPOLL) are not used: a polled ring takes no sockets and no
 //! flush, so it would be a second ring per executor; polling is the NVMe driver's business.

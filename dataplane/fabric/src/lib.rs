@@ -2,15 +2,19 @@
 //! bytes beside the body so that a back end may move them one-sided and without copies.
 //!
 //! Back ends: [`tcp`] (io_uring sockets) and [`mem`] (in process, seeded: delay, loss,
-//! duplication, reordering, partition). A fabric belongs to one executor.
+//! reordering, resets, partition). A fabric belongs to one executor. Start at [`Fabric`].
 //!
 //! A call may be lost after it was executed: whoever calls retries under a request id that
-//! the service recognises. The fabric itself never retries.
+//! the service recognises. The fabric itself never retries. Calls on one connection have no
+//! order among each other. Bulk bytes arrive at the start of a page, so that they can go to a
+//! device as they are.
+#![forbid(unsafe_code)]
 
 pub mod mem;
 pub mod tcp;
 
 use bytes::Bytes;
+use cfs_wire::limits::{RPC_BODY_BYTES_MAX, RPC_BULK_BYTES_MAX};
 use futures_util::future::LocalBoxFuture;
 use std::fmt;
 use std::rc::Rc;
@@ -43,6 +47,22 @@ pub struct Message {
     pub bulk: Bytes,
 }
 
+impl Message {
+    /// Whether both parts are within the wire's limits.
+    fn check_length(&self) -> Result<(), FabricError> {
+        for (part, limit) in [(&self.body, RPC_BODY_BYTES_MAX), (&self.bulk, RPC_BULK_BYTES_MAX)] {
+            if part.len() > limit {
+                return Err(FabricError::TooLarge { length: part.len(), limit });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Calls under way on one connection at most; the next waits for a reply. Deep enough to keep
+/// a device's queue full from one client.
+pub const CALLS_MAX: usize = 256;
+
 /// Why a call gave no reply.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum FabricError {
@@ -56,6 +76,8 @@ pub enum FabricError {
     Version { address: Address, theirs: u16, ours: u16 },
     #[error("message of {length} bytes exceeds the limit of {limit}")]
     TooLarge { length: usize, limit: usize },
+    #[error("{address} is no address to connect to: {detail}")]
+    Address { address: Address, detail: String },
 }
 
 impl FabricError {

@@ -1,1 +1,76 @@
-//! placeholder
+//! Fabric over TCP sockets on io_uring.
+//!
+//! Each connection has two tasks: a reader that parses frames and a writer that sends all
+//! frames queued meanwhile with one vectored call. Bulk bytes and large bodies are received
+//! straight into page-aligned memory of their size; what is sent is never copied.
+//!
+//! Everything is bounded: a client waits for one of [`CALLS_MAX`](crate::CALLS_MAX) slots and for its share of
+//! [`BYTES_MAX`]; a server that has as much under way stops reading. Start at [`TcpFabric`].
+//!
+//! Peers do not prove who they are yet, so only loopback addresses are served and called.
+
+mod client;
+mod link;
+mod reader;
+mod server;
+
+use crate::{Address, Connection, Fabric, FabricError, Listener, Service};
+use cfs_reactor::Handle;
+use cfs_reactor::uring::Ring;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Message bytes under way on one connection at most, per direction: eight of the largest
+/// messages, several times what a loopback or 100 Gbit/s link holds in flight.
+pub const BYTES_MAX: usize = 48 << 20;
+/// A peer that has not said HELLO by then is none of ours.
+const HELLO_WAIT: Duration = Duration::from_secs(5);
+
+/// A process's access to the network. All its tasks run in one domain.
+pub struct TcpFabric {
+    ring: Rc<Ring>,
+    handle: Handle,
+}
+
+impl TcpFabric {
+    pub fn new(ring: Rc<Ring>, handle: &Handle) -> Rc<TcpFabric> {
+        Rc::new(TcpFabric { ring, handle: handle.clone() })
+    }
+}
+
+impl Fabric for TcpFabric {
+    /// `host:port`; port 0 lets the system choose. The host is a loopback address.
+    fn listen(&self, address: &Address, service: Rc<dyn Service>) -> Result<Box<dyn Listener>, FabricError> {
+        let refused = |detail| FabricError::Listen { address: address.clone(), detail };
+        let socket_address = parse(address).map_err(refused)?;
+        server::listen(&self.ring, &self.handle, socket_address, service).map_err(refused)
+    }
+
+    fn connect(&self, address: &Address) -> LocalBoxFuture<'_, Result<Rc<dyn Connection>, FabricError>> {
+        let address = address.clone();
+        async move {
+            let socket_address =
+                parse(&address).map_err(|detail| FabricError::Address { address: address.clone(), detail })?;
+            client::connect(&self.ring, &self.handle, &address, socket_address).await
+        }
+        .boxed_local()
+    }
+}
+
+/// The loopback socket address meant, or why there is none.
+fn parse(address: &Address) -> Result<SocketAddr, String> {
+    let text = match address.0.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => address.0.clone(),
+    };
+    let parsed: SocketAddr =
+        text.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:7400".to_owned())?;
+    if !parsed.ip().is_loopback() {
+        let detail = "enrolment and mTLS do not exist yet, so only loopback is allowed: use 127.0.0.1 or [::1]";
+        return Err(detail.to_owned());
+    }
+    Ok(parsed)
+}

@@ -361,7 +361,7 @@ impl Core {
         self.kick(stream);
     }
 
-    fn finish(&self, flight: Flight) {
+    fn finish(self: &Rc<Self>, flight: Flight) {
         // An append behind a failed one may be unreachable for a scan.
         let answer = match flight.outcome {
             Some(Err(error)) => Err(StoreError::Device(error)),
@@ -394,7 +394,11 @@ impl Core {
             zone.last_sequence = flight.sequence;
             state.sequences.settle(flight.sequence);
         }
+        let worth_collecting = state.zones.first_empty().is_some() || state.zones.is_low();
         drop(state);
+        if worth_collecting {
+            self.collect_in_background();
+        }
         for reply in flight.replies {
             // A caller that stopped waiting needs no answer.
             let _ = reply.send(answer.clone());

@@ -137,7 +137,7 @@ impl State {
         let kind = entry.info.kind as usize - 1;
         match self.index.insert(id, entry) {
             Some(older) => {
-                self.zones.get_mut(older.place.zone).release(footprint);
+                self.zones.release(older.place.zone, footprint);
                 self.duplicates.entry(id).or_default().push(older.place);
             }
             None => self.live_by_kind[kind] += length,
@@ -179,7 +179,7 @@ impl State {
         if let Some(existing) = self.tombstones.get(&id) {
             // Carried forward, or found twice: the newer record counts.
             let (old_home, bytes) = (existing.home, existing.bytes);
-            self.zones.get_mut(old_home).release(bytes);
+            self.zones.release(old_home, bytes);
         }
         let mut places = self.places_of(id);
         places.extend(record.places.iter().copied());
@@ -205,7 +205,7 @@ impl State {
     pub fn forget_blob(&mut self, id: BlobId) {
         self.duplicates.remove(&id);
         let Some(entry) = self.index.remove(&id) else { return };
-        self.zones.get_mut(entry.place.zone).release(entry.footprint());
+        self.zones.release(entry.place.zone, entry.footprint());
         self.live_by_kind[entry.info.kind as usize - 1] -= u64::from(entry.info.length);
         self.used = self.used.saturating_sub(entry.footprint());
     }
@@ -229,7 +229,7 @@ impl State {
                 self.tombstones.remove(&id);
                 // The reset zone was just counted anew.
                 if home != number {
-                    self.zones.get_mut(home).release(bytes);
+                    self.zones.release(home, bytes);
                 }
             }
         }

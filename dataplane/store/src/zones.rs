@@ -186,11 +186,6 @@ impl Zone {
         }
     }
 
-    /// Something that lived here does no more.
-    pub fn release(&mut self, bytes: u64) {
-        self.live = self.live.saturating_sub(bytes);
-    }
-
     /// Bytes a collection would give back, not counting the unused end of the zone: that may
     /// be lost again in the next one.
     pub fn garbage(&self) -> u64 {
@@ -205,6 +200,8 @@ pub struct ZoneTable {
     free: VecDeque<u32>,
     /// Open and sealing zones: at most two per stream.
     unsealed: BTreeSet<u32>,
+    /// Sealed zones in which nothing lives: free for the writing of a header.
+    empty: BTreeSet<u32>,
     pub reserve: Reserve,
     zone_bytes: u32,
 }
@@ -214,7 +211,7 @@ impl ZoneTable {
         let is_free = |zone: &Zone| matches!(zone.state, ZoneState::Free { .. });
         let free = (0..).zip(&zones).filter(|(_, zone)| is_free(zone)).map(|(number, _)| number).collect();
         let reserve = Reserve::new(zones.len() as u32);
-        ZoneTable { zones, free, unsealed: BTreeSet::new(), reserve, zone_bytes }
+        ZoneTable { zones, free, unsealed: BTreeSet::new(), empty: BTreeSet::new(), reserve, zone_bytes }
     }
 
     pub fn set_state(&mut self, zone: u32, state: ZoneState) {
@@ -223,6 +220,31 @@ impl ZoneTable {
             ZoneState::Open | ZoneState::Sealing => self.unsealed.insert(zone),
             _ => self.unsealed.remove(&zone),
         };
+        self.note_empty(zone);
+    }
+
+    /// Something that lived in the zone does no more.
+    pub fn release(&mut self, zone: u32, bytes: u64) {
+        let live = &mut self.get_mut(zone).live;
+        *live = live.saturating_sub(bytes);
+        self.note_empty(zone);
+    }
+
+    fn note_empty(&mut self, number: u32) {
+        let zone = self.get(number);
+        match zone.live == 0 && zone.state == ZoneState::Sealed {
+            true => self.empty.insert(number),
+            false => self.empty.remove(&number),
+        };
+    }
+
+    /// A sealed zone in which nothing lives.
+    pub fn first_empty(&self) -> Option<u32> {
+        self.empty.first().copied()
+    }
+
+    pub fn is_low(&self) -> bool {
+        self.free_count() <= self.reserve.low_water()
     }
 
     pub fn get(&self, zone: u32) -> &Zone {

@@ -4,7 +4,7 @@
 
 use crate::data::{Extent, Location, Referent, Registration};
 use crate::errno::Errno;
-use crate::ids::{Epoch, Ino, NodeId, RequestId, SegmentId, SessionId, ShardId};
+use crate::ids::{Epoch, Ino, NodeId, RequestId, SegmentId, SessionId, ShardId, VolumeId};
 use crate::policy::Policy;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -398,6 +398,29 @@ pub struct StatFs {
     pub bytes_total: u64,
     pub bytes_free: u64,
     pub inodes_used: u64,
+}
+
+/// [`MountCall`] in, [`MountReply`] or [`MetaError`] out: a client's first call. The server draws
+/// the session; the client opens it in each shard when that shard first says it is unknown.
+pub const OP_MOUNT: u16 = 0x0303;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MountCall {
+    /// What the client calls itself, for people to read.
+    pub client: String,
+}
+
+/// The body of the reply is a `MountResult`.
+pub type MountResult = Result<MountReply, MetaError>;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MountReply {
+    pub volume: VolumeId,
+    pub root: Ino,
+    pub shards: u16,
+    /// A session that was not heard of for so long may be fenced.
+    pub lease_ms: u32,
+    pub session: SessionId,
 }
 
 /// What the server wants of a client: held as a long poll, one per session and node.

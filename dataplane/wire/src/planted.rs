@@ -60,6 +60,10 @@ bugs! {
     KvDropDeletionEarly,
     /// Ordered store: delete input runs before the new manifest is durable.
     KvDeleteRunsEarly,
+    /// Ordered store: answer a checkpoint before it is written.
+    KvSyncedEarly,
+    /// Ordered store: at open, take a manifest whose runs are not all there.
+    KvSkipCompleteness,
     /// Metadata: run a repeated request again.
     MetaRerunRequest,
     /// Metadata: do not store the reply.

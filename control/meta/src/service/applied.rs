@@ -5,7 +5,7 @@
 //! others, find nobody waiting. So outcomes never travel, and the log holds no replies.
 
 use super::readers::{Read, Readers};
-use crate::state::{LogEntry, Outcome};
+use crate::state::{FollowUp, LogEntry, Outcome};
 use bytes::{BufMut, Bytes, BytesMut};
 use cfs_reactor::sync::Notify;
 use std::cell::RefCell;
@@ -59,14 +59,16 @@ pub struct Delivery {
 pub struct Applied {
     waiting: RefCell<BTreeMap<u64, Option<Delivery>>>,
     readers: Readers,
-    /// Notified at every applied entry that may let something waiting go on.
+    /// Notified at every applied entry.
     progress: Rc<Notify>,
+    /// Notified when a transaction no longer holds keys.
+    unblocked: Rc<Notify>,
 }
 
 impl Applied {
     pub fn new() -> Rc<Applied> {
         let readers = Readers::default();
-        Rc::new(Applied { waiting: RefCell::new(BTreeMap::new()), readers, progress: Notify::new() })
+        Rc::new(Applied { waiting: RefCell::new(BTreeMap::new()), readers, progress: Notify::new(), unblocked: Notify::new() })
     }
 
     pub fn readers(&self) -> &Readers {
@@ -77,10 +79,17 @@ impl Applied {
         &self.progress
     }
 
+    pub fn unblocked(&self) -> &Rc<Notify> {
+        &self.unblocked
+    }
+
     /// Called by the replica once the outcome's batch is visible to readers.
     pub fn publish(&self, nonce: u64, outcome: Outcome) {
         self.readers.changed(outcome.changes.iter().map(|change| change.ino));
         self.progress.notify_all();
+        if outcome.follow_up.iter().any(|next| matches!(next, FollowUp::Unblocked { .. })) {
+            self.unblocked.notify_all();
+        }
         if let Some(slot) = self.waiting.borrow_mut().get_mut(&nonce) {
             *slot = Some(Delivery { outcome, read: self.readers.begin_read() });
         }

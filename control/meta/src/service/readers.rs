@@ -20,7 +20,8 @@ struct State {
     leases: BTreeMap<Ino, SmallVec<[(SessionId, Instant); 2]>>,
     /// How many leases each session holds; sessions without any are absent.
     counts: BTreeMap<SessionId, usize>,
-    recalls: BTreeMap<Ino, u32>,
+    /// The sessions whose changes are recalling an inode.
+    recalls: BTreeMap<Ino, SmallVec<[SessionId; 2]>>,
     /// Reads under way, with the inodes whose recall began or ended since each began.
     reads: BTreeMap<u64, BTreeSet<Ino>>,
     next_read: u64,
@@ -45,6 +46,7 @@ pub struct Read {
 /// A recall under way on one or more inodes.
 pub struct Recall {
     state: Rc<RefCell<State>>,
+    session: SessionId,
     inos: Vec<Ino>,
 }
 
@@ -81,13 +83,18 @@ impl Readers {
     }
 
     /// From here to the end of the recall nobody gets a lease on these inodes.
-    pub fn begin_recall(&self, inos: &[Ino]) -> Recall {
+    pub fn begin_recall(&self, session: SessionId, inos: &[Ino]) -> Recall {
         let mut state = self.0.borrow_mut();
         for ino in inos {
-            *state.recalls.entry(*ino).or_default() += 1;
+            state.recalls.entry(*ino).or_default().push(session);
             state.taint(*ino);
         }
-        Recall { state: self.0.clone(), inos: inos.to_vec() }
+        Recall { state: self.0.clone(), session, inos: inos.to_vec() }
+    }
+
+    /// Whether another session's change is recalling the inode.
+    pub fn is_recalled_for_other(&self, ino: Ino, session: SessionId) -> bool {
+        self.0.borrow().recalls.get(&ino).is_some_and(|recalls| recalls.iter().any(|other| *other != session))
     }
 
     /// The other sessions that may hold a lease on the inode, and until when.
@@ -104,13 +111,6 @@ impl Readers {
             }
         }
         others
-    }
-
-    /// Whether any other session may hold a lease on anything: if not, a change needs no recall.
-    pub fn has_others(&self, except: SessionId, now: Instant) -> bool {
-        let state = self.0.borrow();
-        let suspected = now < state.suspect_until && state.suspects.iter().any(|suspect| *suspect != except);
-        suspected || state.counts.keys().any(|session| *session != except)
     }
 
     /// The session has dropped the inode, or its lease on it is over.
@@ -171,7 +171,7 @@ impl Read {
         let mut state = self.state.borrow_mut();
         let tainted = state.reads.get(&self.id).is_none_or(|tainted| tainted.contains(&ino));
         let own = own.map_or(0, |own| own.inos.iter().filter(|recalled| **recalled == ino).count());
-        let recalls = state.recalls.get(&ino).map_or(0, |count| *count as usize);
+        let recalls = state.recalls.get(&ino).map_or(0, SmallVec::len);
         if tainted || recalls > own || state.counts.values().sum::<usize>() >= LEASES_MAX {
             return false;
         }
@@ -194,15 +194,8 @@ impl Drop for Read {
 }
 
 impl Recall {
-    /// Recalls more inodes together with these.
-    pub fn add(&mut self, inos: &[Ino]) {
-        let mut state = self.state.borrow_mut();
-        for ino in inos {
-            *state.recalls.entry(*ino).or_default() += 1;
-            state.taint(*ino);
-        }
-        drop(state);
-        self.inos.extend_from_slice(inos);
+    pub fn covers(&self, ino: Ino) -> bool {
+        self.inos.contains(&ino)
     }
 }
 
@@ -211,11 +204,12 @@ impl Drop for Recall {
         let mut state = self.state.borrow_mut();
         for ino in &self.inos {
             state.taint(*ino);
-            if let Some(count) = state.recalls.get_mut(ino) {
-                *count -= 1;
-                if *count == 0 {
-                    state.recalls.remove(ino);
-                }
+            let Some(recalls) = state.recalls.get_mut(ino) else { continue };
+            if let Some(at) = recalls.iter().position(|session| *session == self.session) {
+                recalls.swap_remove(at);
+            }
+            if recalls.is_empty() {
+                state.recalls.remove(ino);
             }
         }
     }
@@ -261,7 +255,7 @@ mod tests {
     fn a_read_that_overlapped_a_recall_gets_no_lease() {
         let readers = Readers::default();
         let before = readers.begin_read();
-        let recall = readers.begin_recall(&[FILE]);
+        let recall = readers.begin_recall(A, &[FILE]);
         let during = readers.begin_read();
         assert!(!before.grant(B, FILE, at(9)));
         assert!(!during.grant(B, FILE, at(9)));

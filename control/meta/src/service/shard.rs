@@ -27,6 +27,8 @@ pub(super) struct Shard {
     pub locks: LockQueues,
     /// Inodes in shared mode, and until when.
     pub contended: RefCell<BTreeMap<Ino, Instant>>,
+    /// Write leases being asked for, and by whom.
+    pub acquiring: RefCell<BTreeMap<Ino, SessionId>>,
     /// Recalls that last from a prepare to the transaction's end.
     pub prepared: RefCell<BTreeMap<TxnId, Recall>>,
     pub reaping: RefCell<BTreeSet<Ino>>,
@@ -47,6 +49,7 @@ impl Shard {
             names: Names::new(),
             locks: LockQueues::default(),
             contended: RefCell::default(),
+            acquiring: RefCell::default(),
             prepared: RefCell::default(),
             reaping: RefCell::default(),
             driving: RefCell::default(),

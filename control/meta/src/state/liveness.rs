@@ -36,12 +36,18 @@ impl View<'_> {
             }
             ShardOp::Resolve { referents } => self.resolve(referents).await,
             ShardOp::MarkDead { slots } => self.mark_dead(slots).await,
-            ShardOp::Swap { ino, swaps } => match self.swap(*ino, swaps).await {
-                Ok(swapped) => Ok(ShardReply::Swapped(swapped)),
-                Err(Fail::Storage(error)) => Err(error),
-                // A mover asks again later, or finds the old extents gone.
-                Err(_) => Ok(ShardReply::Refused),
-            },
+            ShardOp::Swap { ino, swaps } => {
+                let mark = self.mark();
+                match self.swap(*ino, swaps).await {
+                    Ok(swapped) => Ok(ShardReply::Swapped(swapped)),
+                    Err(Fail::Storage(error)) => Err(error),
+                    // A mover asks again later, or finds the old extents gone.
+                    Err(_) => {
+                        self.back_to(mark);
+                        Ok(ShardReply::Refused)
+                    }
+                }
+            }
             ShardOp::AdvanceEpoch { minimum } => self.advance_epoch(*minimum).await,
             // Answered as a read above.
             _ => Ok(ShardReply::Refused),

@@ -1,0 +1,161 @@
+//! Coherence: before a change becomes visible, whoever may serve the old state from a cache has
+//! dropped it, and whoever may hold newer state (a write lease) has committed it.
+
+use super::call::{BLOCKED_RECHECK, unreadable};
+use super::names::names_of;
+use super::readers::Recall;
+use super::shard::Shard;
+use super::MetaService;
+use crate::state::{self, Change, ChangeKind};
+use cfs_reactor::Instant;
+use cfs_wire::meta::{Event, MetaError, MetaOp, MetaReply, Name};
+use cfs_wire::{Ino, SessionId};
+use std::rc::Rc;
+
+impl MetaService {
+    /// Recalls what an operation is about to change. `None`: nobody else talks to the shard.
+    pub(super) async fn recall_for(
+        &self,
+        shard: &Rc<Shard>,
+        session: SessionId,
+        op: &MetaOp,
+    ) -> Result<Option<Recall>, MetaError> {
+        if shard.is_alone(session) {
+            return Ok(None);
+        }
+        let mut inos = directly_changed(op);
+        for (dir, name) in names_of(op) {
+            if dir.shard() == shard.id && !matches!(op, MetaOp::Create { .. } | MetaOp::Link { .. }) {
+                inos.extend(self.named(shard, dir, name).await?);
+            }
+        }
+        Ok(Some(self.recall(shard, session, inos).await?))
+    }
+
+    /// Recalls inodes of this shard from every other session. While the result lives, nobody
+    /// gets a new lease on them.
+    pub(super) async fn recall(
+        &self,
+        shard: &Rc<Shard>,
+        session: SessionId,
+        mut inos: Vec<Ino>,
+    ) -> Result<Recall, MetaError> {
+        inos.retain(|ino| ino.shard() == shard.id);
+        inos.sort();
+        inos.dedup();
+        let recall = shard.readers().begin_recall(session, &inos);
+        for ino in &inos {
+            self.recall_writer(shard, *ino, session).await?;
+        }
+        if !cfs_wire::planted::is(cfs_wire::planted::Bug::MetaSkipInvalidate) {
+            self.invalidate(shard, session, &inos).await;
+        }
+        Ok(recall)
+    }
+
+    /// Has all other readers of the inodes drop them; waits for each until it has, or until its
+    /// lease is over.
+    async fn invalidate(&self, shard: &Shard, session: SessionId, inos: &[Ino]) {
+        let now = self.inner.handle.now();
+        let mut told = Vec::new();
+        for ino in inos {
+            for (other, until) in shard.readers().others(*ino, session, now) {
+                let ticket = self.inner.events.push(other, Event::Invalidate { ino: *ino });
+                told.push((other, *ino, until, ticket));
+            }
+        }
+        for (other, ino, until, ticket) in told {
+            ticket.acknowledged_by(&self.inner.handle, until).await;
+            shard.readers().dropped(other, ino, self.inner.handle.now());
+        }
+    }
+
+    /// After a change was applied: inodes it changed that nobody foresaw (a session came in
+    /// between) are recalled before the change is answered.
+    pub(super) async fn recall_late(
+        &self,
+        shard: &Rc<Shard>,
+        session: SessionId,
+        changes: &[Change],
+        recall: Option<&Recall>,
+    ) {
+        if shard.is_alone(session) {
+            return;
+        }
+        let unforeseen: Vec<Ino> = changes
+            .iter()
+            .filter(|change| change.kind != ChangeKind::Created)
+            .map(|change| change.ino)
+            .filter(|ino| recall.is_none_or(|recall| !recall.covers(*ino)))
+            .collect();
+        if !unforeseen.is_empty() {
+            let _recall = shard.readers().begin_recall(session, &unforeseen);
+            self.invalidate(shard, session, &unforeseen).await;
+        }
+    }
+
+    pub(super) async fn lease_holder(&self, shard: &Shard, ino: Ino) -> Result<Option<SessionId>, MetaError> {
+        state::lease_holder(&*shard.reader, shard.id, ino).await.map_err(unreadable)
+    }
+
+    /// Has another session commit what it wrote under its write lease and give the lease back;
+    /// a session that does neither is fenced. True if another session held it and lives.
+    pub(super) async fn recall_writer(
+        &self,
+        shard: &Rc<Shard>,
+        ino: Ino,
+        session: SessionId,
+    ) -> Result<bool, MetaError> {
+        let started = self.inner.handle.now();
+        let mut asked: Option<(SessionId, Instant)> = None;
+        loop {
+            let progress = shard.applied.progress().notified();
+            let acquiring = shard.acquiring.borrow().get(&ino).is_some_and(|other| *other != session);
+            let holder = self.lease_holder(shard, ino).await?.filter(|holder| *holder != session);
+            let Some(holder) = holder else {
+                if acquiring {
+                    let _ = self.inner.handle.timeout(BLOCKED_RECHECK, progress).await;
+                    continue;
+                }
+                return Ok(asked.is_some_and(|(asked, _)| shard.knows(asked)));
+            };
+            let now = self.inner.handle.now();
+            if now.saturating_since(started) > self.inner.config.write_recall_max {
+                self.fence(holder).await;
+                continue;
+            }
+            // Asked again now and then: the client may have carried the event out just before
+            // it got the lease.
+            let due = asked.is_none_or(|(to, at)| to != holder || now.saturating_since(at) >= BLOCKED_RECHECK * 2);
+            if due {
+                self.inner.events.push(holder, Event::RecallWrite { ino });
+                asked = Some((holder, now));
+            }
+            let _ = self.inner.handle.timeout(BLOCKED_RECHECK, progress).await;
+        }
+    }
+
+    /// What a name stands for right now.
+    async fn named(&self, shard: &Shard, dir: Ino, name: Name) -> Result<Option<Ino>, MetaError> {
+        Ok(match self.read_state(shard, &MetaOp::Lookup { dir, name }).await? {
+            Ok(MetaReply::Entry(entry)) => Some(entry.attr.ino),
+            Ok(MetaReply::Remote { ino, .. }) => Some(ino),
+            _ => None,
+        })
+    }
+}
+
+/// The inodes an operation names and changes.
+fn directly_changed(op: &MetaOp) -> Vec<Ino> {
+    match op {
+        MetaOp::Create { dir, .. } | MetaOp::Unlink { dir, .. } | MetaOp::Rmdir { dir, .. } => vec![*dir],
+        MetaOp::Link { ino, dir, .. } => vec![*dir, *ino],
+        MetaOp::Rename { dir, to_dir, .. } => vec![*dir, *to_dir],
+        MetaOp::SetAttr { ino, .. }
+        | MetaOp::SetXattr { ino, .. }
+        | MetaOp::RemoveXattr { ino, .. }
+        | MetaOp::AcquireLease { ino } => vec![*ino],
+        MetaOp::Commit(commit) => vec![commit.ino],
+        _ => Vec::new(),
+    }
+}

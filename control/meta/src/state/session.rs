@@ -1,0 +1,189 @@
+//! Sessions, the replies kept for them, and what a session holds: open-file holds, write leases.
+//! Fencing takes all of it away in one entry.
+
+use super::entry::FollowUp;
+use super::records::{LeaseRecord, SessionRecord};
+use super::view::{Attempt, View, bad_key};
+use super::{StateError, keys};
+use cfs_wire::limits::SESSION_REPLIES_MAX;
+use cfs_wire::meta::{FileKind, Grant, MetaCall, MetaError, MetaReply, MetaResult};
+use cfs_wire::planted::{self, Bug};
+use cfs_wire::{Errno, Ino, RequestId, SessionId, Timestamp};
+
+impl View<'_> {
+    async fn session_record(&self, session: SessionId) -> Result<Option<SessionRecord>, StateError> {
+        self.get(&keys::session(self.shard, session)).await
+    }
+
+    pub(crate) async fn open_session(&mut self, session: SessionId, client: &str, now: Timestamp) -> Attempt<MetaReply> {
+        match self.session_record(session).await? {
+            Some(record) if record.fenced => return Err(MetaError::Fenced.into()),
+            Some(_) => {}
+            None => {
+                let client = client.to_owned();
+                let record = SessionRecord { client, opened: now, fenced: false, lowest: 0, replies: 0 };
+                self.put(keys::session(self.shard, session), &record);
+            }
+        }
+        // The lease's length is the service's to say.
+        Ok(MetaReply::Session { lease_ms: 0 })
+    }
+
+    /// The record of a session that may act.
+    pub(crate) async fn active_session(&self, session: SessionId) -> Attempt<SessionRecord> {
+        let record = self.session_record(session).await?.ok_or(MetaError::SessionUnknown)?;
+        if record.fenced && !planted::is(Bug::MetaSkipFencing) {
+            return Err(MetaError::Fenced.into());
+        }
+        Ok(record)
+    }
+
+    pub(crate) async fn stored_reply(&self, id: RequestId) -> Result<Option<MetaResult>, StateError> {
+        if planted::is(Bug::MetaRerunRequest) {
+            return Ok(None);
+        }
+        self.get(&keys::reply(self.shard, id)).await
+    }
+
+    /// Drops the replies a client has acknowledged. The record is the caller's to store.
+    pub(crate) async fn acknowledge(&mut self, call: &MetaCall, record: &mut SessionRecord) -> Result<(), StateError> {
+        if call.lowest_unacknowledged <= record.lowest {
+            return Ok(());
+        }
+        let session = call.id.session;
+        let start = keys::reply(self.shard, RequestId { session, sequence: record.lowest });
+        let end = keys::reply(self.shard, RequestId { session, sequence: call.lowest_unacknowledged });
+        for (key, _) in self.scan(start, &end, SESSION_REPLIES_MAX * 2).await? {
+            self.delete(key);
+            record.replies = record.replies.saturating_sub(1);
+        }
+        record.lowest = call.lowest_unacknowledged;
+        Ok(())
+    }
+
+    pub(crate) fn has_room_for_reply(record: &SessionRecord) -> bool {
+        (record.replies as usize) < SESSION_REPLIES_MAX
+    }
+
+    /// Stores a final reply beside its effects: a repeat of the request is answered from it.
+    pub(crate) fn store_reply(&mut self, id: RequestId, result: &MetaResult, record: &mut SessionRecord) {
+        if planted::is(Bug::MetaForgetReply) {
+            return;
+        }
+        self.put(keys::reply(self.shard, id), result);
+        record.replies += 1;
+    }
+
+    pub(crate) fn put_session(&mut self, session: SessionId, record: &SessionRecord) {
+        self.put(keys::session(self.shard, session), record);
+    }
+
+    pub(crate) async fn close_session(&mut self, session: SessionId) -> Attempt<MetaReply> {
+        match self.session_record(session).await? {
+            Some(record) if record.fenced => return Err(MetaError::Fenced.into()),
+            Some(_) => {
+                self.drop_belongings(session).await?;
+                self.delete(keys::session(self.shard, session));
+            }
+            None => {}
+        }
+        Ok(MetaReply::Done)
+    }
+
+    /// Fences a session. The record stays for good: nothing of that session is ever accepted.
+    pub(crate) async fn fence(&mut self, session: SessionId) -> Attempt<()> {
+        let stored = self.session_record(session).await?;
+        if stored.as_ref().is_some_and(|record| record.fenced) {
+            return Ok(());
+        }
+        let unseen = SessionRecord {
+            client: String::new(),
+            opened: Timestamp::default(),
+            fenced: true,
+            lowest: 0,
+            replies: 0,
+        };
+        let record = SessionRecord { fenced: true, replies: 0, ..stored.unwrap_or(unseen) };
+        self.put_session(session, &record);
+        self.drop_belongings(session).await
+    }
+
+    async fn drop_belongings(&mut self, session: SessionId) -> Attempt<()> {
+        for (key, _) in self.scan_all(&keys::of_session(self.shard, keys::REPLY, session)).await? {
+            self.delete(key);
+        }
+        for ino in self.session_inodes(keys::SESSION_LEASE, session).await? {
+            self.drop_lease_of_inode(ino).await?;
+        }
+        for ino in self.session_inodes(keys::SESSION_LOCK, session).await? {
+            self.drop_locks_of_session(ino, session).await?;
+        }
+        for ino in self.session_inodes(keys::SESSION_HOLD, session).await? {
+            self.drop_hold(ino, session).await?;
+        }
+        Ok(())
+    }
+
+    async fn session_inodes(&self, table: u8, session: SessionId) -> Result<Vec<Ino>, StateError> {
+        let rows = self.scan_all(&keys::of_session(self.shard, table, session)).await?;
+        let ino = |key: &[u8]| keys::u64_at(key, keys::FIELDS + 8).map(Ino::from_u64).ok_or_else(|| bad_key(key));
+        rows.iter().map(|(key, _)| ino(key)).collect()
+    }
+
+    pub(crate) async fn open(&mut self, session: SessionId, ino: Ino) -> Attempt<MetaReply> {
+        let inode = self.live_inode(ino).await?;
+        self.add_hold(ino, session);
+        Ok(MetaReply::Attr { attr: inode.attr(), grant: Grant::default() })
+    }
+
+    pub(crate) async fn release(&mut self, session: SessionId, ino: Ino) -> Attempt<MetaReply> {
+        self.unlocked(&keys::locked_inode(self.shard, ino)).await?;
+        self.drop_hold(ino, session).await?;
+        Ok(MetaReply::Done)
+    }
+
+    pub(crate) async fn acquire_lease(&mut self, session: SessionId, ino: Ino) -> Attempt<MetaReply> {
+        let inode = self.live_inode(ino).await?;
+        if inode.kind != FileKind::File {
+            return Err(Errno::EINVAL.into());
+        }
+        let key = keys::lease(self.shard, ino);
+        let granted = match self.get::<LeaseRecord>(&key).await? {
+            Some(lease) if lease.session == session => true,
+            Some(_) if !planted::is(Bug::MetaShareWriteLease) => false,
+            _ => {
+                let token = self.next_token();
+                self.put(key, &LeaseRecord { session, token });
+                self.put(keys::session_ino(self.shard, keys::SESSION_LEASE, session, ino), &());
+                true
+            }
+        };
+        let grant = Grant { read_ms: 0, write: granted };
+        Ok(MetaReply::Lease { granted, attr: inode.attr(), grant })
+    }
+
+    pub(crate) async fn return_lease(&mut self, session: SessionId, ino: Ino) -> Attempt<MetaReply> {
+        let lease: Option<LeaseRecord> = self.get(&keys::lease(self.shard, ino)).await?;
+        if lease.is_some_and(|lease| lease.session == session) {
+            self.drop_lease_of_inode(ino).await?;
+        }
+        Ok(MetaReply::Done)
+    }
+
+    pub(crate) async fn drop_lease_of_inode(&mut self, ino: Ino) -> Attempt<()> {
+        let key = keys::lease(self.shard, ino);
+        if let Some(lease) = self.get::<LeaseRecord>(&key).await? {
+            self.delete(key);
+            self.delete(keys::session_ino(self.shard, keys::SESSION_LEASE, lease.session, ino));
+        }
+        Ok(())
+    }
+
+    /// Tells the service that waiting lock calls may go on.
+    pub(crate) fn locks_freed(&mut self, ino: Ino) {
+        let freed = FollowUp::LocksFreed { ino };
+        if !self.follow_up.contains(&freed) {
+            self.follow_up.push(freed);
+        }
+    }
+}

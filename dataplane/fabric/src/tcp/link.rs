@@ -1,0 +1,177 @@
+//! What both ends of a connection share: the socket, the queue to it, and its end.
+
+use crate::Message;
+use bytes::{Bytes, BytesMut};
+use cfs_reactor::sync::Notify;
+use cfs_reactor::uring::{PARTS_MAX, Ring};
+use cfs_wire::frame::{self, FrameError, Hello, Kind, PREFIX_BYTES_MAX, VERSION_MAX};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+/// A body up to this size is copied behind its header: cheaper than one more part to send.
+const BODY_COPIED_MAX: usize = 1024;
+/// One send's bytes, so that memory is released and others run while much is queued.
+const SEND_BYTES_MAX: usize = 2 << 20;
+/// Queued bytes beyond which a server admits no more requests: its client does not read.
+const QUEUED_BYTES_MAX: usize = 16 << 20;
+
+/// One connection's socket and outgoing queue.
+pub(super) struct Link {
+    pub ring: Rc<Ring>,
+    pub socket: Rc<OwnedFd>,
+    version: Cell<u8>,
+    queue: RefCell<VecDeque<Bytes>>,
+    queued_bytes: Cell<usize>,
+    /// Something was queued, was sent, or the connection ended.
+    changed: Rc<Notify>,
+    closed: RefCell<Option<String>>,
+}
+
+impl Link {
+    pub fn new(ring: Rc<Ring>, socket: OwnedFd) -> Rc<Link> {
+        // A refusal costs latency only; the connection works.
+        if let Err(errno) = rustix::net::sockopt::set_tcp_nodelay(&socket, true) {
+            tracing::debug!(%errno, "no TCP_NODELAY");
+        }
+        Rc::new(Link {
+            ring,
+            socket: Rc::new(socket),
+            version: Cell::new(VERSION_MAX),
+            queue: RefCell::default(),
+            queued_bytes: Cell::new(0),
+            changed: Notify::new(),
+            closed: RefCell::default(),
+        })
+    }
+
+    pub fn version(&self) -> u8 {
+        self.version.get()
+    }
+
+    pub fn set_version(&self, version: u8) {
+        self.version.set(version);
+    }
+
+    /// Ends the connection both ways; its tasks notice. The first reason stays.
+    pub fn close(&self, reason: &str) {
+        if self.closed.borrow().is_some() {
+            return;
+        }
+        *self.closed.borrow_mut() = Some(reason.to_owned());
+        self.queue.borrow_mut().clear();
+        self.queued_bytes.set(0);
+        // The peer may have closed before us.
+        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
+        self.changed.notify_all();
+    }
+
+    /// Why the connection ended, if it did.
+    pub fn closed(&self) -> Option<String> {
+        self.closed.borrow().clone()
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.borrow().is_some()
+    }
+
+    /// Ends with the connection.
+    pub async fn until_closed(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_closed() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until the queue is short, or the connection ended.
+    pub async fn until_short_queue(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_closed() || self.queued_bytes.get() <= QUEUED_BYTES_MAX {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Queues a frame. On a closed connection it goes nowhere.
+    pub fn enqueue(&self, kind: Kind, request_id: u64, message: Message) -> Result<(), FrameError> {
+        let Message { opcode, body, bulk } = message;
+        let prefix = frame::encode(self.version(), kind, opcode, request_id, &body, &bulk)?;
+        if self.is_closed() {
+            return Ok(());
+        }
+        let mut head = BytesMut::with_capacity(PREFIX_BYTES_MAX + body.len().min(BODY_COPIED_MAX));
+        head.extend_from_slice(prefix.as_ref());
+        let body = if body.len() <= BODY_COPIED_MAX {
+            head.extend_from_slice(&body);
+            Bytes::new()
+        } else {
+            body
+        };
+        let was_empty = {
+            let mut queue = self.queue.borrow_mut();
+            let was_empty = queue.is_empty();
+            for part in [head.freeze(), body, bulk] {
+                if !part.is_empty() {
+                    self.queued_bytes.set(self.queued_bytes.get() + part.len());
+                    queue.push_back(part);
+                }
+            }
+            was_empty
+        };
+        if was_empty {
+            self.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    pub fn enqueue_hello(&self) -> Result<(), FrameError> {
+        let body = Bytes::copy_from_slice(&Hello::OURS.encode());
+        self.enqueue(Kind::Hello, 0, Message { opcode: 0, body, bulk: Bytes::new() })
+    }
+
+    /// Sends what is queued until the connection ends.
+    pub async fn write(&self) {
+        while !self.is_closed() {
+            let changed = self.changed.notified();
+            if self.queue.borrow().is_empty() {
+                changed.await;
+                continue;
+            }
+            self.send_queued().await;
+        }
+    }
+
+    /// Sends one batch.
+    pub async fn send_queued(&self) {
+        let (parts, length) = self.take_batch();
+        let (sent, parts) = self.ring.send(&self.socket, parts).await;
+        drop(parts);
+        match sent {
+            Ok(sent) if sent == length => {
+                self.queued_bytes.set(self.queued_bytes.get().saturating_sub(length));
+                if self.queued_bytes.get() + length > QUEUED_BYTES_MAX {
+                    self.changed.notify_all();
+                }
+            }
+            Ok(_) => self.close("sending stopped half-way"),
+            Err(errno) => self.close(&format!("sending failed: {errno}")),
+        }
+    }
+
+    fn take_batch(&self) -> (Vec<Bytes>, usize) {
+        let mut queue = self.queue.borrow_mut();
+        let (mut parts, mut length) = (Vec::new(), 0);
+        while parts.len() < PARTS_MAX && length < SEND_BYTES_MAX {
+            let Some(part) = queue.pop_front() else { break };
+            length += part.len();
+            parts.push(part);
+        }
+        (parts, length)
+    }
+}

@@ -1,0 +1,125 @@
+//! From a byte stream to messages.
+
+use super::link::Link;
+use crate::Message;
+use bytes::Bytes;
+use cfs_reactor::buffer::DmaBuf;
+use cfs_reactor::uring::Errno;
+use cfs_wire::frame::{FrameError, Header, Hello, Kind};
+use std::rc::Rc;
+
+/// Received at once when the size of what comes is unknown. Holds dozens of small frames; of a
+/// large one only so much is copied, the rest is received in place.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// Why a stream gave no further frame.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error("the peer closed the connection")]
+    Ended,
+    #[error("the connection broke off within a frame")]
+    Truncated,
+    #[error("receiving failed: {0}")]
+    Socket(Errno),
+    #[error("bad frame: {0}")]
+    Frame(#[from] FrameError),
+    #[error("a frame of this kind makes no sense here")]
+    Unexpected,
+}
+
+impl ReadError {
+    /// Whether the peer broke the protocol, as opposed to having gone away.
+    pub fn is_violation(&self) -> bool {
+        matches!(self, ReadError::Frame(_) | ReadError::Unexpected)
+    }
+}
+
+/// Parses the frames of one connection.
+pub(super) struct Reader {
+    link: Rc<Link>,
+    /// `None` only while the kernel fills it, or after an error.
+    buffer: Option<DmaBuf>,
+    start: usize,
+    end: usize,
+}
+
+impl Reader {
+    pub fn new(link: Rc<Link>) -> Reader {
+        Reader { link, buffer: Some(DmaBuf::uninitialised(BUFFER_BYTES)), start: 0, end: 0 }
+    }
+
+    fn buffered(&self) -> &[u8] {
+        self.buffer.as_deref().and_then(|buffer| buffer.get(self.start..self.end)).unwrap_or_default()
+    }
+
+    /// The next frame's header; body and bulk must be read next.
+    pub async fn header(&mut self) -> Result<Header, ReadError> {
+        loop {
+            if let Some(header) = Header::decode(self.link.version(), self.buffered())? {
+                self.start += header.prefix_length();
+                return Ok(header);
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// What follows `header`, checked.
+    pub async fn message(&mut self, header: &Header) -> Result<Message, ReadError> {
+        let body = if header.body_length <= self.buffered().len() {
+            let body = Bytes::copy_from_slice(&self.buffered()[..header.body_length]);
+            self.start += header.body_length;
+            body
+        } else {
+            self.part(header.body_length).await?
+        };
+        header.verify_body(&body)?;
+        let bulk = if header.bulk_length == 0 { Bytes::new() } else { self.part(header.bulk_length).await? };
+        header.verify_bulk(&bulk)?;
+        Ok(Message { opcode: header.opcode, body, bulk })
+    }
+
+    /// The peer's first frame.
+    pub async fn hello(&mut self) -> Result<Hello, ReadError> {
+        let header = self.header().await?;
+        if header.kind != Kind::Hello {
+            return Err(ReadError::Unexpected);
+        }
+        let message = self.message(&header).await?;
+        Ok(Hello::decode(&message.body)?)
+    }
+
+    /// The next `length` bytes, at the start of a page.
+    async fn part(&mut self, length: usize) -> Result<Bytes, ReadError> {
+        let mut part = DmaBuf::uninitialised(length);
+        let copied = length.min(self.buffered().len());
+        part[..copied].copy_from_slice(&self.buffered()[..copied]);
+        self.start += copied;
+        if copied < length {
+            let (received, filled) = self.link.ring.recv_range(&self.link.socket, part, copied..length, true).await;
+            part = filled;
+            if received.map_err(ReadError::Socket)? < length - copied {
+                return Err(ReadError::Truncated);
+            }
+        }
+        Ok(part.freeze())
+    }
+
+    /// Receives more behind the start of a header.
+    async fn fill(&mut self) -> Result<(), ReadError> {
+        let Some(mut buffer) = self.buffer.take() else { return Err(ReadError::Ended) };
+        // What is left is less than a header.
+        buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        let free = self.end..buffer.len();
+        let (received, buffer) = self.link.ring.recv_range(&self.link.socket, buffer, free, false).await;
+        self.buffer = Some(buffer);
+        match received.map_err(ReadError::Socket)? {
+            0 if self.end > 0 => Err(ReadError::Truncated),
+            0 => Err(ReadError::Ended),
+            received => {
+                self.end += received;
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The serving end: accepts, reads requests, runs the service, queues replies.
+
+use super::link::Link;
+use super::reader::{ReadError, Reader};
+use super::{BYTES_MAX, HELLO_WAIT};
+use crate::{Address, CALLS_MAX, Listener, Message, Peer, Service};
+use bytes::Bytes;
+use cfs_reactor::sync::{Permit, Semaphore};
+use cfs_reactor::uring::Ring;
+use cfs_reactor::{Handle, JoinHandle};
+use cfs_wire::frame::{FrameError, Hello, Kind, Refusal};
+use std::cell::RefCell;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::OwnedFd;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+/// Connections of one listener at most: each may hold [`BYTES_MAX`] and two descriptors.
+const CONNECTIONS_MAX: usize = 1024;
+/// After accept failed (no descriptors, most likely) it is tried again this much later.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+struct Server {
+    ring: Rc<Ring>,
+    handle: Handle,
+    address: Address,
+    service: Rc<dyn Service>,
+    links: RefCell<Vec<Weak<Link>>>,
+}
+
+struct TcpListener {
+    server: Rc<Server>,
+    accepting: JoinHandle<()>,
+}
+
+impl Listener for TcpListener {
+    fn address(&self) -> Address {
+        self.server.address.clone()
+    }
+}
+
+impl Drop for TcpListener {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        for link in self.server.links.borrow().iter().filter_map(Weak::upgrade) {
+            link.close("the server stopped");
+        }
+    }
+}
+
+/// Binds and starts to accept; the error is one line that says what to do.
+pub(super) fn listen(
+    ring: &Rc<Ring>,
+    handle: &Handle,
+    address: SocketAddr,
+    service: Rc<dyn Service>,
+) -> Result<Box<dyn Listener>, String> {
+    let socket = StdListener::bind(address).map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => {
+            "the port is in use: stop the program that uses it, or choose another port".to_owned()
+        }
+        ErrorKind::PermissionDenied => "ports below 1024 need a privilege: choose a higher port".to_owned(),
+        _ => error.to_string(),
+    })?;
+    let bound = socket.local_addr().map_err(|error| error.to_string())?;
+    let server = Rc::new(Server {
+        ring: ring.clone(),
+        handle: handle.clone(),
+        address: Address(bound.to_string()),
+        service,
+        links: RefCell::default(),
+    });
+    let accepting = handle.spawn(accept(server.clone(), Rc::new(OwnedFd::from(socket))));
+    Ok(Box::new(TcpListener { server, accepting }))
+}
+
+async fn accept(server: Rc<Server>, socket: Rc<OwnedFd>) {
+    let places = Semaphore::new(CONNECTIONS_MAX);
+    loop {
+        let place = places.acquire(1).await;
+        match server.ring.accept(&socket).await {
+            Ok(connection) => {
+                let link = Link::new(server.ring.clone(), connection);
+                {
+                    let mut links = server.links.borrow_mut();
+                    links.retain(|link| link.strong_count() > 0);
+                    links.push(Rc::downgrade(&link));
+                }
+                server.handle.spawn(serve(server.handle.clone(), server.service.clone(), link, place));
+            }
+            Err(errno) => {
+                tracing::warn!(%errno, address = %server.address, "accepting a connection failed");
+                server.handle.sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+/// One connection from HELLO to its end.
+async fn serve(handle: Handle, service: Rc<dyn Service>, link: Rc<Link>, _place: Permit) {
+    let mut reader = Reader::new(link.clone());
+    let greeted = handle.timeout(HELLO_WAIT, shake_hands(&link, &mut reader)).await;
+    let reason = match greeted {
+        None => "no HELLO in 5 s".to_owned(),
+        Some(Err(error)) => error.to_string(),
+        Some(Ok(())) => {
+            let writer = link.clone();
+            handle.spawn(async move { writer.write().await });
+            let error = read_requests(&handle, &service, &link, &mut reader).await;
+            if !error.is_violation() {
+                link.close(&error.to_string());
+                return;
+            }
+            error.to_string()
+        }
+    };
+    tracing::warn!(reason, "closing a client's connection");
+    link.close(&reason);
+}
+
+#[derive(Debug, thiserror::Error)]
+enum GreetError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the client speaks versions {} to {}, this server {} to {}: upgrade the older one",
+        .0.version_min, .0.version_max, Hello::OURS.version_min, Hello::OURS.version_max)]
+    Version(Hello),
+}
+
+/// Hears HELLO and answers it, whatever the versions: the client says what it makes of it.
+async fn shake_hands(link: &Rc<Link>, reader: &mut Reader) -> Result<(), GreetError> {
+    let theirs = reader.hello().await?;
+    link.enqueue_hello()?;
+    link.send_queued().await;
+    link.set_version(Hello::OURS.agree(theirs).ok_or(GreetError::Version(theirs))?);
+    Ok(())
+}
+
+/// Reads and starts requests until the connection ends; waits while too many run.
+async fn read_requests(
+    handle: &Handle,
+    service: &Rc<dyn Service>,
+    link: &Rc<Link>,
+    reader: &mut Reader,
+) -> ReadError {
+    let slots = Semaphore::new(CALLS_MAX);
+    let bytes = Semaphore::new(BYTES_MAX);
+    loop {
+        let header = match reader.header().await {
+            Ok(header) if header.kind == Kind::Request => header,
+            Ok(_) => return ReadError::Unexpected,
+            Err(error) => return error,
+        };
+        // Before the memory for it is taken.
+        let slot = slots.acquire(1).await;
+        let bytes = bytes.acquire(header.body_length + header.bulk_length).await;
+        link.until_short_queue().await;
+        let request = match reader.message(&header).await {
+            Ok(request) => request,
+            Err(error) => return error,
+        };
+        let (service, link) = (service.clone(), link.clone());
+        handle.spawn(async move {
+            let reply = service.handle(Peer::Local, request).await;
+            answer(&link, header.request_id, reply);
+            drop((slot, bytes));
+        });
+    }
+}
+
+/// Queues the reply, or in place of one that does not fit the news of it.
+fn answer(link: &Link, request_id: u64, reply: Message) {
+    let opcode = reply.opcode;
+    let (length, limit) = match link.enqueue(Kind::Reply, request_id, reply) {
+        Ok(()) => return,
+        Err(FrameError::BodyTooLarge { length, limit } | FrameError::BulkTooLarge { length, limit }) => (length, limit),
+        Err(error) => return link.close(&error.to_string()),
+    };
+    tracing::error!(opcode, length, limit, "a service's reply exceeds the limit");
+    let refusal = Refusal { length: length as u64, limit: limit as u64 };
+    let body = Bytes::copy_from_slice(&refusal.encode());
+    if let Err(error) = link.enqueue(Kind::Refusal, request_id, Message { opcode, body, bulk: Bytes::new() }) {
+        link.close(&error.to_string());
+    }
+}

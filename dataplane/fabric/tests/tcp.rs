@@ -1,0 +1,206 @@
+//! TCP: what every fabric does, then what only a socket can do wrong.
+
+mod conformance;
+
+use cfs_fabric::tcp::TcpFabric;
+use cfs_fabric::{Address, Fabric, FabricError};
+use cfs_reactor::buffer::DmaBuf;
+use cfs_reactor::clock::KernelClock;
+use cfs_reactor::uring::Ring;
+use cfs_reactor::{Executor, Handle};
+use cfs_wire::frame::{HEADER_BYTES, Header, Hello, Kind, VERSION_MAX, encode};
+use conformance::{ECHO, Env, Pair, is_lost, message, pair};
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+fn run<T: 'static, F: Future<Output = T> + 'static>(story: impl FnOnce(Rc<Ring>, Env) -> F) -> T {
+    let ring = Ring::new(256).unwrap();
+    let executor = Executor::new(Rc::new(KernelClock::new()));
+    let (server_handle, client_handle) = (executor.domain(), executor.domain());
+    let env = Env {
+        server: TcpFabric::new(ring.clone(), &server_handle),
+        server_handle,
+        client: TcpFabric::new(ring.clone(), &client_handle),
+        client_handle,
+        address: Address("127.0.0.1:0".to_owned()),
+    };
+    let main = executor.domain();
+    let story = story(ring.clone(), env);
+    let story = bounded(main.clone(), story);
+    executor.run(&mut ring.driver(), Duration::ZERO, &main, story).unwrap()
+}
+
+async fn bounded<T>(handle: Handle, story: impl Future<Output = T>) -> T {
+    handle.timeout(Duration::from_secs(30), story).await.expect("a story ends within 30 s")
+}
+
+fn run_story<F: Future<Output = ()> + 'static>(story: impl Fn(Env) -> F) {
+    run(|_, env| story(env));
+}
+
+conformance!(run_story);
+
+#[test]
+fn only_loopback_is_served() {
+    run(async |_, env| {
+        let Pair { recorder, .. } = pair(&env).await;
+        for address in ["0.0.0.0:0", "192.0.2.1:7400", "[::]:0"] {
+            let address = Address(address.to_owned());
+            let error = env.server.listen(&address, recorder.clone()).map(|_| ()).unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, FabricError::Listen { .. }), "{text}");
+            assert!(text.contains(&address.0) && text.contains("mTLS") && text.contains("only loopback"), "{text}");
+            let error = env.client.connect(&address).await.map(|_| ()).unwrap_err();
+            assert!(matches!(error, FabricError::Address { .. }) && !error.is_retryable(), "{error}");
+        }
+        let nonsense = Address("here".to_owned());
+        let error = env.server.listen(&nonsense, recorder.clone()).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("127.0.0.1:7400"), "an example is given: {error}");
+        for address in ["localhost:0", "[::1]:0"] {
+            assert!(env.server.listen(&Address(address.to_owned()), recorder.clone()).is_ok(), "{address}");
+        }
+    });
+}
+
+#[test]
+fn a_port_in_use_is_named_in_one_line() {
+    run(async |_, env| {
+        let Pair { listener, recorder, .. } = pair(&env).await;
+        let address = listener.address();
+        let text = env.client.listen(&address, recorder).map(|_| ()).unwrap_err().to_string();
+        let expected = "the port is in use: stop the program that uses it, or choose another port";
+        assert_eq!(text, format!("cannot listen on {address}: {expected}"));
+    });
+}
+
+/// A raw socket to the server, past its handshake.
+fn stranger(address: &Address) -> TcpStream {
+    let stream = TcpStream::connect(address.0.parse::<SocketAddr>().unwrap()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream
+}
+
+fn hello_frame(hello: Hello) -> Vec<u8> {
+    let body = hello.encode();
+    [encode(VERSION_MAX, Kind::Hello, 0, 0, &body, &[]).unwrap().as_ref(), &body].concat()
+}
+
+/// Sends `bytes` and gives what the server says until it closes.
+async fn say(ring: &Rc<Ring>, address: &Address, bytes: Vec<u8>) -> Vec<u8> {
+    let mut stream = stranger(address);
+    stream.write_all(&bytes).unwrap();
+    let socket = Rc::new(OwnedFd::from(stream));
+    let mut heard = Vec::new();
+    loop {
+        let (received, buffer) = ring.recv(&socket, DmaBuf::uninitialised(4096)).await;
+        match received {
+            Ok(0) | Err(_) => return heard,
+            Ok(length) => heard.extend_from_slice(&buffer[..length]),
+        }
+    }
+}
+
+#[test]
+fn a_bad_frame_closes_its_connection_and_no_other() {
+    run(async |ring, env| {
+        let Pair { listener, recorder, connection } = pair(&env).await;
+        let address = listener.address();
+        let ours = hello_frame(Hello::OURS);
+        let request = [encode(VERSION_MAX, Kind::Request, ECHO, 1, b"body", &[]).unwrap().as_ref(), b"body"].concat();
+        let reply = encode(VERSION_MAX, Kind::Reply, ECHO, 1, &[], &[]).unwrap();
+        let mut flipped = request.clone();
+        flipped[HEADER_BYTES] ^= 1;
+        let mut endless = request.clone();
+        endless[16..20].fill(0xFF);
+
+        assert_eq!(say(&ring, &address, b"GET / HTTP/1.1\r\n\r\n".to_vec()).await, b"", "a stranger hears nothing");
+        assert_eq!(say(&ring, &address, request.clone()).await, b"", "a request before HELLO");
+        for bad in [flipped, endless, reply.as_ref().to_vec(), ours.clone()] {
+            let heard = say(&ring, &address, [ours.clone(), bad].concat()).await;
+            assert_eq!(heard, ours, "HELLO and nothing more");
+        }
+        assert!(recorder.asked.borrow().is_empty(), "none was executed");
+        assert_eq!(connection.call(message(ECHO, b"x", b"")).await, Ok(message(ECHO + 100, b"x", b"")));
+    });
+}
+
+#[test]
+fn a_newer_client_hears_which_versions_this_server_speaks() {
+    run(async |ring, env| {
+        let Pair { listener, recorder, .. } = pair(&env).await;
+        let newer = Hello { version_min: 8, version_max: 9, features: u64::MAX };
+        let heard = say(&ring, &listener.address(), hello_frame(newer)).await;
+        let header = Header::decode(VERSION_MAX, &heard).unwrap().unwrap();
+        assert_eq!((header.kind, heard.len()), (Kind::Hello, header.frame_length()));
+        assert_eq!(Hello::decode(&heard[HEADER_BYTES..]), Ok(Hello::OURS));
+        assert!(recorder.asked.borrow().is_empty());
+    });
+}
+
+/// A server made of bytes: reads a HELLO, answers `bytes`, waits for the client to close.
+#[allow(clippy::disallowed_methods, reason = "the peer is a program of its own")]
+fn impostor(bytes: Vec<u8>) -> Address {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = Address(listener.local_addr().unwrap().to_string());
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut hello = vec![0; hello_frame(Hello::OURS).len()];
+        stream.read_exact(&mut hello).unwrap();
+        assert_eq!(hello, hello_frame(Hello::OURS));
+        stream.write_all(&bytes).unwrap();
+        let _ = stream.read_to_end(&mut hello);
+    });
+    address
+}
+
+#[test]
+fn a_client_says_which_side_is_older() {
+    run(async |_, env| {
+        for (version_min, version_max, theirs) in [(7, 9, 7), (0, 0, 0)] {
+            let address = impostor(hello_frame(Hello { version_min, version_max, features: 0 }));
+            let error = env.client.connect(&address).await.map(|_| ()).unwrap_err();
+            assert_eq!(error, FabricError::Version { address, theirs, ours: 1 });
+            assert!(!error.is_retryable());
+        }
+    });
+}
+
+#[test]
+fn a_server_that_talks_nonsense_loses_the_calls() {
+    run(async |_, env| {
+        let address = impostor(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec());
+        let error = env.client.connect(&address).await.map(|_| ()).unwrap_err();
+        assert!(matches!(error, FabricError::Connect { .. }), "{error}");
+
+        let unasked = encode(VERSION_MAX, Kind::Reply, 0, 77, &[], &[]).unwrap();
+        let address = impostor([&hello_frame(Hello::OURS), unasked.as_ref()].concat());
+        let connection = env.client.connect(&address).await.unwrap();
+        let outcome = connection.call(message(ECHO, b"", b"")).await;
+        assert!(is_lost(&outcome), "{outcome:?}");
+        assert!(connection.is_closed());
+    });
+}
+
+#[test]
+fn dropped_connections_leave_nothing_behind() {
+    run(async |ring, env| {
+        let Pair { listener, connection, recorder } = pair(&env).await;
+        drop(connection);
+        for _ in 0..20 {
+            let connection = env.client.connect(&listener.address()).await.unwrap();
+            assert!(connection.call(message(ECHO, b"", &[1; 5000])).await.is_ok());
+        }
+        let handle = env.client_handle.clone();
+        conformance::eventually(&handle, "tasks end", || {
+            env.client_handle.task_count() == 0 && env.server_handle.task_count() == 1
+        })
+        .await;
+        drop(listener);
+        conformance::eventually(&handle, "operations end", || ring.in_flight() == 0).await;
+        assert_eq!(Rc::strong_count(&recorder), 1);
+    });
+}

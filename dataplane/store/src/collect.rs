@@ -1,0 +1,209 @@
+//! The collector: makes zones free again.
+//!
+//! Order, each step durable before the next: copies of what lives in the zone and its live
+//! tombstones → the zone's header in a new generation → reuse.
+
+use crate::commit::{Item, NewBlob, Request};
+use crate::core::Core;
+use crate::error::StoreError;
+use crate::state::Entry;
+use crate::zones::{Stream, Zone, ZoneState};
+use cfs_reactor::sync::{OneshotSender, oneshot};
+use cfs_wire::BlobId;
+use cfs_wire::planted::{self, Bug};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Blobs and payload read before they are handed to the writer.
+const BATCH_BLOBS: usize = 64;
+const BATCH_BYTES: u64 = 1 << 20;
+/// Tombstones handed over at once: a few header pages.
+const BATCH_TOMBSTONES: usize = 256;
+/// Ahead of demand a zone is taken when this part of it is garbage.
+const GARBAGE_SHARE_AHEAD: u64 = 4;
+/// On demand, when there is nothing better, down to this part.
+const GARBAGE_SHARE_URGENT: u64 = 32;
+
+#[derive(Default)]
+pub(crate) struct Collector {
+    running: Cell<bool>,
+    /// Writers without a zone; told whether one was freed.
+    waiting: RefCell<Vec<OneshotSender<bool>>>,
+}
+
+impl Core {
+    /// Frees one zone if any garbage is worth it; false when nothing can be gained.
+    pub async fn reclaim(self: &Rc<Self>) -> bool {
+        let (sender, receiver) = oneshot();
+        self.collector.waiting.borrow_mut().push(sender);
+        self.start_collector();
+        receiver.await.unwrap_or(false)
+    }
+
+    /// Collects what is cheap, and more while free zones are few.
+    pub fn collect_in_background(self: &Rc<Self>) {
+        if self.check_writable().is_ok() && self.victim(false).is_some() {
+            self.start_collector();
+        }
+    }
+
+    fn start_collector(self: &Rc<Self>) {
+        if !self.collector.running.replace(true) {
+            let core = self.clone();
+            self.handle.spawn(async move { core.collect_while_useful().await });
+        }
+    }
+
+    async fn collect_while_useful(self: &Rc<Self>) {
+        loop {
+            let waiting = std::mem::take(&mut *self.collector.waiting.borrow_mut());
+            let urgent = !waiting.is_empty();
+            let freed = match self.check_writable() {
+                Ok(()) => self.collect_one(urgent).await,
+                Err(_) => false,
+            };
+            let sealing = self.state.borrow().zones.any_sealing();
+            if !freed && urgent && sealing && self.check_writable().is_ok() {
+                // A zone that is being sealed may be what the writers wait for.
+                self.collector.waiting.borrow_mut().extend(waiting);
+                self.changed.notified().await;
+                continue;
+            }
+            for sender in waiting {
+                // A writer that stopped waiting needs no answer.
+                let _ = sender.send(freed);
+            }
+            if !freed && self.collector.waiting.borrow().is_empty() {
+                self.collector.running.set(false);
+                return;
+            }
+            self.handle.yield_now().await;
+        }
+    }
+
+    async fn collect_one(self: &Rc<Self>, urgent: bool) -> bool {
+        while let Some(zone) = self.victim(urgent) {
+            if self.collect(zone).await {
+                return true;
+            }
+            if !self.state.borrow().zones.get(zone).stuck {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// The zone whose collection pays most.
+    fn victim(&self, urgent: bool) -> Option<u32> {
+        let state = self.state.borrow();
+        if let Some(empty) = state.zones.first_empty() {
+            return Some(empty);
+        }
+        if !urgent && !state.zones.is_low() {
+            return None;
+        }
+        let zone_bytes = u64::from(self.superblock.zone_bytes);
+        let newest = state.sequences.newest();
+        let share = if urgent { GARBAGE_SHARE_URGENT } else { GARBAGE_SHARE_AHEAD };
+        let eligible = |zone: &Zone| {
+            zone.state == ZoneState::Sealed && !zone.stuck && zone.garbage() >= (zone_bytes / share).max(1)
+        };
+        // Ahead of demand, benefit × age ÷ cost (Rosenblum and Ousterhout 1992): a young zone
+        // will soon have more garbage. On demand only the gain counts.
+        let score = |zone: &Zone| match urgent {
+            true => u128::from(zone.garbage()),
+            false => {
+                let age = u128::from(newest.saturating_sub(zone.last_sequence)) + 1;
+                u128::from(zone.garbage()) * age / u128::from(zone_bytes + zone.live)
+            }
+        };
+        let zones = (0u32..).zip(&state.zones.zones).filter(|(_, zone)| eligible(zone));
+        zones.max_by_key(|(number, zone)| (score(zone), std::cmp::Reverse(*number))).map(|(number, _)| number)
+    }
+
+    /// Empties a zone and gives it back with a new generation.
+    async fn collect(self: &Rc<Self>, zone: u32) -> bool {
+        self.state.borrow_mut().zones.set_state(zone, ZoneState::Collecting);
+        let emptied = self.move_out(zone).await;
+        let reset = match emptied {
+            Ok(()) => self.write_generation(zone).await.map(Some),
+            Err(error) => Err(error),
+        };
+        match reset {
+            Ok(Some(generation)) => {
+                self.state.borrow_mut().zone_reset(zone, generation);
+                self.changed.notify_all();
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(zone, %error, "zone could not be collected");
+                self.state.borrow_mut().zones.set_state(zone, ZoneState::Sealed);
+                false
+            }
+        }
+    }
+
+    /// Copies what lives in the zone elsewhere; durable when answered.
+    async fn move_out(self: &Rc<Self>, zone: u32) -> Result<(), StoreError> {
+        let blobs = self.state.borrow().live_blobs(zone);
+        let mut rest = blobs.as_slice();
+        while !rest.is_empty() {
+            let (mut count, mut bytes) = (0, 0);
+            while count < rest.len().min(BATCH_BLOBS) && (count == 0 || bytes < BATCH_BYTES) {
+                bytes += rest[count].footprint();
+                count += 1;
+            }
+            let (batch, after) = rest.split_at(count);
+            self.move_blobs(zone, batch).await?;
+            rest = after;
+            self.handle.yield_now().await;
+        }
+        if planted::is(Bug::StoreForgetTombstoneAtCollection) {
+            return Ok(());
+        }
+        let tombstones = self.state.borrow().live_tombstones(zone);
+        for batch in tombstones.chunks(BATCH_TOMBSTONES) {
+            self.write_tombstones(Stream::Relocated, batch).await?;
+        }
+        Ok(())
+    }
+
+    async fn move_blobs(self: &Rc<Self>, zone: u32, batch: &[Entry]) -> Result<(), StoreError> {
+        let mut answers = Vec::new();
+        for entry in batch {
+            let payload = match self.read_for_move(entry).await {
+                Ok(payload) => payload,
+                Err(error) => {
+                    self.state.borrow_mut().zones.get_mut(zone).stuck = true;
+                    return Err(error);
+                }
+            };
+            let still_there = self.state.borrow().index.get(&entry.info.id).is_some_and(|now| now.place == entry.place);
+            if still_there {
+                let blob = NewBlob { info: entry.info, checksums: entry.checksums.clone(), payload };
+                let (reply, answer) = oneshot();
+                answers.push(answer);
+                self.submit(Stream::Relocated, Request { item: Item::Move(blob, entry.place), reply });
+            }
+        }
+        for answer in answers {
+            answer.await.unwrap_or(Err(StoreError::Closed))?;
+        }
+        Ok(())
+    }
+
+    /// Writes tombstones on a stream; durable when answered.
+    pub async fn write_tombstones(self: &Rc<Self>, stream: Stream, ids: &[BlobId]) -> Result<(), StoreError> {
+        let mut answers = Vec::new();
+        for id in ids {
+            let (reply, answer) = oneshot();
+            answers.push(answer);
+            self.submit(stream, Request { item: Item::Tombstone(*id), reply });
+        }
+        for answer in answers {
+            answer.await.unwrap_or(Err(StoreError::Closed))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+//! Reading payloads: only the pages a range touches, each against its checksum.
+
+use crate::core::Core;
+use crate::error::StoreError;
+use crate::layout::{PAGE_BYTES, round_up};
+use crate::state::{Entry, Place};
+use crate::transfer;
+use bytes::Bytes;
+use cfs_codec::crc32c::crc32c;
+use cfs_wire::BlobId;
+use cfs_wire::limits::PAGE;
+use cfs_wire::planted::{self, Bug};
+use std::ops::Range;
+
+/// Reads of one blob before a mismatch is believed to be on the medium and not on the way.
+const READS_MAX: usize = 2;
+
+impl Core {
+    pub async fn get(&self, id: BlobId, offset: u32, length: u32) -> Result<Bytes, StoreError> {
+        loop {
+            let found = self.state.borrow().index.get(&id).cloned();
+            let entry = found.ok_or(StoreError::NotFound(id))?;
+            let size = entry.info.length;
+            let out_of_range = StoreError::OutOfRange { id, offset, length, size };
+            let end = offset.checked_add(length).filter(|end| *end <= size).ok_or(out_of_range)?;
+            if length == 0 {
+                return Ok(Bytes::new());
+            }
+            let pages = offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES);
+            let skip = (offset - pages.start * PAGE_BYTES) as usize;
+            let result = self.read_any_copy(&entry, pages).await;
+            // The collector may have moved the blob and reused its zone while we read.
+            if self.is_moved(&entry) {
+                continue;
+            }
+            return result.map(|bytes| bytes.slice(skip..skip + length as usize));
+        }
+    }
+
+    fn is_moved(&self, entry: &Entry) -> bool {
+        self.state.borrow().index.get(&entry.info.id).is_none_or(|now| now.place != entry.place)
+    }
+
+    /// The pages of a blob from its primary copy, else from any other that verifies.
+    pub async fn read_any_copy(&self, entry: &Entry, pages: Range<u32>) -> Result<Bytes, StoreError> {
+        let mut first_error = None;
+        let others = self.state.borrow().duplicates.get(&entry.info.id).cloned().unwrap_or_default();
+        for place in std::iter::once(entry.place).chain(others) {
+            match self.read_pages(entry, place, pages.clone()).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        Err(first_error.unwrap_or(StoreError::NotFound(entry.info.id)))
+    }
+
+    async fn read_pages(&self, entry: &Entry, place: Place, pages: Range<u32>) -> Result<Bytes, StoreError> {
+        let mut reads = 1;
+        loop {
+            let bytes = self.read_raw(place, pages.clone()).await?;
+            match verify(entry, place, pages.start, &bytes) {
+                Ok(()) => return Ok(bytes),
+                Err(error) if reads == READS_MAX => return Err(error),
+                Err(_) => reads += 1,
+            }
+        }
+    }
+
+    async fn read_raw(&self, place: Place, pages: Range<u32>) -> Result<Bytes, StoreError> {
+        let start = u64::from(place.offset) + u64::from(pages.start) * PAGE as u64;
+        let length = (pages.end - pages.start) as usize * PAGE;
+        let offset = self.superblock.zone_offset(place.zone) + start;
+        Ok(transfer::read(&*self.device, offset, length).await?)
+    }
+
+    /// A whole payload for moving: verified if any copy verifies; otherwise what the medium
+    /// holds, which stays recognisable as damaged because its checksums move with it.
+    pub async fn read_for_move(&self, entry: &Entry) -> Result<Bytes, StoreError> {
+        let pages = 0..round_up(entry.info.length) / PAGE_BYTES;
+        let bytes = match self.read_any_copy(entry, pages.clone()).await {
+            Err(error) if error.is_corrupt() => {
+                tracing::warn!(id = %entry.info.id, %error, "moving a damaged blob as it is");
+                self.read_raw(entry.place, pages).await?
+            }
+            other => other?,
+        };
+        Ok(bytes.slice(..entry.info.length as usize))
+    }
+}
+
+/// Checks pages from `first_page` on; the last page of the payload counts without its padding.
+pub(crate) fn verify(entry: &Entry, place: Place, first_page: u32, bytes: &[u8]) -> Result<(), StoreError> {
+    if planted::is(Bug::StoreSkipChecksum) {
+        return Ok(());
+    }
+    let payload_left = (entry.info.length - first_page * PAGE_BYTES) as usize;
+    let payload = &bytes[..bytes.len().min(payload_left)];
+    let expected = entry.checksums.get(first_page as usize..).unwrap_or_default();
+    for ((page, data), crc) in (first_page..).zip(payload.chunks(PAGE)).zip(expected) {
+        if crc32c(data) != *crc {
+            let (id, zone) = (entry.info.id, place.zone);
+            return Err(StoreError::Corrupt { id, page, zone, offset: place.offset + page * PAGE_BYTES });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,221 @@
+//! One target, opened: the verbs of the store.
+
+use crate::commit::{Item, NewBlob, Request};
+use crate::core::Core;
+use crate::error::StoreError;
+use crate::layout::superblock::{Identity, Superblock};
+use crate::recovery::{self, RecoveryReport};
+use crate::scrub::ScrubReport;
+use crate::state::{Entry, footprint};
+use crate::zones::{Stream, Tier};
+use bytes::Bytes;
+use cfs_codec::crc32c::crc32c_pages;
+use cfs_device::BlockDevice;
+use cfs_reactor::Handle;
+use cfs_reactor::sync::oneshot;
+use cfs_wire::BlobId;
+use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
+use cfs_wire::planted::{self, Bug};
+use std::rc::Rc;
+
+/// One target's blobs. Used as `Rc<TargetStore>`; everything runs on the reactor that opened it,
+/// which in this version is dealt all of the target's lanes.
+pub struct TargetStore {
+    core: Rc<Core>,
+    recovery: RecoveryReport,
+}
+
+/// Space of a target in bytes. `capacity`, `live` and `free` count payloads with what they need
+/// around them, so `free` is what ordinary writers can still put.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Space {
+    pub capacity: u64,
+    /// Live blobs and puts under way.
+    pub live: u64,
+    pub free: u64,
+    /// The rest of the device: zones kept for collection, tombstones and metadata, headers, and
+    /// the slack that keeps collection cheap.
+    pub reserved: u64,
+    /// Payload bytes of live hot blobs: what the limit on them counts.
+    pub hot: u64,
+    pub zones_total: u32,
+    pub zones_free: u32,
+}
+
+impl TargetStore {
+    /// Opens a formatted target and rebuilds its index from the device.
+    pub async fn open(
+        device: Rc<dyn BlockDevice>,
+        handle: &Handle,
+        expected: Option<Identity>,
+    ) -> Result<Rc<TargetStore>, StoreError> {
+        let (core, recovery) = recovery::open(device, handle, expected).await?;
+        core.collect_in_background();
+        Ok(Rc::new(TargetStore { core, recovery }))
+    }
+
+    pub fn superblock(&self) -> &Superblock {
+        &self.core.superblock
+    }
+
+    /// What opening found.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    /// Stores a blob; durable when answered. Of an id that exists, equal bytes are no error
+    /// (and heal a damaged copy), others are refused.
+    pub async fn put(
+        &self,
+        id: BlobId,
+        kind: BlobKind,
+        owner: Owner,
+        geometry: ShardGeometry,
+        payload: Bytes,
+    ) -> Result<(), StoreError> {
+        let max = self.core.superblock.payload_max();
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        if length == 0 || length > max {
+            return Err(StoreError::PayloadLength { length: payload.len(), max });
+        }
+        let info = BlobInfo { id, kind, owner, geometry, length };
+        let mut checksums = Vec::with_capacity(payload.len().div_ceil(cfs_wire::limits::PAGE));
+        crc32c_pages(&payload, &mut checksums);
+        let blob = NewBlob { info, checksums: checksums.into(), payload };
+        if self.is_there(&blob).await? {
+            return Ok(());
+        }
+        let stream = Stream::of(kind, self.core.superblock.zones);
+        self.admit(&info, stream.tier())?;
+        let (reply, answer) = oneshot();
+        self.core.submit(stream, Request { item: Item::Put(blob), reply });
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Whether the blob is here already and verifies; an error if the id can't take it. When
+    /// false, nothing waited since the id was seen to be free (or damaged).
+    async fn is_there(&self, blob: &NewBlob) -> Result<bool, StoreError> {
+        let id = blob.info.id;
+        let mut damaged = None;
+        loop {
+            self.core.check_writable()?;
+            let existing = {
+                let state = self.core.state.borrow();
+                if state.tombstones.contains_key(&id) {
+                    return Err(StoreError::Deleted(id));
+                }
+                match state.index.get(&id) {
+                    _ if state.pending.contains(&id) => None,
+                    None => return Ok(false),
+                    Some(entry) if damaged == Some(entry.place) => return Ok(false),
+                    Some(entry) => Some(entry.clone()),
+                }
+            };
+            let Some(entry) = existing else {
+                self.core.changed.notified().await;
+                continue;
+            };
+            if entry.info != blob.info || entry.checksums != blob.checksums {
+                return Err(StoreError::Conflict(id));
+            }
+            match self.core.get(id, 0, entry.info.length).await {
+                Ok(bytes) if bytes == blob.payload => return Ok(true),
+                Ok(_) => return Err(StoreError::Conflict(id)),
+                Err(StoreError::NotFound(_)) => {}
+                Err(_) => damaged = self.place_of(id),
+            }
+        }
+    }
+
+    fn place_of(&self, id: BlobId) -> Option<crate::state::Place> {
+        self.core.state.borrow().index.get(&id).map(|entry| entry.place)
+    }
+
+    /// Reserves the space of a put, or refuses it.
+    fn admit(&self, info: &BlobInfo, tier: Tier) -> Result<(), StoreError> {
+        let capacity = self.core.capacity(tier);
+        let mut state = self.core.state.borrow_mut();
+        let needed = footprint(info.length);
+        if state.used + needed > capacity {
+            return Err(StoreError::NoSpace { kind: info.kind, needed });
+        }
+        state.used += needed;
+        state.pending.insert(info.id);
+        Ok(())
+    }
+
+    /// A range of a blob. Only the 4 KiB pages it touches are read and verified.
+    pub async fn get(&self, id: BlobId, offset: u32, length: u32) -> Result<Bytes, StoreError> {
+        self.core.get(id, offset, length).await
+    }
+
+    /// Deletes blobs; durable when answered. Unknown ids are no error. Works on a full device.
+    pub async fn delete(&self, ids: Vec<BlobId>) -> Result<(), StoreError> {
+        self.core.check_writable()?;
+        let mut present = Vec::new();
+        for id in ids {
+            // A put that was abandoned by its caller may still be under way.
+            while self.core.state.borrow().pending.contains(&id) {
+                self.core.changed.notified().await;
+                self.core.check_writable()?;
+            }
+            if self.core.state.borrow().index.contains_key(&id) {
+                present.push(id);
+            }
+        }
+        if planted::is(Bug::StoreDropTombstone) {
+            present.drain(..).for_each(|id| self.core.state.borrow_mut().forget_blob(id));
+        }
+        self.core.write_tombstones(Stream::Log, &present).await
+    }
+
+    pub fn stat(&self, id: BlobId) -> Option<BlobInfo> {
+        self.core.state.borrow().index.get(&id).map(|entry| entry.info)
+    }
+
+    /// Every blob of a kind, sorted by owner, then id.
+    pub fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
+        let state = self.core.state.borrow();
+        let of_kind = |entry: &&Entry| entry.info.kind == kind;
+        let mut blobs: Vec<BlobInfo> = state.index.values().filter(of_kind).map(|entry| entry.info).collect();
+        blobs.sort_unstable_by_key(|blob| (blob.owner, blob.id));
+        blobs
+    }
+
+    /// Reads and verifies everything live, yielding; at most `bytes_per_second` if given.
+    pub async fn scrub(&self, bytes_per_second: Option<u64>) -> ScrubReport {
+        self.core.scrub(bytes_per_second).await
+    }
+
+    pub fn space(&self) -> Space {
+        let capacity = self.core.capacity(Tier::Ordinary);
+        let state = self.core.state.borrow();
+        let live = state.used;
+        Space {
+            capacity,
+            live,
+            free: capacity.saturating_sub(live),
+            reserved: self.core.superblock.device_bytes.saturating_sub(capacity),
+            hot: state.live_by_kind[BlobKind::Hot as usize - 1],
+            zones_total: self.core.superblock.zones,
+            zones_free: state.zones.free_count(),
+        }
+    }
+
+    /// Why the device takes no more writes, if so. Reads go on.
+    pub fn is_failed(&self) -> Option<String> {
+        self.core.failed.borrow().clone()
+    }
+
+    /// Refuses new work. Nothing is required for safety: what was answered is durable.
+    pub fn close(&self) {
+        self.core.closed.set(true);
+        self.core.changed.notify_all();
+    }
+}
+
+impl Drop for TargetStore {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
