@@ -391,9 +391,6 @@ impl Inner {
 
     async fn checkpoint(self: Rc<Self>) -> Result<Bytes, KvError> {
         let target = self.state.borrow().sequence;
-        if planted::is(Bug::KvSyncedEarly) {
-            return Ok(self.state.borrow().applied.clone());
-        }
         let _turn = self.flush_turn.acquire(1).await;
         self.check_open()?;
         // A checkpoint that was waited for, or a restore, may have covered the target.
@@ -402,7 +399,8 @@ impl Inner {
             self.flush(memtable, generation).await?;
         }
         self.nudge_compaction();
-        Ok(self.state.borrow().synced.clone())
+        let state = self.state.borrow();
+        Ok(if planted::is(Bug::KvSyncedEarly) { state.applied.clone() } else { state.synced.clone() })
     }
 
     /// The memtable to write out: one that an earlier failure left, else the active one, which

@@ -13,8 +13,7 @@ use cfs_reactor::clock::SplitMix64;
 use cfs_reactor::collections::FixedHasher;
 use cfs_reactor::sync::{Notify, OneshotSender, Permit, Semaphore, oneshot};
 use futures_util::FutureExt;
-use futures_util::future::{Either, LocalBoxFuture, select};
-use futures_util::pin_mut;
+use futures_util::future::LocalBoxFuture;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
@@ -206,24 +205,23 @@ struct Link {
     served: Weak<Served>,
     server: Handle,
     closed: Cell<bool>,
-    changed: Rc<Notify>,
     slots: Rc<Semaphore>,
+    calls: RefCell<BTreeMap<u64, Call>>,
+    next_call: Cell<u64>,
+}
+
+/// A call under way. Without this entry it has no caller any more: dropping it loses the call.
+struct Call {
+    reply_to: OneshotSender<Result<Message, FabricError>>,
+    _slot: Permit,
 }
 
 impl Link {
+    /// Loses every call. What the server already executes it goes on executing.
     fn close(&self) {
         self.closed.set(true);
-        self.changed.notify_all();
-    }
-
-    async fn until_closed(&self) {
-        loop {
-            let changed = self.changed.notified();
-            if self.closed.get() {
-                return;
-            }
-            changed.await;
-        }
+        let calls = std::mem::take(&mut *self.calls.borrow_mut());
+        drop(calls);
     }
 }
 
@@ -282,8 +280,9 @@ impl Fabric for MemFabric {
                 served: Rc::downgrade(&served),
                 server: served.handle.clone(),
                 closed: Cell::new(false),
-                changed: Notify::new(),
                 slots: Semaphore::new(CALLS_MAX),
+                calls: RefCell::default(),
+                next_call: Cell::new(0),
             });
             for list in [&network.links, &served.links] {
                 let mut list = list.borrow_mut();
@@ -311,36 +310,38 @@ impl MemConnection {
 
     async fn exchange(&self, request: Message) -> Result<Message, FabricError> {
         request.check_length()?;
-        let closed = self.link.until_closed();
-        pin_mut!(closed);
-        let slot = match select(closed.as_mut(), self.link.slots.acquire(1)).await {
-            Either::Left(_) => return Err(self.lost("connection reset")),
-            Either::Right((slot, _)) => slot,
-        };
+        let link = &self.link;
+        let slot = link.slots.acquire(1).await;
+        if link.closed.get() {
+            return Err(self.lost("connection reset"));
+        }
         let course = self.network.draw_course();
         self.trace(&request, &course);
         if course.fate == Fate::Reset {
-            let (link, server) = (self.link.clone(), self.link.server.clone());
+            let (link, server) = (link.clone(), link.server.clone());
             self.link.server.spawn(async move {
                 server.sleep(course.reset_after).await;
                 link.close();
             });
         }
-        let (sender, receiver) = oneshot();
-        let flight = Flight { network: self.network.clone(), link: self.link.clone(), course, _slot: slot };
-        self.link.server.spawn(flight.run(request, sender));
-        match select(receiver, closed).await {
-            Either::Left((Ok(reply), _)) => reply,
-            Either::Left((Err(_), _)) => {
-                // The server's end is gone or gave up; the news takes its way.
-                if !self.link.server.is_alive() {
-                    self.link.close();
-                }
-                self.handle.sleep(self.network.delay()).await;
-                Err(self.lost("no reply"))
-            }
-            Either::Right(_) => Err(self.lost("connection reset")),
+        let (reply_to, reply) = oneshot();
+        let id = link.next_call.get();
+        link.next_call.set(id + 1);
+        link.calls.borrow_mut().insert(id, Call { reply_to, _slot: slot });
+        let flight = Flight { network: self.network.clone(), link: link.clone(), course, id };
+        link.server.spawn(flight.run(request));
+        if let Ok(reply) = reply.await {
+            return reply;
         }
+        if link.closed.get() {
+            return Err(self.lost("connection reset"));
+        }
+        if !link.server.is_alive() {
+            link.close();
+        }
+        // The server's end is gone or gave up; the news takes its way.
+        self.handle.sleep(self.network.delay()).await;
+        Err(self.lost("no reply"))
     }
 
     fn trace(&self, request: &Message, course: &Course) {
@@ -377,13 +378,20 @@ struct Flight {
     network: Rc<MemNetwork>,
     link: Rc<Link>,
     course: Course,
-    _slot: Permit,
+    id: u64,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let call = self.link.calls.borrow_mut().remove(&self.id);
+        drop(call);
+    }
 }
 
 impl Flight {
     /// Returning without a reply loses the call.
-    async fn run(self, request: Message, reply_to: OneshotSender<Result<Message, FabricError>>) {
-        let Flight { network, link, course, _slot } = &self;
+    async fn run(self, request: Message) {
+        let Flight { network, link, course, id } = &self;
         let handle = link.server.clone();
         let lost_after = network.faults.borrow().lost_after;
         handle.sleep(course.out).await;
@@ -407,8 +415,11 @@ impl Flight {
             return;
         }
         let reply = reply.check_length().map(|()| Message { bulk: at_page_start(reply.bulk), ..reply });
-        // A caller that gave up is not told.
-        let _ = reply_to.send(reply);
+        let call = link.calls.borrow_mut().remove(id);
+        if let Some(Call { reply_to, .. }) = call {
+            // A caller that gave up is not told.
+            let _ = reply_to.send(reply);
+        }
     }
 }
 

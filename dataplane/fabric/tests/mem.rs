@@ -11,11 +11,23 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// Names the seed if the story fails.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed under seed {}", self.0);
+        }
+    }
+}
+
 /// Runs `story` under `seed`; gives its result and the trace hash.
 fn run<T: 'static, F: Future<Output = T> + 'static>(
     seed: u64,
     story: impl FnOnce(Rc<MemNetwork>, Env) -> F,
 ) -> (T, u64) {
+    let _seed = Seed(seed);
     let executor = Executor::new(Rc::new(SimClock::new(seed)));
     let network = MemNetwork::new(seed);
     let (server_handle, client_handle) = (executor.domain(), executor.domain());
@@ -32,7 +44,7 @@ fn run<T: 'static, F: Future<Output = T> + 'static>(
 }
 
 fn run_story<F: Future<Output = ()> + 'static>(story: impl Fn(Env) -> F) {
-    for seed in 0..20 {
+    for seed in 0..8 {
         run(seed, |_, env| story(env));
     }
 }

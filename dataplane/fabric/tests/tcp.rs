@@ -3,7 +3,7 @@
 mod conformance;
 
 use cfs_fabric::tcp::TcpFabric;
-use cfs_fabric::{Address, Fabric, FabricError};
+use cfs_fabric::{Address, FabricError};
 use cfs_reactor::buffer::DmaBuf;
 use cfs_reactor::clock::KernelClock;
 use cfs_reactor::uring::Ring;

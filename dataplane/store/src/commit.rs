@@ -373,7 +373,7 @@ impl Core {
             match (placed, &answer) {
                 (Placed::Put(entry), Ok(())) => {
                     state.pending.remove(&entry.info.id);
-                    if state.index.contains_key(&entry.info.id) {
+                    if state.index.contains_key(&entry.info.id) || state.tombstones.contains_key(&entry.info.id) {
                         // It healed a damaged copy, whose space was counted already.
                         state.used = state.used.saturating_sub(entry.footprint());
                     }

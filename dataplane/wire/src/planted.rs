@@ -60,7 +60,7 @@ bugs! {
     KvDropDeletionEarly,
     /// Ordered store: delete input runs before the new manifest is durable.
     KvDeleteRunsEarly,
-    /// Ordered store: answer a checkpoint before it is written.
+    /// Ordered store: answer a checkpoint with the latest mark, not the one written.
     KvSyncedEarly,
     /// Ordered store: at open, take a manifest whose runs are not all there.
     KvSkipCompleteness,

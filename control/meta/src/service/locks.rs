@@ -12,8 +12,9 @@ use std::rc::Rc;
 pub(super) struct Waiter {
     pub call: MetaCall,
     pub lock: LockRange,
-    /// While its entry is being proposed it can't be cancelled: it may be granted already.
+    /// While its entry is being proposed it may have been granted already.
     pub proposed: Cell<bool>,
+    pub cancelled: Cell<bool>,
     result: RefCell<Option<MetaResult>>,
     answered: Rc<Notify>,
 }
@@ -55,6 +56,7 @@ impl LockQueues {
             call,
             lock,
             proposed: Cell::new(false),
+            cancelled: Cell::new(false),
             result: RefCell::new(None),
             answered: Notify::new(),
         });
@@ -83,12 +85,10 @@ impl LockQueues {
         }
     }
 
-    /// The waiting calls of an owner that can still be cancelled.
+    /// The waiting calls of an owner.
     pub fn of_owner(&self, ino: Ino, session: SessionId, owner: u64) -> Vec<Rc<Waiter>> {
         let mut waiting = self.waiting(ino);
-        waiting.retain(|waiter| {
-            waiter.call.id.session == session && waiter.lock.owner == owner && !waiter.proposed.get()
-        });
+        waiting.retain(|waiter| waiter.call.id.session == session && waiter.lock.owner == owner);
         waiting
     }
 

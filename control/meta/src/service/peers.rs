@@ -4,6 +4,7 @@
 use super::shard::Shard;
 use super::MetaService;
 use super::call::unreadable;
+use crate::state::transaction::TxnStatus;
 use crate::state::{self, Action, Answer, LogEntry, Refusal, Reply, TxnId};
 use cfs_wire::meta::{FileKind, MetaError, MetaOp, MetaReply, Name};
 use cfs_wire::{Errno, Ino, RequestId, SessionId, ShardId, Timestamp};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::rc::Rc;
 
 /// One ([`ShardId`], [`PeerCall`]) in, one `Result<PeerReply, MetaError>` out; between servers.
-pub const OP_PEER: u16 = 0x0303;
+pub const OP_PEER: u16 = 0x0304;
 
 /// A call to the leader of another shard. All are idempotent.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -38,8 +39,7 @@ pub enum PeerReply {
     Named(Option<(Ino, FileKind)>),
     Parent(Result<Ino, Errno>),
     RenameLock(Option<u64>),
-    /// Whether the coordinator has a record of it; without one the participant aborts.
-    Alive(bool),
+    Status(TxnStatus),
 }
 
 /// Reaches the leaders of shards that this node does not lead.
@@ -154,7 +154,7 @@ impl MetaService {
     async fn serve_status(&self, shard: &Shard, txn: TxnId) -> Result<PeerReply, MetaError> {
         self.inner.proposer.read_barrier(shard.id).await?;
         let status = state::transaction_status(&*shard.reader, shard.id, txn).await.map_err(unreadable)?;
-        Ok(PeerReply::Alive(status.is_some()))
+        Ok(PeerReply::Status(status))
     }
 }
 

@@ -31,9 +31,9 @@ pub(super) struct Shard {
     pub acquiring: RefCell<BTreeMap<Ino, SessionId>>,
     /// Recalls that last from a prepare to the transaction's end.
     pub prepared: RefCell<BTreeMap<TxnId, Recall>>,
+    /// When the last sweep was.
+    pub swept: Cell<Instant>,
     pub reaping: RefCell<BTreeSet<Ino>>,
-    /// Transactions a task of this node is driving.
-    pub driving: RefCell<BTreeSet<TxnId>>,
 }
 
 impl Shard {
@@ -51,8 +51,8 @@ impl Shard {
             contended: RefCell::default(),
             acquiring: RefCell::default(),
             prepared: RefCell::default(),
+            swept: Cell::default(),
             reaping: RefCell::default(),
-            driving: RefCell::default(),
         }
     }
 

@@ -5,13 +5,11 @@ use super::MetaService;
 use super::peers::unexpected;
 use crate::state::{self, LogEntry, Reply};
 use cfs_wire::meta::{MetaError, ShardOp, ShardReply};
-use cfs_wire::{SessionId, ShardId};
-
-/// Whom an operation of the server itself is done for: no client's session.
-const NO_SESSION: SessionId = SessionId(0);
+use cfs_wire::ShardId;
 
 impl MetaService {
-    /// Carries one out on a shard that this node leads.
+    /// Carries one out on a shard that this node leads. Nothing is recalled from clients:
+    /// relocated content stays readable at its old place, or `fetch` says that it is gone.
     pub async fn shard_call(&self, shard: ShardId, op: ShardOp) -> Result<ShardReply, MetaError> {
         let shard = self.serving(shard).await?;
         let service = self.clone();
@@ -20,19 +18,9 @@ impl MetaService {
                 return Ok(reply);
             }
             loop {
-                // Where content moves, clients that cached extents must ask again.
-                let recall = match &op {
-                    ShardOp::Swap { ino, .. } => {
-                        let recall = shard.readers().begin_recall(NO_SESSION, &[*ino]);
-                        service.drop_from_readers(&shard, *ino).await;
-                        Some(recall)
-                    }
-                    _ => None,
-                };
                 let unblocked = shard.applied.unblocked().notified();
                 let entry = LogEntry::Shard { op: op.clone(), now: service.inner.handle.wall() };
                 let reply = service.propose(&shard, &entry).await?.outcome.reply;
-                drop(recall);
                 match reply {
                     Reply::Shard(reply) => return Ok(reply),
                     Reply::Meta(Err(error)) => return Err(error),

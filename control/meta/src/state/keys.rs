@@ -37,6 +37,7 @@ pub(crate) const HISTORY: u8 = 0xf0;
 
 const LOCKED_INODE: u8 = 1;
 const LOCKED_NAME: u8 = 2;
+const LOCKED_RENAME_LOCK: u8 = 3;
 
 /// A key under construction.
 pub(crate) struct Key(Vec<u8>);
@@ -218,6 +219,10 @@ pub(crate) fn locked_names(shard: ShardId, dir: Ino) -> Vec<u8> {
 /// Names are locked by their hash: two that collide exclude each other, which costs a wait.
 pub(crate) fn locked_name(shard: ShardId, dir: Ino, first_cookie: u64) -> Vec<u8> {
     Key::new(shard, KEY_LOCK).u8(LOCKED_NAME).ino(dir).u64(first_cookie).0
+}
+
+pub(crate) fn locked_rename_lock(shard: ShardId) -> Vec<u8> {
+    Key::new(shard, KEY_LOCK).u8(LOCKED_RENAME_LOCK).0
 }
 
 pub(crate) fn request_txn(shard: ShardId, id: RequestId) -> Vec<u8> {

@@ -14,6 +14,7 @@
 mod acl;
 mod action;
 pub mod apply;
+mod attributes;
 mod directory;
 pub mod entry;
 mod file;
@@ -39,7 +40,7 @@ pub use entry::{
 };
 pub use memory::MemoryState;
 pub use read::{
-    lease_holder, list_orphans, list_sessions, list_transactions, parent_of, read, read_shard, transaction_status,
+    check_session, lease_holder, list_orphans, list_sessions, list_transactions, parent_of, read, read_shard, transaction_status,
 };
 
 use bytes::Bytes;

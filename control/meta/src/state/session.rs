@@ -130,7 +130,7 @@ impl View<'_> {
         rows.iter().map(|(key, _)| ino(key)).collect()
     }
 
-    pub(crate) async fn open(&mut self, session: SessionId, ino: Ino) -> Attempt<MetaReply> {
+    pub(crate) async fn open_file(&mut self, session: SessionId, ino: Ino) -> Attempt<MetaReply> {
         let inode = self.live_inode(ino).await?;
         self.add_hold(ino, session);
         Ok(MetaReply::Attr { attr: inode.attr(), grant: Grant::default() })

@@ -10,8 +10,7 @@ use cfs_reactor::sync::{OneshotSender, Permit, Semaphore, oneshot};
 use cfs_reactor::uring::Ring;
 use cfs_wire::frame::{Hello, Kind, Refusal, VERSION_MAX, VERSION_MIN};
 use futures_util::FutureExt;
-use futures_util::future::{Either, LocalBoxFuture, select};
-use futures_util::pin_mut;
+use futures_util::future::LocalBoxFuture;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -131,16 +130,12 @@ impl TcpConnection {
     async fn exchange(&self, request: Message) -> Result<Message, FabricError> {
         request.check_length()?;
         let link = &self.calls.link;
-        let room = async {
-            let slot = self.slots.acquire(1).await;
-            (slot, self.bytes.acquire(request.body.len() + request.bulk.len()).await)
-        };
-        let closed = link.until_closed();
-        pin_mut!(closed, room);
-        let (slot, bytes) = match select(closed, room).await {
-            Either::Left(_) => return Err(self.lost()),
-            Either::Right((room, _)) => room,
-        };
+        let slot = self.slots.acquire(1).await;
+        let bytes = self.bytes.acquire(request.body.len() + request.bulk.len()).await;
+        // Calls that end with the connection make room too.
+        if link.is_closed() {
+            return Err(self.lost());
+        }
         let request_id = self.next_request.get();
         self.next_request.set(request_id + 1);
         let (reply_to, reply) = oneshot();

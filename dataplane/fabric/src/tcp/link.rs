@@ -24,9 +24,11 @@ pub(super) struct Link {
     version: Cell<u8>,
     queue: RefCell<VecDeque<Bytes>>,
     queued_bytes: Cell<usize>,
-    /// Something was queued, was sent, or the connection ended.
+    /// Something was queued, much was sent, or the connection ended. Only the connection's own
+    /// two tasks wait for it.
     changed: Rc<Notify>,
     closed: RefCell<Option<String>>,
+    ended: Rc<Notify>,
 }
 
 impl Link {
@@ -43,6 +45,7 @@ impl Link {
             queued_bytes: Cell::new(0),
             changed: Notify::new(),
             closed: RefCell::default(),
+            ended: Notify::new(),
         })
     }
 
@@ -65,6 +68,7 @@ impl Link {
         // The peer may have closed before us.
         let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
         self.changed.notify_all();
+        self.ended.notify_all();
     }
 
     /// Why the connection ended, if it did.
@@ -79,11 +83,11 @@ impl Link {
     /// Ends with the connection.
     pub async fn until_closed(&self) {
         loop {
-            let changed = self.changed.notified();
+            let ended = self.ended.notified();
             if self.is_closed() {
                 return;
             }
-            changed.await;
+            ended.await;
         }
     }
 

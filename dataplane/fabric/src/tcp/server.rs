@@ -9,6 +9,8 @@ use cfs_reactor::sync::{Permit, Semaphore};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Handle, JoinHandle};
 use cfs_wire::frame::{FrameError, Hello, Kind, Refusal};
+use futures_util::future::{Either, select};
+use futures_util::pin_mut;
 use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -155,9 +157,18 @@ async fn read_requests(
             Err(error) => return error,
         };
         // Before the memory for it is taken.
-        let slot = slots.acquire(1).await;
-        let bytes = bytes.acquire(header.body_length + header.bulk_length).await;
-        link.until_short_queue().await;
+        let room = async {
+            let slot = slots.acquire(1).await;
+            let share = bytes.acquire(header.body_length + header.bulk_length).await;
+            link.until_short_queue().await;
+            (slot, share)
+        };
+        let closed = link.until_closed();
+        pin_mut!(room, closed);
+        let held = match select(room, closed).await {
+            Either::Left((held, _)) => held,
+            Either::Right(_) => return ReadError::Ended,
+        };
         let request = match reader.message(&header).await {
             Ok(request) => request,
             Err(error) => return error,
@@ -166,7 +177,7 @@ async fn read_requests(
         handle.spawn(async move {
             let reply = service.handle(Peer::Local, request).await;
             answer(&link, header.request_id, reply);
-            drop((slot, bytes));
+            drop(held);
         });
     }
 }

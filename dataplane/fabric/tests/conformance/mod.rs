@@ -230,6 +230,23 @@ pub async fn too_large_is_refused(env: Env) {
     assert_eq!(connection.call(message(ECHO, &body[1..], b"")).await, Ok(message(ECHO + 100, &body[1..], b"")));
 }
 
+/// Callers that wait for a slot are lost with the connection, not left waiting.
+pub async fn waiting_callers_are_lost_too(env: Env) {
+    let Pair { connection, recorder, listener } = pair(&env).await;
+    let calls = (0..cfs_fabric::CALLS_MAX + 3).map(|_| {
+        let connection = connection.clone();
+        env.client_handle.spawn(async move { connection.call(message(NEVER, b"", b"")).await })
+    });
+    let calls: Vec<_> = calls.collect();
+    eventually(&env.client_handle, "as many run as may", || recorder.running.get() == cfs_fabric::CALLS_MAX).await;
+    drop(listener);
+    for call in calls {
+        let outcome = call.await.unwrap();
+        assert!(is_lost(&outcome), "{outcome:?}");
+    }
+    assert_eq!(recorder.asked.borrow().len(), cfs_fabric::CALLS_MAX);
+}
+
 pub async fn calls_under_way_are_bounded(env: Env) {
     let Pair { connection, recorder, listener: _listening } = pair(&env).await;
     const CALLS: usize = cfs_fabric::CALLS_MAX + 100;
@@ -256,7 +273,8 @@ pub async fn calls_under_way_are_bounded(env: Env) {
 macro_rules! conformance {
     ($run:path) => {
         $crate::conformance!($run; echo answers_overtake large_bulk server_death_loses_the_call
-            dropped_listener_closes abandoned_call_is_executed too_large_is_refused calls_under_way_are_bounded);
+            dropped_listener_closes abandoned_call_is_executed too_large_is_refused
+            waiting_callers_are_lost_too calls_under_way_are_bounded);
     };
     ($run:path; $($story:ident)*) => {
         $(#[test]

@@ -13,7 +13,7 @@ impl SegmentStore {
     /// Whether another hot blob may be written, or the packer is behind.
     pub(super) fn hot_has_room(&self) -> bool {
         let limit = self.config.hot_target_bytes_max;
-        self.pool.writable().iter().all(|target| target.live(BlobKind::Hot) < limit)
+        self.pool.writable().iter().all(|target| target.hot() < limit)
     }
 
     /// Durable on m+1 distinct targets when answered.

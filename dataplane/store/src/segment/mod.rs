@@ -22,7 +22,7 @@ mod write;
 
 pub use endpoint::DataService;
 pub use mirror::Mirror;
-pub use pool::{BlobTarget, TargetPool, TargetState};
+pub use pool::{BlobTarget, LocalTarget, TargetPool, TargetState};
 pub use repair::Repaired;
 
 use cfs_codec::{Erasure, Geometry};
@@ -119,6 +119,11 @@ impl SegmentStore {
     /// Segments in which reads found damage since the last call.
     pub fn take_damaged(&self) -> Vec<SegmentId> {
         std::mem::take(&mut *self.damaged.borrow_mut()).into_iter().collect()
+    }
+
+    /// A segment's registration for people who ask; `None` when it has none or it can't be had.
+    pub async fn describe(&self, segment: SegmentId) -> Option<Rc<Registration>> {
+        self.registration(segment).await.ok().flatten()
     }
 
     /// Drops a cached registration (it was replaced or removed).

@@ -1,10 +1,11 @@
 //! The node's targets as failure domains: which are up, and which to write to.
 
-use crate::StoreError;
+use crate::{Space, StoreError, TargetStore};
 use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
 use cfs_wire::{BlobId, TargetId};
+use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -27,10 +28,63 @@ pub trait BlobTarget: 'static {
     fn list(&self, kind: BlobKind) -> Vec<BlobInfo>;
     /// Bytes ordinary writers may still use.
     fn free(&self) -> u64;
-    /// Live bytes of one kind.
-    fn live(&self, kind: BlobKind) -> u64;
+    /// Payload bytes of live hot blobs.
+    fn hot(&self) -> u64;
+    fn space(&self) -> Space;
     /// Why the target takes no more writes, if so.
     fn failure(&self) -> Option<String>;
+}
+
+/// A target of this executor.
+pub struct LocalTarget(pub Rc<TargetStore>);
+
+impl BlobTarget for LocalTarget {
+    fn id(&self) -> TargetId {
+        self.0.superblock().identity.target
+    }
+
+    fn put(
+        &self,
+        id: BlobId,
+        kind: BlobKind,
+        owner: Owner,
+        geometry: ShardGeometry,
+        payload: Bytes,
+    ) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        self.0.put(id, kind, owner, geometry, payload).boxed_local()
+    }
+
+    fn get(&self, id: BlobId, offset: u32, length: u32) -> LocalBoxFuture<'_, Result<Bytes, StoreError>> {
+        self.0.get(id, offset, length).boxed_local()
+    }
+
+    fn delete(&self, ids: Vec<BlobId>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        self.0.delete(ids).boxed_local()
+    }
+
+    fn stat(&self, id: BlobId) -> Option<BlobInfo> {
+        self.0.stat(id)
+    }
+
+    fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
+        self.0.list(kind)
+    }
+
+    fn free(&self) -> u64 {
+        self.0.space().free
+    }
+
+    fn hot(&self) -> u64 {
+        self.0.space().hot
+    }
+
+    fn space(&self) -> Space {
+        self.0.space()
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.0.is_failed()
+    }
 }
 
 /// What is known of one target of the node.

@@ -1,0 +1,187 @@
+//! Written bytes that are not committed yet: runs that never overlap, merged where small writes
+//! follow each other.
+
+use bytes::{Bytes, BytesMut};
+use std::collections::BTreeMap;
+
+/// A run grows by copying up to here; a larger write is kept as it came.
+const MERGE_BYTES_MAX: usize = 1 << 20;
+
+/// Runs by their offset in the file.
+#[derive(Default)]
+pub(crate) struct DirtyMap {
+    runs: BTreeMap<u64, BytesMut>,
+    bytes: usize,
+}
+
+/// Runs that are on their way to the server and change no more.
+pub(crate) type Frozen = BTreeMap<u64, Bytes>;
+
+impl DirtyMap {
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Where the last run ends; 0 without any.
+    pub fn end(&self) -> u64 {
+        self.runs.last_key_value().map_or(0, |(offset, run)| offset + run.len() as u64)
+    }
+
+    /// Puts `data` over whatever was there.
+    pub fn insert(&mut self, offset: u64, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
+        let end = offset + data.len() as u64;
+        if let Some((start, run)) = self.runs.range_mut(..=offset).next_back() {
+            let at = (offset - start) as usize;
+            if end <= start + run.len() as u64 {
+                run[at..at + data.len()].copy_from_slice(&data);
+                return;
+            }
+        }
+        self.remove(offset, end);
+        self.bytes += data.len();
+        if let Some((start, run)) = self.runs.range_mut(..offset).next_back()
+            && start + run.len() as u64 == offset
+            && run.len() + data.len() <= MERGE_BYTES_MAX
+        {
+            run.extend_from_slice(&data);
+            return;
+        }
+        self.runs.insert(offset, BytesMut::from(data));
+    }
+
+    /// Cuts a range out.
+    fn remove(&mut self, offset: u64, end: u64) {
+        if let Some((start, run)) = self.runs.range_mut(..offset).next_back() {
+            let run_end = start + run.len() as u64;
+            if run_end > offset {
+                let mut cut = run.split_off((offset - start) as usize);
+                self.bytes -= cut.len();
+                if run_end > end {
+                    let tail = cut.split_off((end - offset) as usize);
+                    self.bytes += tail.len();
+                    self.runs.insert(end, tail);
+                }
+            }
+        }
+        while let Some((start, length)) = self.runs.range(offset..end).next().map(|(start, run)| (*start, run.len())) {
+            let Some(mut run) = self.runs.remove(&start) else { return };
+            self.bytes -= length;
+            if start + length as u64 > end {
+                let tail = run.split_off((end - start) as usize);
+                self.bytes += tail.len();
+                self.runs.insert(end, tail);
+            }
+        }
+    }
+
+    /// Takes everything, leaving the map empty.
+    pub fn freeze(&mut self) -> Frozen {
+        self.bytes = 0;
+        std::mem::take(&mut self.runs).into_iter().map(|(offset, run)| (offset, run.freeze())).collect()
+    }
+
+    /// Copies of what lies in a range.
+    pub fn overlay(&self, offset: u64, length: usize, into: &mut Vec<(u64, Bytes)>) {
+        let end = offset + length as u64;
+        let first = self.runs.range(..offset).next_back().map_or(offset, |(start, _)| *start);
+        for (start, run) in self.runs.range(first..end) {
+            let (from, to) = (offset.max(*start), end.min(start + run.len() as u64));
+            if from < to {
+                into.push((from, Bytes::copy_from_slice(&run[(from - start) as usize..(to - start) as usize])));
+            }
+        }
+    }
+}
+
+/// What of `frozen` lies in a range.
+pub(crate) fn overlay_frozen(frozen: &Frozen, offset: u64, length: usize, into: &mut Vec<(u64, Bytes)>) {
+    let end = offset + length as u64;
+    let first = frozen.range(..offset).next_back().map_or(offset, |(start, _)| *start);
+    for (start, run) in frozen.range(first..end) {
+        let (from, to) = (offset.max(*start), end.min(start + run.len() as u64));
+        if from < to {
+            into.push((from, run.slice((from - start) as usize..(to - start) as usize)));
+        }
+    }
+}
+
+pub(crate) fn frozen_bytes(frozen: &Frozen) -> usize {
+    frozen.values().map(Bytes::len).sum()
+}
+
+pub(crate) fn frozen_end(frozen: &Frozen) -> u64 {
+    frozen.last_key_value().map_or(0, |(offset, run)| offset + run.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cfs_reactor::clock::SplitMix64;
+
+    /// What was written, byte by byte.
+    fn against_an_array(seed: u64) {
+        const SPACE: usize = 600;
+        let mut random = SplitMix64::new(seed);
+        let mut oracle: Vec<Option<u8>> = vec![None; SPACE];
+        let mut map = DirtyMap::default();
+        for step in 0..300u64 {
+            let offset = random.below(SPACE as u64 - 80);
+            let length = 1 + random.below(80) as usize;
+            let data: Vec<u8> = (0..length).map(|at| (step as u8).wrapping_add(at as u8)).collect();
+            for (at, byte) in data.iter().enumerate() {
+                oracle[offset as usize + at] = Some(*byte);
+            }
+            map.insert(offset, Bytes::from(data));
+            let (from, length) = (random.below(SPACE as u64 / 2), random.below(SPACE as u64 / 2) as usize);
+            let mut found = Vec::new();
+            map.overlay(from, length, &mut found);
+            let mut seen = vec![None; length];
+            for (start, bytes) in found {
+                for (at, byte) in bytes.iter().enumerate() {
+                    seen[(start - from) as usize + at] = Some(*byte);
+                }
+            }
+            assert_eq!(seen, oracle[from as usize..from as usize + length], "seed {seed}, step {step}");
+            assert_eq!(map.bytes(), oracle.iter().flatten().count(), "seed {seed}, step {step}");
+            if random.one_in(40) {
+                let frozen = map.freeze();
+                let mut seen = Vec::new();
+                overlay_frozen(&frozen, 0, SPACE, &mut seen);
+                let total: usize = seen.iter().map(|(_, bytes)| bytes.len()).sum();
+                assert_eq!(total, frozen_bytes(&frozen), "seed {seed}");
+                for (start, bytes) in seen {
+                    for (at, byte) in bytes.iter().enumerate() {
+                        assert_eq!(oracle[start as usize + at], Some(*byte), "seed {seed}");
+                    }
+                }
+                oracle.fill(None);
+                assert!(map.is_empty() && map.end() == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn runs_hold_the_last_byte_written_everywhere() {
+        for seed in 0..40 {
+            against_an_array(seed);
+        }
+    }
+
+    #[test]
+    fn small_writes_that_follow_each_other_become_one_run() {
+        let mut map = DirtyMap::default();
+        for at in 0..100u64 {
+            map.insert(at * 10, Bytes::from_static(b"0123456789"));
+        }
+        let frozen = map.freeze();
+        assert_eq!(frozen.len(), 1);
+        assert_eq!(frozen_end(&frozen), 1000);
+    }
+}

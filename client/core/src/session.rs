@@ -1,0 +1,126 @@
+//! A session as the client sees it: its request numbers, which of them are unanswered, and until
+//! when what it granted may be used.
+
+use cfs_reactor::sync::Notify;
+use cfs_reactor::{Handle, Instant};
+use cfs_wire::limits::SESSION_REPLIES_MAX;
+use cfs_wire::meta::MountReply;
+use cfs_wire::{Ino, RequestId, SessionId, VolumeId};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Request numbers between the oldest unanswered one and the newest. A shard keeps a reply for
+/// each; half its bound leaves room for what the server has not heard about yet.
+const WINDOW: u64 = (SESSION_REPLIES_MAX / 2) as u64;
+
+pub(crate) struct Session {
+    pub id: SessionId,
+    pub volume: VolumeId,
+    pub root: Ino,
+    pub shards: u16,
+    pub lease: Duration,
+    handle: Handle,
+    next: Cell<u64>,
+    outstanding: RefCell<BTreeSet<u64>>,
+    /// A request was answered.
+    answered: Rc<Notify>,
+    /// A request waits because an old one is unanswered: whoever holds such a one open for long
+    /// (a lock wait) gives it up and asks anew.
+    pressed: Rc<Notify>,
+    expires: Cell<Instant>,
+    fenced: Cell<bool>,
+}
+
+/// A request number in use. Dropped once the request is answered or given up.
+pub(crate) struct Sequence {
+    session: Rc<Session>,
+    number: u64,
+}
+
+impl Session {
+    /// `sent`: when the call that opened it was sent.
+    pub fn new(handle: &Handle, reply: &MountReply, sent: Instant) -> Rc<Session> {
+        let lease = Duration::from_millis(reply.lease_ms.max(1).into());
+        Rc::new(Session {
+            id: reply.session,
+            volume: reply.volume,
+            root: reply.root,
+            shards: reply.shards,
+            lease,
+            handle: handle.clone(),
+            next: Cell::new(1),
+            outstanding: RefCell::new(BTreeSet::new()),
+            answered: Notify::new(),
+            pressed: Notify::new(),
+            expires: Cell::new(sent + lease),
+            fenced: Cell::new(false),
+        })
+    }
+
+    /// A number for a request that changes something; waits while the window is full.
+    pub async fn sequence(self: &Rc<Self>) -> Sequence {
+        loop {
+            let answered = self.answered.notified();
+            let number = self.next.get();
+            if number < self.lowest_unacknowledged() + WINDOW {
+                self.next.set(number + 1);
+                self.outstanding.borrow_mut().insert(number);
+                return Sequence { session: self.clone(), number };
+            }
+            self.pressed.notify_all();
+            answered.await;
+        }
+    }
+
+    /// The number a read carries. Its reply is not kept by anyone.
+    pub fn read_id(&self) -> RequestId {
+        RequestId { session: self.id, sequence: 0 }
+    }
+
+    pub fn lowest_unacknowledged(&self) -> u64 {
+        self.outstanding.borrow().first().copied().unwrap_or(self.next.get())
+    }
+
+    pub fn pressed(&self) -> cfs_reactor::sync::Notified {
+        self.pressed.notified()
+    }
+
+    /// The server answered a heartbeat that was sent then.
+    pub fn renewed(&self, sent: Instant) {
+        self.expires.set(self.expires.get().max(sent + self.lease));
+    }
+
+    pub fn expires(&self) -> Instant {
+        self.expires.get()
+    }
+
+    /// Whether what was granted to this session may be relied on, by our own clock.
+    pub fn is_live(&self) -> bool {
+        let on_time = self.handle.now() < self.expires.get();
+        !self.fenced.get() && (on_time || cfs_wire::planted::is(cfs_wire::planted::Bug::ClientIgnoreExpiry))
+    }
+
+    pub fn is_fenced(&self) -> bool {
+        self.fenced.get()
+    }
+
+    /// True the first time.
+    pub fn set_fenced(&self) -> bool {
+        !self.fenced.replace(true)
+    }
+}
+
+impl Sequence {
+    pub fn request_id(&self) -> RequestId {
+        RequestId { session: self.session.id, sequence: self.number }
+    }
+}
+
+impl Drop for Sequence {
+    fn drop(&mut self) {
+        self.session.outstanding.borrow_mut().remove(&self.number);
+        self.session.answered.notify_all();
+    }
+}

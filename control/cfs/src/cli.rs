@@ -1,0 +1,111 @@
+//! The command line of `cfs`.
+
+use crate::config::{self, DEFAULT_LISTEN};
+use cfs_wire::Policy;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Parser)]
+#[command(name = "cfs", version, about = "ClaudeFS: a distributed POSIX file system")]
+pub struct Cli {
+    /// Log filter, such as info or cfs_store=debug
+    #[arg(long, global = true, env = "CFS_LOG")]
+    pub log: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Create a one-node cluster on files or block devices
+    Format(FormatArgs),
+    /// Run a storage node in the foreground
+    Server(ServerArgs),
+    /// Mount a cluster (also as mount.cfs, for mount -t cfs and fstab)
+    Mount(MountArgs),
+    /// A whole one-node cluster on files in a directory, mounted, in one process
+    Dev(DevArgs),
+    /// Print a completion script
+    Completions { shell: clap_complete::Shell },
+    /// Write man pages
+    Man { dir: PathBuf },
+}
+
+#[derive(Args)]
+pub struct FormatArgs {
+    /// Targets: block devices, or files (created with --size)
+    #[arg(required = true)]
+    pub targets: Vec<PathBuf>,
+    /// Redundancy: k+m (such as 2+1) or copies (such as 3x)
+    #[arg(long, default_value = "2+1", env = "CFS_EC")]
+    pub ec: Policy,
+    /// Size of each file target that does not exist yet
+    #[arg(long, value_parser = config::parse_size)]
+    pub size: Option<u64>,
+    /// Metadata shards; fixed for ever
+    #[arg(long, default_value_t = 256)]
+    pub shards: u16,
+    /// Erase whatever the targets hold
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
+pub struct ServerArgs {
+    /// Configuration file (TOML)
+    #[arg(long, env = "CFS_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Address to listen on (loopback only until enrolment and mTLS exist)
+    #[arg(long, env = "CFS_LISTEN")]
+    pub listen: Option<String>,
+    /// A target of this node; repeat for each
+    #[arg(long = "target", env = "CFS_TARGETS", value_delimiter = ',')]
+    pub targets: Vec<PathBuf>,
+    /// Microseconds a reactor polls before it sleeps
+    #[arg(long, env = "CFS_SPIN_US")]
+    pub spin_us: Option<u64>,
+    /// Milliseconds after which a silent client loses its leases
+    #[arg(long, env = "CFS_SESSION_LEASE_MS")]
+    pub session_lease_ms: Option<u32>,
+}
+
+#[derive(Args)]
+pub struct MountArgs {
+    /// Address of a server, host:port
+    pub address: String,
+    pub mountpoint: PathBuf,
+    /// Mount options, comma separated
+    #[arg(short = 'o', value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// Stay in the foreground
+    #[arg(long, short = 'f')]
+    pub foreground: bool,
+}
+
+#[derive(Args)]
+pub struct DevArgs {
+    /// Directory for the targets
+    #[arg(long, env = "CFS_DATA")]
+    pub data: PathBuf,
+    /// Where to mount; not with --replace
+    #[arg(required_unless_present = "replace")]
+    pub mountpoint: Option<PathBuf>,
+    /// Targets to create
+    #[arg(long, default_value_t = 3)]
+    pub targets: u16,
+    /// Redundancy: k+m (such as 2+1) or copies (such as 3x)
+    #[arg(long, default_value = "2+1", env = "CFS_EC")]
+    pub ec: Policy,
+    /// Size of all targets together
+    #[arg(long, default_value = "10G", value_parser = config::parse_size)]
+    pub size: u64,
+    /// Metadata shards; fixed for ever
+    #[arg(long, default_value_t = 8)]
+    pub shards: u16,
+    /// Address to listen on
+    #[arg(long, default_value = DEFAULT_LISTEN, env = "CFS_LISTEN")]
+    pub listen: String,
+    /// Instead of running: put an empty target in the place of a lost one
+    #[arg(long, value_name = "TARGET")]
+    pub replace: Option<u32>,
+}

@@ -1,0 +1,72 @@
+use super::*;
+use crate::types::Member;
+
+fn sample() -> Bytes {
+    let membership =
+        openraft::Membership::new(vec![[1].into()], std::collections::BTreeMap::from([(1, Member { address: "n1".into() })]))
+            .unwrap();
+    let mut writer = BatchWriter::new();
+    for record in records(membership) {
+        writer.push(ShardId(3), &record);
+    }
+    writer.seal(Header { sequence: 9, durable: 7, first: 2, incarnation: 5 })
+}
+
+fn records(membership: crate::types::Membership) -> Vec<Record> {
+    vec![
+        Record::Entry(Entry { log_id: log_id(1, 0), payload: EntryPayload::Membership(membership) }),
+        Record::Entry(Entry { log_id: log_id(2, 1), payload: EntryPayload::Blank }),
+        Record::Entry(Entry { log_id: log_id(2, 2), payload: EntryPayload::Normal(Command("abc".into())) }),
+        Record::Vote(Vote { leader_id: RaftLeaderId::new(2, 1), committed: true }),
+        Record::Committed(log_id(2, 2)),
+        Record::TruncateAfter(Some(log_id(1, 0))),
+        Record::TruncateAfter(None),
+        Record::Purge(log_id(1, 0)),
+    ]
+}
+
+#[test]
+fn a_batch_survives_encoding() {
+    let bytes = sample();
+    let (header, decoded) = decode(&bytes, 9).unwrap();
+    assert_eq!(header, Header { sequence: 9, durable: 7, first: 2, incarnation: 5 });
+    assert_eq!(decoded.len(), 8);
+    let Record::Entry(Entry { payload: EntryPayload::Membership(membership), .. }) = &decoded[0].1 else { panic!() };
+    let again: Vec<(ShardId, Record)> = records(membership.clone()).into_iter().map(|r| (ShardId(3), r)).collect();
+    assert_eq!(decoded, again);
+    assert_eq!(bytes.len(), HEADER_BYTES + decoded.iter().map(|(_, r)| record_bytes(r)).sum::<usize>());
+}
+
+#[test]
+fn every_damaged_byte_and_every_cut_is_noticed() {
+    let bytes = sample();
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.to_vec();
+        damaged[at] ^= 0x40;
+        assert!(decode(&damaged.into(), 9).is_err(), "byte {at} flipped and nothing noticed");
+        assert!(decode(&bytes.slice(..at), 9).is_err(), "cut to {at} and nothing noticed");
+    }
+    assert_eq!(decode(&bytes, 10), Err(BadBatch::Sequence { found: 9, expected: 10 }));
+}
+
+/// Golden bytes: the format must not drift.
+#[test]
+fn the_first_bytes_are_those_of_the_document() {
+    let mut writer = BatchWriter::new();
+    writer.push(ShardId(3), &Record::Entry(Entry { log_id: log_id(2, 6), payload: EntryPayload::Normal(Command("hi".into())) }));
+    let bytes = writer.seal(Header { sequence: 9, durable: 7, first: 2, incarnation: 5 });
+    let mut expected = Vec::new();
+    expected.extend(b"CFLG\x01\x00\x00\x00");
+    for word in [9u64, 7, 2, 5] {
+        expected.extend(word.to_le_bytes());
+    }
+    expected.extend([1, 0, 0, 0, 35, 0, 0, 0]);
+    expected.extend([0; 12]);
+    expected.extend(&bytes[CRC_AT..HEADER_BYTES]);
+    expected.extend([1, 0, 3, 0, 3, 0, 0, 0]);
+    for word in [2u64, 0, 6] {
+        expected.extend(word.to_le_bytes());
+    }
+    expected.extend(b"\x01hi");
+    assert_eq!(bytes, expected);
+}

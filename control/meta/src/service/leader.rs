@@ -1,0 +1,166 @@
+//! Beginning to lead a shard, the regular sweep, and fencing.
+//!
+//! A new leader knows nothing of read leases: until the longest its predecessor can have given
+//! is over, every session of the shard counts as a reader of everything. What was begun is
+//! brought to its end before clients are served: transactions are driven, orphans reaped.
+
+use super::call::unreadable;
+use super::shard::Shard;
+use super::MetaService;
+use crate::state::{self, LogEntry};
+use cfs_wire::SessionId;
+use cfs_wire::meta::{MetaError, MetaResult};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often a shard that is led elsewhere is looked at.
+const LEADERSHIP_POLL: Duration = Duration::from_millis(50);
+
+impl MetaService {
+    /// Takes the shard up whenever this node leads it; runs as long as the node.
+    pub(super) async fn lead(self, shard: Rc<Shard>) {
+        loop {
+            match self.inner.proposer.leads(shard.id) {
+                Some(term) if shard.serving.get() != Some(term) => {
+                    shard.serving.set(None);
+                    self.dismiss(&shard);
+                    match self.take_up(&shard).await {
+                        Ok(()) => {
+                            shard.serving.set(Some(term));
+                            shard.serving_changed.notify_all();
+                        }
+                        Err(error) => {
+                            tracing::warn!(shard = %shard.id, %error, "the shard can't be taken up yet");
+                            self.inner.handle.sleep(LEADERSHIP_POLL).await;
+                        }
+                    }
+                }
+                Some(_) => {
+                    self.inner.handle.sleep(self.inner.config.sweep.min(LEADERSHIP_POLL * 20)).await;
+                    self.sweep(&shard).await;
+                }
+                None => {
+                    if shard.serving.take().is_some() {
+                        self.dismiss(&shard);
+                    }
+                    self.inner.handle.sleep(LEADERSHIP_POLL).await;
+                }
+            }
+        }
+    }
+
+    /// Forgets what only a leader knows.
+    fn dismiss(&self, shard: &Shard) {
+        let elsewhere = MetaError::NotLeader { hint: self.inner.proposer.hint(shard.id) };
+        shard.locks.answer_all(|_| true, &MetaResult::Err(elsewhere));
+        shard.contended.borrow_mut().clear();
+        shard.prepared.borrow_mut().clear();
+    }
+
+    async fn take_up(&self, shard: &Rc<Shard>) -> Result<(), MetaError> {
+        self.inner.proposer.read_barrier(shard.id).await?;
+        let now = self.inner.handle.now();
+        let sessions = state::list_sessions(&*shard.reader, shard.id).await.map_err(unreadable)?;
+        let live = sessions.iter().filter(|(_, fenced)| !fenced).map(|(session, _)| *session);
+        *shard.known.borrow_mut() = live.collect();
+        *shard.fenced.borrow_mut() =
+            sessions.iter().filter(|(_, fenced)| *fenced).map(|(session, _)| *session).collect();
+        let known = shard.known.borrow().clone();
+        // Nobody could be heard before there was anybody to hear: all get a full lease to show up.
+        for session in &known {
+            self.inner.contacts.borrow_mut().entry(*session).or_insert(now);
+        }
+        if !cfs_wire::planted::is(cfs_wire::planted::Bug::MetaForgetReaders) {
+            shard.readers().restart(known, now + self.inner.config.read_lease());
+        }
+        self.finish_transactions(shard).await?;
+        self.reap_orphans(shard).await
+    }
+
+    async fn reap_orphans(&self, shard: &Rc<Shard>) -> Result<(), MetaError> {
+        for (ino, held) in state::list_orphans(&*shard.reader, shard.id).await.map_err(unreadable)? {
+            if !held {
+                self.reap(shard, ino);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is due from time to time.
+    async fn sweep(&self, shard: &Rc<Shard>) {
+        let now = self.inner.handle.now();
+        shard.readers().expire(now);
+        shard.contended.borrow_mut().retain(|_, until| *until > now);
+        if now < shard.swept.get() + self.inner.config.sweep {
+            return;
+        }
+        shard.swept.set(now);
+        let swept = match self.reap_orphans(shard).await {
+            Ok(()) => self.resolve_participations(shard).await,
+            failed => failed,
+        };
+        if let Err(error) = swept {
+            tracing::debug!(shard = %shard.id, %error, "sweep cut short");
+        }
+    }
+
+    /// Fences sessions that were silent for a whole lease; runs as long as the node.
+    pub(super) async fn watch_sessions(self) {
+        let lease = self.inner.config.session_lease;
+        let every = lease / 8;
+        loop {
+            let before = self.inner.handle.now();
+            self.inner.handle.sleep(every).await;
+            let now = self.inner.handle.now();
+            if now.saturating_since(before) > every * 3 {
+                // This node itself stood still: it can't have heard anybody meanwhile.
+                for contact in self.inner.contacts.borrow_mut().values_mut() {
+                    *contact = now;
+                }
+                continue;
+            }
+            let known = |session: SessionId| self.inner.shards.values().any(|shard| shard.knows(session));
+            self.inner.contacts.borrow_mut().retain(|session, at| known(*session) || *at + lease > now);
+            let silent: Vec<SessionId> = {
+                let contacts = self.inner.contacts.borrow();
+                contacts.iter().filter(|(_, at)| **at + lease <= now).map(|(session, _)| *session).collect()
+            };
+            for session in silent {
+                self.fence(session).await;
+            }
+        }
+    }
+
+    /// Fences a session in every shard of this node that knows it. What fails is tried again by
+    /// the next watch.
+    pub(super) async fn fence(&self, session: SessionId) {
+        let shards: Vec<Rc<Shard>> =
+            self.inner.shards.values().filter(|shard| shard.knows(session)).cloned().collect();
+        let mut missed = false;
+        for shard in shards {
+            match self.propose(&shard, &LogEntry::Fence { session }).await {
+                Ok(_) => {
+                    shard.fenced.borrow_mut().insert(session);
+                    shard.forget(session);
+                    shard.applied.progress().notify_all();
+                    tracing::info!(shard = %shard.id, %session, "session fenced");
+                }
+                Err(_) => missed = true,
+            }
+        }
+        if !missed {
+            self.inner.contacts.borrow_mut().remove(&session);
+            self.inner.events.forget(session);
+        }
+        self.inner.events.wake(session);
+    }
+
+    /// A session has closed itself in one shard.
+    pub(super) fn forget_session(&self, shard: &Shard, session: SessionId) {
+        shard.forget(session);
+        if !self.inner.shards.values().any(|shard| shard.knows(session)) {
+            self.inner.contacts.borrow_mut().remove(&session);
+            self.inner.events.forget(session);
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Reads one zone: its header, footer, and the chain of append headers.
+//!
+//! A scan hops from header to header. Where the chain breaks it only says so; whether that is
+//! the end, a torn tail or corruption needs the marks of the whole target and is decided in
+//! [`crate::recovery`], which may then ask the scan to look for the next valid header.
+
+use crate::layout::append::AppendHeader;
+use crate::layout::stamp::{Role, Stamp};
+use crate::layout::superblock::Superblock;
+use crate::layout::{Invalid, PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
+use crate::transfer;
+use bytes::Bytes;
+use cfs_device::{BlockDevice, DeviceError};
+use cfs_reactor::Handle;
+use cfs_wire::Generation;
+use cfs_wire::limits::PAGE;
+
+/// First read of a chain, and again after a hop out of the window.
+const WINDOW_BYTES_MIN: u32 = 16 << 10;
+/// Where headers follow each other closely, larger reads pay.
+const WINDOW_BYTES_MAX: u32 = 256 << 10;
+/// Pages looked at between two yields while searching for a header.
+const PAGES_PER_YIELD: u32 = 256;
+
+/// What the first two pages of a zone hold.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Header {
+    /// `stale_copy`: one of the two copies must be written anew.
+    Valid { stale_copy: bool },
+    /// Never used since the format, or damaged beyond recognition.
+    Void,
+    /// Was a header of this target, but neither copy verifies any more.
+    Damaged,
+    Unreadable,
+}
+
+/// Why a chain went no further.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Break {
+    /// The zone's end, or what its footer says is the end.
+    End,
+    /// No header of this generation is here. `started`: one seems to have been begun.
+    Invalid { started: bool },
+    /// The device refused to read.
+    Unreadable,
+}
+
+pub(crate) struct ZoneScan {
+    pub zone: u32,
+    pub header: Header,
+    pub generation: Option<Generation>,
+    /// Where the appends end, if the zone was sealed.
+    pub footer_end: Option<u32>,
+    pub appends: Vec<AppendHeader>,
+    /// Where the chain broke.
+    pub position: u32,
+    pub reason: Break,
+    pub sequence_max: u64,
+}
+
+/// Bytes of a zone, read in windows.
+pub(crate) struct Window<'a> {
+    device: &'a dyn BlockDevice,
+    superblock: &'a Superblock,
+    zone: u32,
+    start: u32,
+    bytes: Bytes,
+    size: u32,
+}
+
+impl<'a> Window<'a> {
+    pub fn new(device: &'a dyn BlockDevice, superblock: &'a Superblock, zone: u32) -> Window<'a> {
+        Window { device, superblock, zone, start: 0, bytes: Bytes::new(), size: WINDOW_BYTES_MIN }
+    }
+
+    fn covers(&self, offset: u32, length: u32) -> bool {
+        offset >= self.start && (offset + length) as usize <= self.start as usize + self.bytes.len()
+    }
+
+    /// `length` bytes at `offset`, both in the zone.
+    pub async fn read(&mut self, offset: u32, length: u32) -> Result<Bytes, DeviceError> {
+        if !self.covers(offset, length) {
+            let follows = offset <= self.start.saturating_add(self.bytes.len() as u32) && !self.bytes.is_empty();
+            self.size = if follows { (self.size * 2).min(WINDOW_BYTES_MAX) } else { WINDOW_BYTES_MIN };
+            let wanted = self.size.max(length).min(self.superblock.zone_bytes - offset);
+            let place = self.superblock.zone_offset(self.zone) + u64::from(offset);
+            self.bytes = match transfer::read(self.device, place, wanted as usize).await {
+                Ok(bytes) => bytes,
+                // The fault may be elsewhere in the window.
+                Err(_) => transfer::read(self.device, place, length as usize).await?,
+            };
+            self.start = offset;
+        }
+        let from = (offset - self.start) as usize;
+        Ok(self.bytes.slice(from..from + length as usize))
+    }
+}
+
+/// Reads a zone up to where its chain first breaks.
+pub(crate) async fn scan(device: &dyn BlockDevice, superblock: &Superblock, zone: u32) -> ZoneScan {
+    let mut scan = ZoneScan {
+        zone,
+        header: Header::Void,
+        generation: None,
+        footer_end: None,
+        appends: Vec::new(),
+        position: ZONE_HEADER_BYTES,
+        reason: Break::Invalid { started: false },
+        sequence_max: 0,
+    };
+    let mut window = Window::new(device, superblock, zone);
+    scan.read_header(&mut window).await;
+    if scan.generation.is_some() {
+        scan.read_footer(device, superblock).await;
+        scan.walk(&mut window).await;
+    }
+    scan
+}
+
+impl ZoneScan {
+    async fn read_header(&mut self, window: &mut Window<'_>) {
+        let Ok(pages) = window.read(0, ZONE_HEADER_BYTES).await else {
+            self.header = Header::Unreadable;
+            return;
+        };
+        let superblock = window.superblock;
+        let copies: Vec<Result<Stamp, Invalid>> = (0..)
+            .step_by(PAGE)
+            .zip(pages.chunks(PAGE))
+            .map(|(offset, page)| {
+                let stamp = Stamp::decode(Role::ZoneHeader, page)?;
+                if stamp.is_of(superblock, self.zone, offset) { Ok(stamp) } else { Err(Invalid::NoMagic) }
+            })
+            .collect();
+        let newest = copies.iter().flatten().map(|stamp| stamp.generation).max();
+        self.sequence_max = copies.iter().flatten().map(|stamp| stamp.sequence).max().unwrap_or(0);
+        self.generation = newest;
+        self.header = match newest {
+            Some(newest) => {
+                let is_newest = |copy: &Result<Stamp, Invalid>| matches!(copy, Ok(stamp) if stamp.generation == newest);
+                Header::Valid { stale_copy: !copies.iter().all(is_newest) }
+            }
+            None if copies.contains(&Err(Invalid::Checksum)) => Header::Damaged,
+            None => self.header_without_magic(window).await,
+        };
+    }
+
+    /// Nothing recognisable in the header's place: an append of this target behind it tells a
+    /// damaged zone from one never used.
+    async fn header_without_magic(&mut self, window: &mut Window<'_>) -> Header {
+        let page = window.read(ZONE_HEADER_BYTES, PAGE_BYTES).await.unwrap_or_default();
+        let length = Stamp::peek_bytes(Role::Append, &page).unwrap_or(PAGE_BYTES);
+        let structure = window.read(ZONE_HEADER_BYTES, length).await.unwrap_or_default();
+        match Stamp::decode(Role::Append, &structure) {
+            Ok(stamp) if stamp.is_of(window.superblock, self.zone, ZONE_HEADER_BYTES) => {
+                self.sequence_max = self.sequence_max.max(stamp.sequence);
+                Header::Damaged
+            }
+            _ => Header::Void,
+        }
+    }
+
+    async fn read_footer(&mut self, device: &dyn BlockDevice, superblock: &Superblock) {
+        let offset = superblock.zone_bytes - ZONE_FOOTER_BYTES;
+        let place = superblock.zone_offset(self.zone) + u64::from(offset);
+        let Ok(page) = transfer::read(device, place, PAGE).await else { return };
+        let Ok(stamp) = Stamp::decode(Role::ZoneFooter, &page) else { return };
+        let ours = stamp.is_of(superblock, self.zone, offset) && Some(stamp.generation) == self.generation;
+        let sane = (ZONE_HEADER_BYTES..=offset).contains(&stamp.extent) && stamp.extent.is_multiple_of(PAGE_BYTES);
+        if ours && sane {
+            self.footer_end = Some(stamp.extent);
+            self.sequence_max = self.sequence_max.max(stamp.sequence);
+        }
+    }
+
+    fn end(&self, superblock: &Superblock) -> u32 {
+        self.footer_end.unwrap_or(superblock.zone_bytes - ZONE_FOOTER_BYTES)
+    }
+
+    /// Follows the chain from `position`.
+    pub async fn walk(&mut self, window: &mut Window<'_>) {
+        let end = self.end(window.superblock);
+        while self.position < end {
+            match self.read_append(window, self.position).await {
+                Ok(append) => {
+                    self.position += append.stamp.extent;
+                    self.sequence_max = self.sequence_max.max(append.stamp.sequence);
+                    self.appends.push(append);
+                }
+                Err(reason) => {
+                    self.reason = reason;
+                    return;
+                }
+            }
+        }
+        self.reason = Break::End;
+    }
+
+    async fn read_append(&self, window: &mut Window<'_>, offset: u32) -> Result<AppendHeader, Break> {
+        let page = window.read(offset, PAGE_BYTES).await.map_err(|_| Break::Unreadable)?;
+        let Ok(length) = Stamp::peek_bytes(Role::Append, &page) else { return Err(Break::Invalid { started: false }) };
+        let room = self.end(window.superblock) - offset;
+        if length > room {
+            return Err(Break::Invalid { started: false });
+        }
+        let structure = window.read(offset, length).await.map_err(|_| Break::Unreadable)?;
+        let Ok(append) = AppendHeader::decode(&structure) else { return Err(Break::Invalid { started: true }) };
+        let stamp = &append.stamp;
+        let last = self.appends.last().map_or(0, |append| append.stamp.sequence);
+        let belongs = stamp.is_of(window.superblock, self.zone, offset)
+            && self.generation.is_some_and(|generation| stamp.is_generation(generation))
+            && stamp.fits(window.superblock)
+            && stamp.sequence > last;
+        if belongs { Ok(append) } else { Err(Break::Invalid { started: false }) }
+    }
+
+    /// Looks for the next valid header behind a break; true when found, with `position` there.
+    pub async fn resync(&mut self, window: &mut Window<'_>, handle: &Handle) -> bool {
+        let end = self.end(window.superblock);
+        let mut offset = self.position + PAGE_BYTES;
+        while offset < end {
+            if self.read_append(window, offset).await.is_ok() {
+                self.position = offset;
+                return true;
+            }
+            offset += PAGE_BYTES;
+            if (offset / PAGE_BYTES).is_multiple_of(PAGES_PER_YIELD) {
+                handle.yield_now().await;
+            }
+        }
+        false
+    }
+}
