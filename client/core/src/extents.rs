@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use cfs_wire::data::{Extent, Piece};
+use cfs_wire::limits::INLINE_BYTES_MAX;
 use cfs_wire::meta::ExtentsReply;
 use std::collections::BTreeMap;
 
@@ -52,7 +53,9 @@ impl ExtentCache {
             self.extents.insert(extent.offset, extent.clone());
             self.know(extent.offset, extent_end);
         }
-        self.inline = reply.inline.clone().map(Bytes::from).unwrap_or_default();
+        if offset < INLINE_BYTES_MAX as u64 || reply.inline.is_some() {
+            self.inline = reply.inline.clone().map(Bytes::from).unwrap_or_default();
+        }
         self.know(offset, end);
     }
 

@@ -31,7 +31,6 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = Member,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
-        Responder<T> = openraft::impls::OneshotResponder<Self, T> where T: openraft::OptionalSend + 'static,
         AsyncRuntime = CfsRuntime,
 );
 

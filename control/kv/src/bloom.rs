@@ -16,10 +16,12 @@ pub fn hash(key: &[u8]) -> u64 {
     hash ^ (hash >> 33)
 }
 
-/// The bits a key sets: its hash and a second one derived from it, stepped.
+/// The bits a key sets: its hash stepped by a second one derived from it; the high half of each
+/// step scaled to the filter (a multiplication: six thousand keys' divisions would take 0.4 ms).
+/// Filters are far below 2^32 bits, for a table is at most 1 MiB.
 fn probes(hash: u64, bits: u64, count: u32) -> impl Iterator<Item = u64> {
     let step = hash.rotate_left(32) | 1;
-    (0..u64::from(count)).map(move |probe| hash.wrapping_add(probe.wrapping_mul(step)) % bits)
+    (0..u64::from(count)).map(move |probe| ((hash.wrapping_add(probe.wrapping_mul(step)) >> 32) * bits) >> 32)
 }
 
 pub fn build(hashes: &[u64]) -> Vec<u8> {

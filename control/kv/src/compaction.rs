@@ -132,6 +132,8 @@ impl Inner {
     }
 
     async fn merge(&self, job: Job, generation: u64) -> Result<(), KvError> {
+        let _one_of_few = self.config.merges.acquire(1).await;
+        self.check_open()?;
         let remove: Run = job.tables().cloned().collect();
         let merged_to = job.inputs[0].last().map(|table| table.shape.last_key.clone());
         let level = job.output_level;

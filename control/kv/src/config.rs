@@ -1,8 +1,12 @@
 //! Sizes, and what the store tells of itself.
 
 use crate::cache::BlockCache;
+use cfs_reactor::sync::Semaphore;
 use cfs_wire::limits::BLOB_BYTES_MAX;
 use std::rc::Rc;
+
+/// Enough that one group's wait for the device does not idle the others.
+const MERGES_MAX_DEFAULT: usize = 4;
 
 #[derive(Clone)]
 pub struct KvConfig {
@@ -19,8 +23,10 @@ pub struct KvConfig {
     /// Level 1 is merged downwards beyond this; every further level holds `level_factor` times more.
     pub level_bytes: u64,
     pub level_factor: u64,
-    /// Shared by all groups of a node.
+    /// Shared by all groups of a node, as a clone of this configuration does.
     pub cache: Rc<BlockCache>,
+    /// Merges under way at once on a node: each takes some 6 MiB and a good part of the core.
+    pub merges: Rc<Semaphore>,
 }
 
 impl Default for KvConfig {
@@ -34,6 +40,7 @@ impl Default for KvConfig {
             level_bytes: 64 << 20,
             level_factor: 8,
             cache: BlockCache::new(BlockCache::BYTES_MAX_DEFAULT),
+            merges: Semaphore::new(MERGES_MAX_DEFAULT),
         }
     }
 }

@@ -418,8 +418,7 @@ impl Inner {
     async fn flush(&self, memtable: Rc<Memtable>, generation: u64) -> Result<(), KvError> {
         let mut recent = Run::new();
         if !memtable.is_empty() {
-            let cursor =
-                MemtableCursor::new(memtable.clone(), memtable.sequence(), Bound::Unbounded, Bound::Unbounded);
+            let cursor = MemtableCursor::new(memtable.clone(), memtable.sequence(), Bound::Unbounded, Bound::Unbounded);
             let mut merge = Merge::new(vec![Source::Memtable(cursor)]);
             let mut writer = TableWriter::new(self.sink(), self.take_run_number());
             let mut entries = 0;
@@ -433,8 +432,21 @@ impl Inner {
             recent = self.finish_writer(writer).await?;
         }
         let edit = Edit { recent, ..Edit::default() };
-        self.publish(edit, Cause::Flush(memtable), generation).await?;
+        self.publish(edit, Cause::Flush(memtable.clone()), generation).await?;
+        self.free_gently(memtable);
         Ok(())
+    }
+
+    /// Frees a memtable piece by piece: at once, its 50,000 entries would take milliseconds.
+    /// Views that still hold it free it themselves.
+    fn free_gently(&self, memtable: Rc<Memtable>) {
+        let Ok(mut memtable) = Rc::try_unwrap(memtable) else { return };
+        let handle = self.handle.clone();
+        self.handle.spawn(async move {
+            while !memtable.shed(compaction::ENTRIES_PER_TURN) {
+                handle.yield_now().await;
+            }
+        });
     }
 
     async fn settle(&self) {

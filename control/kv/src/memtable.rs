@@ -82,6 +82,12 @@ impl Memtable {
         self.applied.replace(applied);
     }
 
+    /// Frees up to `count` entries; true when none is left.
+    pub fn shed(&mut self, count: usize) -> bool {
+        let entries = self.entries.get_mut();
+        (0..count).any(|_| entries.pop_first().is_none())
+    }
+
     /// The version visible at `sequence`: `Some(None)` is a deletion.
     pub fn get(&self, key: &[u8], sequence: u64) -> Option<Option<Bytes>> {
         visible(self.entries.borrow().get(key)?, sequence)

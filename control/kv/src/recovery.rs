@@ -13,7 +13,6 @@ use crate::error::KvError;
 use crate::manifest::{self, Header, ListedRun};
 use cfs_wire::BlobId;
 use cfs_wire::blobs::{BlobInfo, BlobKind, MirroredBlobs};
-use cfs_wire::planted::{self, Bug};
 use std::collections::BTreeMap;
 
 /// The manifests and tables of all groups, listed once so that opening hundreds of groups does
@@ -79,9 +78,7 @@ impl GroupBlobs {
                 break;
             }
             let candidate = read(blobs, group, *info).await?;
-            if let Some((missing, count)) = self.missing(&candidate)
-                && !planted::is(Bug::KvSkipCompleteness)
-            {
+            if let Some((missing, count)) = self.missing(&candidate) {
                 let reason = format!("{count} of its runs are on no reachable target, {missing} first");
                 incomplete.get_or_insert(unusable(group, info, reason));
                 continue;

@@ -230,6 +230,7 @@ impl MirroredBlobs for MemBlobs {
             let id = BlobId(self.handle.random_u128());
             let length = payload.len() as u32;
             let info = BlobInfo { id, kind, owner, geometry: ShardGeometry::NONE, length };
+            let payload = Bytes::copy_from_slice(&payload);
             let ticket = self.begin(Change::Put(Stored { info, payload }));
             self.delay().await;
             let fails = {
@@ -258,7 +259,8 @@ impl MirroredBlobs for MemBlobs {
             if end > u64::from(size) {
                 return Err(BlobError::OutOfRange { id, offset, length, size });
             }
-            Ok(stored.payload.slice(offset as usize..end as usize))
+            // A buffer of its own, as a device would fill.
+            Ok(Bytes::copy_from_slice(&stored.payload[offset as usize..end as usize]))
         })
     }
 

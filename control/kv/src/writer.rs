@@ -63,6 +63,7 @@ impl TableWriter {
         let table = self.bytes.len() + self.block.length() + self.index.length_max(key) + self.block.last_key().len();
         if self.index.keys() > 0 && table + entry > self.sink.table_bytes_max {
             self.cut_table().await?;
+            self.sink.handle.yield_now().await;
         }
         if self.index.keys() == 0 {
             self.first_key = key.to_vec();

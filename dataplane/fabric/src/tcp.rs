@@ -17,15 +17,17 @@ mod server;
 use crate::{Address, Connection, Fabric, FabricError, Listener, Service};
 use cfs_reactor::Handle;
 use cfs_reactor::uring::Ring;
+use cfs_wire::limits::{RPC_BODY_BYTES_MAX, RPC_BULK_BYTES_MAX};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Message bytes under way on one connection at most, per direction: eight of the largest
+/// Message bytes under way on one connection at most, per direction: seven of the largest
 /// messages, several times what a loopback or 100 Gbit/s link holds in flight.
 pub const BYTES_MAX: usize = 48 << 20;
+const _: () = assert!(BYTES_MAX >= RPC_BODY_BYTES_MAX + RPC_BULK_BYTES_MAX, "else the largest never goes");
 /// A peer that has not said HELLO by then is none of ours.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
 

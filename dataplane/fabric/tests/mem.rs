@@ -3,7 +3,7 @@
 mod conformance;
 
 use cfs_fabric::mem::{Faults, MILLION, MemNetwork};
-use cfs_fabric::{Address, FabricError};
+use cfs_fabric::{Address, Fabric, FabricError};
 use cfs_reactor::Executor;
 use cfs_reactor::clock::SimClock;
 use conformance::{ECHO, Env, Pair, SLEEP, eventually, is_lost, message, pair};
@@ -113,6 +113,25 @@ fn a_partition_loses_calls_unless_it_heals_in_time() {
         network.partition_one_way("server", "client", true);
         assert!(is_lost(&connection.call(message(ECHO, b"", b"")).await));
         assert_eq!(recorder.finished.get(), 2, "only the reply was held up");
+    });
+}
+
+#[test]
+fn a_restarted_node_listens_where_it_did_and_old_connections_stay_closed() {
+    run(5, async |network, env| {
+        let Pair { connection, listener, .. } = pair(&env).await;
+        env.server_handle.kill();
+        assert!(connection.is_closed());
+        assert!(is_lost(&connection.call(message(ECHO, b"", b"")).await));
+        let handle = env.server_handle.new_domain();
+        let recorder = conformance::Recorder::new(&handle);
+        let again = network.endpoint("server", &handle).listen(&env.address, recorder.clone()).unwrap();
+        // The dead node's listener goes late and takes nothing along.
+        drop(listener);
+        assert!(is_lost(&connection.call(message(ECHO, b"", b"")).await));
+        let connection = env.client.connect(&again.address()).await.unwrap();
+        assert_eq!(connection.call(message(ECHO, b"x", b"")).await, Ok(message(ECHO + 100, b"x", b"")));
+        assert_eq!(*recorder.asked.borrow(), [ECHO]);
     });
 }
 

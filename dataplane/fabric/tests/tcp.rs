@@ -2,14 +2,14 @@
 
 mod conformance;
 
-use cfs_fabric::tcp::TcpFabric;
-use cfs_fabric::{Address, FabricError};
+use cfs_fabric::tcp::{BYTES_MAX, TcpFabric};
+use cfs_fabric::{Address, CALLS_MAX, FabricError};
 use cfs_reactor::buffer::DmaBuf;
 use cfs_reactor::clock::KernelClock;
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
-use cfs_wire::frame::{HEADER_BYTES, Header, Hello, Kind, VERSION_MAX, encode};
-use conformance::{ECHO, Env, Pair, is_lost, message, pair};
+use cfs_wire::frame::{BulkSum, HEADER_BYTES, Header, Hello, Kind, VERSION_MAX, encode};
+use conformance::{ECHO, Env, GATED, Pair, eventually, is_lost, message, pair};
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -86,7 +86,7 @@ fn stranger(address: &Address) -> TcpStream {
 
 fn hello_frame(hello: Hello) -> Vec<u8> {
     let body = hello.encode();
-    [encode(VERSION_MAX, Kind::Hello, 0, 0, &body, &[]).unwrap().as_ref(), &body].concat()
+    [encode(VERSION_MAX, Kind::Hello, 0, 0, &body, &BulkSum::default()).unwrap().as_ref(), &body].concat()
 }
 
 /// Sends `bytes` and gives what the server says until it closes.
@@ -110,8 +110,10 @@ fn a_bad_frame_closes_its_connection_and_no_other() {
         let Pair { listener, recorder, connection } = pair(&env).await;
         let address = listener.address();
         let ours = hello_frame(Hello::OURS);
-        let request = [encode(VERSION_MAX, Kind::Request, ECHO, 1, b"body", &[]).unwrap().as_ref(), b"body"].concat();
-        let reply = encode(VERSION_MAX, Kind::Reply, ECHO, 1, &[], &[]).unwrap();
+        let request =
+            [encode(VERSION_MAX, Kind::Request, ECHO, 1, b"body", &BulkSum::default()).unwrap().as_ref(), b"body"]
+                .concat();
+        let reply = encode(VERSION_MAX, Kind::Reply, ECHO, 1, &[], &BulkSum::default()).unwrap();
         let mut flipped = request.clone();
         flipped[HEADER_BYTES] ^= 1;
         let mut endless = request.clone();
@@ -138,6 +140,51 @@ fn a_newer_client_hears_which_versions_this_server_speaks() {
         assert_eq!((header.kind, heard.len()), (Kind::Hello, header.frame_length()));
         assert_eq!(Hello::decode(&heard[HEADER_BYTES..]), Ok(Hello::OURS));
         assert!(recorder.asked.borrow().is_empty());
+    });
+}
+
+#[test]
+fn a_server_stops_reading_from_a_client_that_asks_too_much() {
+    run(async |_, env| {
+        let Pair { listener, recorder, .. } = pair(&env).await;
+        let mut stream = stranger(&listener.address());
+        let mut bytes = hello_frame(Hello::OURS);
+        for id in 0..CALLS_MAX as u64 + 50 {
+            let request = encode(VERSION_MAX, Kind::Request, GATED, id, &[], &BulkSum::default()).unwrap();
+            bytes.extend_from_slice(request.as_ref());
+        }
+        stream.write_all(&bytes).unwrap();
+        eventually(&env.client_handle, "as many run as may", || recorder.running.get() == CALLS_MAX).await;
+        env.client_handle.sleep(Duration::from_millis(20)).await;
+        assert_eq!(recorder.asked.borrow().len(), CALLS_MAX);
+        recorder.open.set(true);
+        recorder.gate.notify_all();
+        eventually(&env.client_handle, "the rest follows", || recorder.finished.get() == CALLS_MAX + 50).await;
+        assert_eq!(recorder.running_max.get(), CALLS_MAX);
+    });
+}
+
+#[test]
+fn bytes_under_way_are_bounded() {
+    run(async |_, env| {
+        let Pair { connection, recorder, listener: _listening } = pair(&env).await;
+        let request = message(GATED, b"", &vec![3; 4 << 20]);
+        const CALLS: usize = 16;
+        let calls = (0..CALLS).map(|_| {
+            let (connection, request) = (connection.clone(), request.clone());
+            env.client_handle.spawn(async move { connection.call(request).await.map(|reply| reply.bulk.len()) })
+        });
+        let calls: Vec<_> = calls.collect();
+        const FIT: usize = BYTES_MAX / (4 << 20);
+        const _: () = assert!(FIT < CALLS);
+        eventually(&env.client_handle, "as many run as may", || recorder.running.get() == FIT).await;
+        env.client_handle.sleep(Duration::from_millis(20)).await;
+        assert_eq!(recorder.running.get(), FIT);
+        recorder.open.set(true);
+        recorder.gate.notify_all();
+        for call in calls {
+            assert_eq!(call.await.unwrap(), Ok(4 << 20));
+        }
     });
 }
 
@@ -176,7 +223,7 @@ fn a_server_that_talks_nonsense_loses_the_calls() {
         let error = env.client.connect(&address).await.map(|_| ()).unwrap_err();
         assert!(matches!(error, FabricError::Connect { .. }), "{error}");
 
-        let unasked = encode(VERSION_MAX, Kind::Reply, 0, 77, &[], &[]).unwrap();
+        let unasked = encode(VERSION_MAX, Kind::Reply, 0, 77, &[], &BulkSum::default()).unwrap();
         let address = impostor([&hello_frame(Hello::OURS), unasked.as_ref()].concat());
         let connection = env.client.connect(&address).await.unwrap();
         let outcome = connection.call(message(ECHO, b"", b"")).await;
@@ -195,12 +242,10 @@ fn dropped_connections_leave_nothing_behind() {
             assert!(connection.call(message(ECHO, b"", &[1; 5000])).await.is_ok());
         }
         let handle = env.client_handle.clone();
-        conformance::eventually(&handle, "tasks end", || {
-            env.client_handle.task_count() == 0 && env.server_handle.task_count() == 1
-        })
-        .await;
+        eventually(&handle, "tasks end", || env.client_handle.task_count() == 0 && env.server_handle.task_count() == 1)
+            .await;
         drop(listener);
-        conformance::eventually(&handle, "operations end", || ring.in_flight() == 0).await;
+        eventually(&handle, "operations end", || ring.in_flight() == 0).await;
         assert_eq!(Rc::strong_count(&recorder), 1);
     });
 }

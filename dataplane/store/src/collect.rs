@@ -29,6 +29,8 @@ pub(crate) struct Collector {
     running: Cell<bool>,
     /// Writers without a zone; told whether one was freed.
     waiting: RefCell<Vec<OneshotSender<bool>>>,
+    /// Zones freed since the target was opened.
+    pub freed: Cell<u64>,
 }
 
 impl Core {
@@ -126,16 +128,16 @@ impl Core {
         self.state.borrow_mut().zones.set_state(zone, ZoneState::Collecting);
         let emptied = self.move_out(zone).await;
         let reset = match emptied {
-            Ok(()) => self.write_generation(zone).await.map(Some),
+            Ok(()) => self.write_generation(zone).await,
             Err(error) => Err(error),
         };
         match reset {
-            Ok(Some(generation)) => {
+            Ok(generation) => {
                 self.state.borrow_mut().zone_reset(zone, generation);
+                self.collector.freed.set(self.collector.freed.get() + 1);
                 self.changed.notify_all();
                 true
             }
-            Ok(None) => false,
             Err(error) => {
                 tracing::warn!(zone, %error, "zone could not be collected");
                 self.state.borrow_mut().zones.set_state(zone, ZoneState::Sealed);

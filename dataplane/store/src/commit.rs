@@ -84,7 +84,6 @@ struct Flight {
 
 /// One stream's queue and appends under way.
 pub(crate) struct Lane {
-    stream: Stream,
     pub(crate) queue: RefCell<VecDeque<Request>>,
     queued_bytes: Cell<u64>,
     pumping: Cell<bool>,
@@ -94,9 +93,8 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub fn new(stream: Stream, open: Option<u32>) -> Lane {
+    pub fn new(open: Option<u32>) -> Lane {
         Lane {
-            stream,
             queue: RefCell::default(),
             queued_bytes: Cell::new(0),
             pumping: Cell::new(false),

@@ -20,6 +20,7 @@
 //! - a full target still deletes and collects: `zones::Reserve`
 #![forbid(unsafe_code)]
 
+pub mod segment;
 mod collect;
 mod commit;
 mod core;

@@ -101,7 +101,7 @@ pub(crate) async fn open(
     report.blobs = state.index.len() as u64;
     report.tombstones = state.tombstones.len() as u64;
     let resumed = resume(&mut state, &judged);
-    let lanes = Stream::ALL.into_iter().zip(resumed).map(|(stream, zone)| Lane::new(stream, zone)).collect();
+    let lanes = resumed.into_iter().map(Lane::new).collect();
     let core = Core {
         device,
         handle: handle.clone(),

@@ -202,6 +202,11 @@ impl TargetStore {
         }
     }
 
+    /// Zones the collector has freed since the target was opened.
+    pub fn zones_collected(&self) -> u64 {
+        self.core.collector.freed.get()
+    }
+
     /// Why the device takes no more writes, if so. Reads go on.
     pub fn is_failed(&self) -> Option<String> {
         self.core.failed.borrow().clone()

@@ -63,7 +63,8 @@ const FLAG_HELLO: u8 = 4;
 const FLAG_REFUSAL: u8 = 8;
 const CRC_OFFSET: usize = 20;
 
-const _: () = assert!(RPC_BODY_BYTES_MAX <= u32::MAX as usize && RPC_BULK_BYTES_MAX <= u32::MAX as usize);
+const _: () = assert!(RPC_BODY_BYTES_MAX <= u32::MAX as usize);
+const _: () = assert!(RPC_BULK_BYTES_MAX <= u32::MAX as usize);
 
 /// Why bytes are not a frame, or a message cannot be one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -138,6 +139,37 @@ impl Kind {
     }
 }
 
+/// Length and CRC32C of bulk bytes, made piece by piece so that nobody computes for long.
+pub struct BulkSum {
+    digest: Digest,
+    length: usize,
+}
+
+impl BulkSum {
+    /// Of bulk bytes whole.
+    pub fn of(bulk: &[u8]) -> BulkSum {
+        let mut sum = BulkSum::default();
+        sum.update(bulk);
+        sum
+    }
+
+    /// Takes in the next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.digest.update(piece);
+        self.length += piece.len();
+    }
+
+    fn crc(&self) -> u32 {
+        self.digest.finalize() as u32
+    }
+}
+
+impl Default for BulkSum {
+    fn default() -> BulkSum {
+        BulkSum { digest: Digest::new(CrcAlgorithm::Crc32Iscsi), length: 0 }
+    }
+}
+
 /// Header and extension, ready to be sent before the body.
 #[derive(Clone, Copy, Debug)]
 pub struct Prefix {
@@ -166,7 +198,7 @@ pub struct Header {
     prefix: Prefix,
 }
 
-/// What goes before `body` and `bulk` on the wire. `version` is the one agreed; a HELLO has its own.
+/// What goes before `body` and the bulk bytes on the wire. `version` is the one agreed; a HELLO has its own.
 ///
 /// # Errors
 /// When a part exceeds its limit.
@@ -176,12 +208,12 @@ pub fn encode(
     opcode: u16,
     request_id: u64,
     body: &[u8],
-    bulk: &[u8],
+    bulk: &BulkSum,
 ) -> Result<Prefix, FrameError> {
     let body_length = length_below(body.len(), RPC_BODY_BYTES_MAX)
         .ok_or(FrameError::BodyTooLarge { length: body.len(), limit: RPC_BODY_BYTES_MAX })?;
-    let bulk_length = length_below(bulk.len(), RPC_BULK_BYTES_MAX)
-        .ok_or(FrameError::BulkTooLarge { length: bulk.len(), limit: RPC_BULK_BYTES_MAX })?;
+    let bulk_length = length_below(bulk.length, RPC_BULK_BYTES_MAX)
+        .ok_or(FrameError::BulkTooLarge { length: bulk.length, limit: RPC_BULK_BYTES_MAX })?;
     let mut flags = kind.flags();
     let mut prefix = Prefix { bytes: [0; PREFIX_BYTES_MAX], length: HEADER_BYTES };
     if bulk_length > 0 {
@@ -189,7 +221,7 @@ pub fn encode(
         Kind::from_flags(flags)?;
         prefix.length = PREFIX_BYTES_MAX;
         prefix.bytes[24..28].copy_from_slice(&bulk_length.to_le_bytes());
-        prefix.bytes[28..32].copy_from_slice(&crc32c(&[bulk]).to_le_bytes());
+        prefix.bytes[28..32].copy_from_slice(&bulk.crc().to_le_bytes());
     }
     prefix.bytes[0..2].copy_from_slice(&MAGIC.to_le_bytes());
     prefix.bytes[2] = if kind == Kind::Hello { HELLO_VERSION } else { version };
@@ -288,15 +320,15 @@ impl Header {
         Ok(())
     }
 
-    /// Checks the bulk bytes.
-    pub fn verify_bulk(&self, bulk: &[u8]) -> Result<(), FrameError> {
-        if bulk.len() != self.bulk_length {
-            return Err(FrameError::Length { found: bulk.len(), expected: self.bulk_length });
+    /// Checks the bulk bytes received, by their sum.
+    pub fn verify_bulk(&self, bulk: &BulkSum) -> Result<(), FrameError> {
+        if bulk.length != self.bulk_length {
+            return Err(FrameError::Length { found: bulk.length, expected: self.bulk_length });
         }
-        if bulk.is_empty() {
+        if bulk.length == 0 {
             return Ok(());
         }
-        let computed = crc32c(&[bulk]);
+        let computed = bulk.crc();
         if computed != self.bulk_crc {
             return Err(FrameError::BulkChecksum { stored: self.bulk_crc, computed });
         }

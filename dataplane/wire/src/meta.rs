@@ -515,6 +515,9 @@ pub enum ShardReply {
     Dead(Vec<SegmentId>),
     Holders(Vec<(Ino, u64)>),
     Swapped(u32),
+    /// Nothing was done: what the operation takes for granted is not so (a segment registered
+    /// with other content, a registration replaced by another, an epoch gone by).
+    Refused,
     /// `next`: where to go on; `None` at the end.
     Audit { records: Vec<AuditRecord>, next: Option<Vec<u8>> },
     Epoch(Epoch),

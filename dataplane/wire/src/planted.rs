@@ -52,6 +52,12 @@ bugs! {
     LogForgetVote,
     /// Log: cut above the last synced checkpoint.
     LogCutEarly,
+    /// Log: acknowledge a batch before the ones ahead of it are durable.
+    LogAckOutOfOrder,
+    /// Log: take damage below the durable mark for a torn tail.
+    LogCorruptionAsTornTail,
+    /// Log: cut a batch without copying forward what is alive in it.
+    LogCutBeforeCopy,
     /// Log: write one copy only.
     LogSingleCopy,
     /// Ordered store: checkpoint without the applied index.
@@ -62,8 +68,6 @@ bugs! {
     KvDeleteRunsEarly,
     /// Ordered store: answer a checkpoint with the latest mark, not the one written.
     KvSyncedEarly,
-    /// Ordered store: at open, take a manifest whose runs are not all there.
-    KvSkipCompleteness,
     /// Metadata: run a repeated request again.
     MetaRerunRequest,
     /// Metadata: do not store the reply.
@@ -86,6 +90,26 @@ bugs! {
     MetaIgnoreLocks,
     /// Metadata: grant a second write lease.
     MetaShareWriteLease,
+    /// Metadata: change an inode without telling those who cache it.
+    MetaSkipInvalidate,
+    /// Metadata: a new leader forgets that its predecessor gave out read leases.
+    MetaForgetReaders,
+    /// Metadata: answer a transaction before its participants have committed.
+    MetaAnswerBeforeCommit,
+    /// Client: use what was granted after the lease has run out.
+    ClientIgnoreExpiry,
+    /// Client: repeat a change under a new request id.
+    ClientRenumberRetry,
+    /// Client: answer fsync before the commit is acknowledged.
+    ClientFsyncEarly,
+    /// Client: acknowledge an invalidation without dropping what is cached.
+    ClientKeepInvalidated,
+    /// Client: return a write lease without committing what is dirty.
+    ClientReturnLeaseDirty,
+    /// Client: truncate without committing earlier writes first.
+    ClientTruncateEarly,
+    /// Client: keep dirty data when the session was fenced and commit it in the next one.
+    ClientKeepFencedData,
 }
 
 #[cfg(feature = "planted")]

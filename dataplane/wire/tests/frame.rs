@@ -2,7 +2,7 @@
 //! that no later version may change.
 
 use cfs_wire::frame::{
-    FrameError, HEADER_BYTES, Header, Hello, Kind, MAGIC, PREFIX_BYTES_MAX, Refusal, VERSION_MAX, encode,
+    BulkSum, FrameError, HEADER_BYTES, Header, Hello, Kind, MAGIC, PREFIX_BYTES_MAX, Refusal, VERSION_MAX, encode,
 };
 use cfs_wire::limits::{RPC_BODY_BYTES_MAX, RPC_BULK_BYTES_MAX};
 use proptest::prelude::*;
@@ -18,7 +18,8 @@ struct Frame {
 }
 
 fn write(frame: &Frame) -> Vec<u8> {
-    let prefix = encode(VERSION_MAX, frame.kind, frame.opcode, frame.request_id, &frame.body, &frame.bulk);
+    let prefix =
+        encode(VERSION_MAX, frame.kind, frame.opcode, frame.request_id, &frame.body, &BulkSum::of(&frame.bulk));
     [prefix.expect("within limits").as_ref(), &frame.body, &frame.bulk].concat()
 }
 
@@ -28,7 +29,7 @@ fn read(bytes: &[u8]) -> Result<Option<Frame>, FrameError> {
     let Some(rest) = bytes.get(header.prefix_length()..header.frame_length()) else { return Ok(None) };
     let (body, bulk) = rest.split_at(header.body_length);
     header.verify_body(body)?;
-    header.verify_bulk(bulk)?;
+    header.verify_bulk(&BulkSum::of(bulk))?;
     let Header { kind, opcode, request_id, .. } = header;
     Ok(Some(Frame { kind, opcode, request_id, body: body.to_vec(), bulk: bulk.to_vec() }))
 }
@@ -122,11 +123,11 @@ fn each_refusal_names_its_reason() {
 #[test]
 fn a_message_over_its_limit_is_not_written() {
     let body = vec![0; RPC_BODY_BYTES_MAX + 1];
-    let error = encode(VERSION_MAX, Kind::Request, 0, 0, &body, &[]).unwrap_err();
+    let error = encode(VERSION_MAX, Kind::Request, 0, 0, &body, &BulkSum::default()).unwrap_err();
     assert_eq!(error, FrameError::BodyTooLarge { length: body.len(), limit: RPC_BODY_BYTES_MAX });
     assert!(error.is_too_large());
     let bulk = vec![0; RPC_BULK_BYTES_MAX + 1];
-    let error = encode(VERSION_MAX, Kind::Reply, 0, 0, &[], &bulk).unwrap_err();
+    let error = encode(VERSION_MAX, Kind::Reply, 0, 0, &[], &BulkSum::of(&bulk)).unwrap_err();
     assert_eq!(error, FrameError::BulkTooLarge { length: bulk.len(), limit: RPC_BULK_BYTES_MAX });
     // At the limits it is, and comes back.
     let frame = request(&body[1..], &bulk[1..]);

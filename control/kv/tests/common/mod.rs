@@ -22,6 +22,7 @@ pub fn config() -> KvConfig {
         level_bytes: 2000,
         level_factor: 3,
         cache: BlockCache::new(20_000),
+        ..KvConfig::default()
     }
 }
 

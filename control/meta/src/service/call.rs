@@ -22,18 +22,25 @@ impl MetaService {
             return Err(MetaError::Malformed(format!("the operation does not belong to shard {}", call.shard)));
         }
         let session = call.id.session;
-        if shard.has_fenced(session) {
-            return Err(MetaError::Fenced);
-        }
         self.heard_of(session);
         if call.op.is_read() {
             return self.read(&shard, session, &call.op).await;
         }
         let opens = matches!(call.op, MetaOp::OpenSession { .. });
-        if !opens && !shard.knows(session) {
-            return Err(MetaError::SessionUnknown);
+        if !opens {
+            self.check_known(&shard, session).await?;
         }
         self.join_or_run(shard, call).await
+    }
+
+    /// Whether a session may speak in a shard.
+    async fn check_known(&self, shard: &Shard, session: SessionId) -> Result<(), MetaError> {
+        if shard.knows(session) {
+            return Ok(());
+        }
+        state::check_session(&*shard.view(), shard.id, session).await.map_err(unreadable)??;
+        // It has a record, and this leader does not know of it: it is just being opened.
+        Err(MetaError::Unavailable("the session is being opened".to_owned()))
     }
 
     /// One execution per request id, however often it is asked for.
@@ -57,13 +64,11 @@ impl MetaService {
 
     /// Answers a read from the applied state, with the leases it carries.
     pub(super) async fn read(&self, shard: &Rc<Shard>, session: SessionId, op: &MetaOp) -> MetaResult {
-        if !shard.knows(session) {
-            return Err(if shard.has_fenced(session) { MetaError::Fenced } else { MetaError::SessionUnknown });
-        }
+        self.check_known(shard, session).await?;
         self.inner.proposer.read_barrier(shard.id).await?;
         loop {
             let reading = shard.readers().begin_read();
-            let mut reply = self.read_state(shard, op).await??;
+            let mut reply = self.read_state(shard, session, op).await??;
             if !self.recall_seen(shard, session, &mut reply).await? {
                 continue;
             }
@@ -78,10 +83,15 @@ impl MetaService {
     }
 
     /// Reads the applied state, waiting while a prepared transaction holds what is asked for.
-    pub(super) async fn read_state(&self, shard: &Shard, op: &MetaOp) -> Result<MetaResult, MetaError> {
+    pub(super) async fn read_state(
+        &self,
+        shard: &Shard,
+        session: SessionId,
+        op: &MetaOp,
+    ) -> Result<MetaResult, MetaError> {
         loop {
             let progress = shard.applied.unblocked().notified();
-            match state::read(&*shard.reader, shard.id, op).await.map_err(unreadable)? {
+            match state::read(&*shard.view(), shard.id, session, op).await.map_err(unreadable)? {
                 ReadReply::Meta(result) => return Ok(result),
                 ReadReply::Blocked { .. } => {
                     let _ = self.inner.handle.timeout(BLOCKED_RECHECK, progress).await;
@@ -111,15 +121,15 @@ impl MetaService {
             return Ok(true);
         }
         let Some((ino, grant)) = seen(reply) else { return Ok(true) };
+        if grant.write {
+            return Ok(true);
+        }
         match self.lease_holder(shard, ino).await? {
             Some(holder) if holder != session => {
                 self.recall_writer(shard, ino, session).await?;
                 Ok(false)
             }
-            holder => {
-                grant.write = holder.is_some();
-                Ok(true)
-            }
+            _ => Ok(true),
         }
     }
 

@@ -58,8 +58,8 @@ pub type Space = Rc<dyn Fn() -> (u64, u64)>;
 #[derive(Clone)]
 pub struct ShardHandle {
     pub shard: ShardId,
-    /// The applied state.
-    pub reader: Rc<dyn Reader>,
+    /// A consistent view of the applied state as of the call.
+    pub view: Rc<dyn Fn() -> Rc<dyn Reader>>,
     /// The same that the replica publishes to.
     pub applied: Rc<Applied>,
 }

@@ -16,6 +16,9 @@ use std::time::Duration;
 /// How often a shard that is led elsewhere is looked at.
 const LEADERSHIP_POLL: Duration = Duration::from_millis(50);
 
+/// Orphans looked at in one go: bounds how long the task holds the core.
+const ORPHANS_PER_SCAN: usize = 256;
+
 impl MetaService {
     /// Takes the shard up whenever this node leads it; runs as long as the node.
     pub(super) async fn lead(self, shard: Rc<Shard>) {
@@ -60,11 +63,8 @@ impl MetaService {
     async fn take_up(&self, shard: &Rc<Shard>) -> Result<(), MetaError> {
         self.inner.proposer.read_barrier(shard.id).await?;
         let now = self.inner.handle.now();
-        let sessions = state::list_sessions(&*shard.reader, shard.id).await.map_err(unreadable)?;
-        let live = sessions.iter().filter(|(_, fenced)| !fenced).map(|(session, _)| *session);
-        *shard.known.borrow_mut() = live.collect();
-        *shard.fenced.borrow_mut() =
-            sessions.iter().filter(|(_, fenced)| *fenced).map(|(session, _)| *session).collect();
+        let sessions = state::list_sessions(&*shard.view(), shard.id).await.map_err(unreadable)?;
+        *shard.known.borrow_mut() = sessions.into_iter().map(|(session, _client)| session).collect();
         let known = shard.known.borrow().clone();
         // Nobody could be heard before there was anybody to hear: all get a full lease to show up.
         for session in &known {
@@ -78,12 +78,19 @@ impl MetaService {
     }
 
     async fn reap_orphans(&self, shard: &Rc<Shard>) -> Result<(), MetaError> {
-        for (ino, held) in state::list_orphans(&*shard.reader, shard.id).await.map_err(unreadable)? {
-            if !held {
-                self.reap(shard, ino);
+        let mut after = None;
+        loop {
+            let list = state::list_orphans(&*shard.view(), shard.id, after, ORPHANS_PER_SCAN).await.map_err(unreadable)?;
+            for (ino, held) in &list {
+                if !held {
+                    self.reap(shard, *ino);
+                }
+            }
+            match list.last() {
+                Some((last, _)) if list.len() == ORPHANS_PER_SCAN => after = Some(*last),
+                _ => return Ok(()),
             }
         }
-        Ok(())
     }
 
     /// What is due from time to time.

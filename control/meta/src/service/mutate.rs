@@ -74,6 +74,13 @@ impl MetaService {
         let entry = LogEntry::Client { call: call.clone(), now: self.inner.handle.wall(), facts: *facts };
         let delivery = self.propose(shard, &entry).await?;
         match &delivery.outcome.reply {
+            // What was found out in another shard is no longer so.
+            Reply::Meta(Err(MetaError::Unavailable(_))) if *facts != Facts::default() => {
+                drop(recall);
+                *facts = Facts::default();
+                backoff.wait(&self.inner.handle).await;
+                Ok(Attempt::Again)
+            }
             Reply::Meta(result) => {
                 let result = result.clone();
                 self.recall_late(shard, session, &delivery.outcome.changes, recall.as_ref()).await;
@@ -107,7 +114,7 @@ impl MetaService {
                     }
                     Conclusion::Again => {
                         drop(recall);
-                        *facts = Facts { rename_token: facts.rename_token, ..Facts::default() };
+                        *facts = Facts::default();
                         backoff.wait(&self.inner.handle).await;
                         Ok(Attempt::Again)
                     }

@@ -3,7 +3,7 @@
 
 use super::shard::Shard;
 use super::MetaService;
-use super::call::unreadable;
+use super::call::{BLOCKED_RECHECK, unreadable};
 use crate::state::transaction::TxnStatus;
 use crate::state::{self, Action, Answer, LogEntry, Refusal, Reply, TxnId};
 use cfs_wire::meta::{FileKind, MetaError, MetaOp, MetaReply, Name};
@@ -11,6 +11,9 @@ use cfs_wire::{Errno, Ino, RequestId, SessionId, ShardId, Timestamp};
 use futures_util::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 use std::rc::Rc;
+
+/// Whom a server reads for when it reads for itself; no client draws it.
+const NO_SESSION: SessionId = SessionId(0);
 
 /// One ([`ShardId`], [`PeerCall`]) in, one `Result<PeerReply, MetaError>` out; between servers.
 pub const OP_PEER: u16 = 0x0304;
@@ -39,7 +42,8 @@ pub enum PeerReply {
     Named(Option<(Ino, FileKind)>),
     Parent(Result<Ino, Errno>),
     RenameLock(Option<u64>),
-    Status(TxnStatus),
+    /// Whether the coordinator has a record of the transaction.
+    Known(bool),
 }
 
 /// Reaches the leaders of shards that this node does not lead.
@@ -98,7 +102,7 @@ impl MetaService {
             }
             PeerCall::Lookup { dir, name } => {
                 self.inner.proposer.read_barrier(shard.id).await?;
-                match self.read_state(shard, &MetaOp::Lookup { dir, name }).await? {
+                match self.read_state(shard, NO_SESSION, &MetaOp::Lookup { dir, name }).await? {
                     Ok(MetaReply::Entry(entry)) => Ok(PeerReply::Named(Some((entry.attr.ino, entry.attr.kind)))),
                     Ok(MetaReply::Remote { ino, kind, .. }) => Ok(PeerReply::Named(Some((ino, kind)))),
                     Err(MetaError::Errno(Errno::ENOENT)) => Ok(PeerReply::Named(None)),
@@ -147,14 +151,21 @@ impl MetaService {
     }
 
     async fn serve_parent_of(&self, shard: &Shard, dir: Ino) -> Result<PeerReply, MetaError> {
-        let parent = state::parent_of(&*shard.reader, shard.id, dir).await.map_err(unreadable)?;
-        Ok(PeerReply::Parent(parent.ok_or(Errno::ENOENT)))
+        loop {
+            let unblocked = shard.applied.unblocked().notified();
+            match state::parent_of(&*shard.view(), shard.id, dir).await.map_err(unreadable)? {
+                Ok(parent) => return Ok(PeerReply::Parent(parent.ok_or(Errno::ENOENT))),
+                Err(_prepared) => {
+                    let _ = self.inner.handle.timeout(BLOCKED_RECHECK, unblocked).await;
+                }
+            }
+        }
     }
 
     async fn serve_status(&self, shard: &Shard, txn: TxnId) -> Result<PeerReply, MetaError> {
         self.inner.proposer.read_barrier(shard.id).await?;
-        let status = state::transaction_status(&*shard.reader, shard.id, txn).await.map_err(unreadable)?;
-        Ok(PeerReply::Status(status))
+        let status = state::transaction_status(&*shard.view(), shard.id, txn).await.map_err(unreadable)?;
+        Ok(PeerReply::Known(status != TxnStatus::Unknown))
     }
 }
 

@@ -26,7 +26,7 @@ impl MetaService {
         let mut inos = directly_changed(op);
         for (dir, name) in names_of(op) {
             if dir.shard() == shard.id && !matches!(op, MetaOp::Create { .. } | MetaOp::Link { .. }) {
-                inos.extend(self.named(shard, dir, name).await?);
+                inos.extend(self.named(shard, session, dir, name).await?);
             }
         }
         Ok(Some(self.recall(shard, session, inos).await?))
@@ -95,7 +95,7 @@ impl MetaService {
     }
 
     pub(super) async fn lease_holder(&self, shard: &Shard, ino: Ino) -> Result<Option<SessionId>, MetaError> {
-        state::lease_holder(&*shard.reader, shard.id, ino).await.map_err(unreadable)
+        state::lease_holder(&*shard.view(), shard.id, ino).await.map_err(unreadable)
     }
 
     /// Has another session commit what it wrote under its write lease and give the lease back;
@@ -136,8 +136,14 @@ impl MetaService {
     }
 
     /// What a name stands for right now.
-    async fn named(&self, shard: &Shard, dir: Ino, name: Name) -> Result<Option<Ino>, MetaError> {
-        Ok(match self.read_state(shard, &MetaOp::Lookup { dir, name }).await? {
+    async fn named(
+        &self,
+        shard: &Shard,
+        session: SessionId,
+        dir: Ino,
+        name: Name,
+    ) -> Result<Option<Ino>, MetaError> {
+        Ok(match self.read_state(shard, session, &MetaOp::Lookup { dir, name }).await? {
             Ok(MetaReply::Entry(entry)) => Some(entry.attr.ino),
             Ok(MetaReply::Remote { ino, .. }) => Some(ino),
             _ => None,

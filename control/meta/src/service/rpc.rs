@@ -4,10 +4,11 @@ use super::MetaService;
 use super::peers::{OP_PEER, PeerCall};
 use bytes::Bytes;
 use cfs_fabric::{Message, Peer, Service};
-use cfs_wire::ShardId;
+use crate::state;
+use cfs_wire::{SessionId, ShardId};
 use cfs_wire::body;
 use cfs_wire::meta::{
-    EventsCall, MetaCall, MetaError, MetaResult, OP_EVENTS, OP_META, OP_SHARD, ShardOp, ShardReply,
+    EventsCall, EventsReply, MetaCall, MetaError, MetaResult, OP_EVENTS, OP_META, OP_SHARD, ShardOp, ShardReply,
 };
 use futures_util::future::LocalBoxFuture;
 use serde::Serialize;
@@ -16,6 +17,8 @@ use std::time::Duration;
 
 /// The status of every reply: failures are in the body, where their type says what they are.
 const STATUS_ANSWERED: u16 = 0;
+/// How long a session that no shard here knows is held: it may be about to open itself.
+const UNKNOWN_HOLD: Duration = Duration::from_millis(200);
 
 impl MetaService {
     /// The opcodes this service answers.
@@ -61,11 +64,32 @@ impl MetaService {
     }
 
     /// Answers a client's long poll; it also says that the client lives.
-    pub async fn events(&self, call: EventsCall) -> cfs_wire::meta::EventsReply {
-        self.heard_of(call.session);
+    pub async fn events(&self, call: EventsCall) -> EventsReply {
+        let session = call.session;
         let hold = Duration::from_millis(call.hold_ms.into()).min(self.inner.config.hold_max());
-        let alive = || !self.inner.shards.values().any(|shard| shard.has_fenced(call.session));
-        self.inner.events.poll(&call, hold, alive).await
+        let shards = || self.inner.shards.values();
+        if !shards().any(|shard| shard.knows(session)) {
+            // Fenced before this node started, or not opened yet: there is nothing to wait for.
+            let alive = !self.is_fenced(session).await;
+            self.inner.handle.sleep(if alive { hold.min(UNKNOWN_HOLD) } else { Duration::ZERO }).await;
+            return EventsReply { events: Vec::new(), alive };
+        }
+        self.heard_of(session);
+        self.inner.events.poll(&call, hold, || !shards().any(|shard| shard.has_fenced(session))).await
+    }
+
+    async fn is_fenced(&self, session: SessionId) -> bool {
+        for shard in self.inner.shards.values() {
+            if shard.has_fenced(session)
+                || matches!(
+                    state::check_session(&*shard.view(), shard.id, session).await,
+                    Ok(Err(MetaError::Fenced))
+                )
+            {
+                return true;
+            }
+        }
+        false
     }
 }
 

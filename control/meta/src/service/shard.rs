@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 pub(super) struct Shard {
     pub id: ShardId,
-    pub reader: Rc<dyn Reader>,
+    view: Rc<dyn Fn() -> Rc<dyn Reader>>,
     pub applied: Rc<Applied>,
     /// The term for which all below was built; `None` while not ready to serve.
     pub serving: Cell<Option<u64>>,
@@ -40,7 +40,7 @@ impl Shard {
     pub fn new(handle: ShardHandle) -> Shard {
         Shard {
             id: handle.shard,
-            reader: handle.reader,
+            view: handle.view,
             applied: handle.applied,
             serving: Cell::new(None),
             serving_changed: Notify::new(),
@@ -54,6 +54,11 @@ impl Shard {
             swept: Cell::default(),
             reaping: RefCell::default(),
         }
+    }
+
+    /// The applied state as it is now; it stays so while it is looked at.
+    pub fn view(&self) -> Rc<dyn Reader> {
+        (self.view)()
     }
 
     pub fn readers(&self) -> &Readers {

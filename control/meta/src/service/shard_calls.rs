@@ -40,6 +40,6 @@ impl MetaService {
         op: &ShardOp,
     ) -> Result<Option<ShardReply>, MetaError> {
         self.inner.proposer.read_barrier(shard.id).await?;
-        state::read_shard(&*shard.reader, shard.id, op).await.map_err(unreadable)
+        state::read_shard(&*shard.view(), shard.id, op).await.map_err(unreadable)
     }
 }

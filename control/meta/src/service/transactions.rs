@@ -11,7 +11,7 @@ use super::peers::{PeerCall, PeerReply};
 use super::shard::Shard;
 use super::MetaService;
 use crate::state::entry::AncestorWalk;
-use crate::state::transaction::{Driver, TxnState, TxnStatus};
+use crate::state::transaction::{Driver, TxnState};
 use crate::state::{self, FollowUp, LogEntry, Reply, TxnId};
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Permit;
@@ -180,7 +180,7 @@ impl MetaService {
     }
 
     async fn transactions(&self, shard: &Shard) -> Result<Vec<TxnState>, MetaError> {
-        state::list_transactions(&*shard.reader, shard.id).await.map_err(unreadable)
+        state::list_transactions(&*shard.view(), shard.id).await.map_err(unreadable)
     }
 
     /// Brings every transaction that this shard coordinates to its end: decided ones are carried
@@ -199,14 +199,10 @@ impl MetaService {
     pub(super) async fn resolve_participations(&self, shard: &Rc<Shard>) -> Result<(), MetaError> {
         for found in self.transactions(shard).await? {
             let TxnState::Participating { txn, committed } = found else { continue };
-            let PeerReply::Status(status) = self.ask(txn.coordinator, PeerCall::Status { txn }).await? else {
+            let PeerReply::Known(false) = self.ask(txn.coordinator, PeerCall::Status { txn }).await? else {
                 continue;
             };
-            let entry = match (status, committed) {
-                (TxnStatus::Unknown, false) => LogEntry::Abort { txn },
-                (TxnStatus::Unknown, true) => LogEntry::Forget { txn },
-                (TxnStatus::Committed | TxnStatus::Undecided, _) => continue,
-            };
+            let entry = if committed { LogEntry::Forget { txn } } else { LogEntry::Abort { txn } };
             self.propose(shard, &entry).await?;
             shard.prepared.borrow_mut().remove(&txn);
         }

@@ -210,7 +210,7 @@ impl View<'_> {
     }
 }
 
-fn entry_of(key: &[u8], value: &[u8]) -> Result<EntryRecord, StateError> {
+pub(crate) fn entry_of(key: &[u8], value: &[u8]) -> Result<EntryRecord, StateError> {
     Ok(decode::<super::records::Versioned<EntryRecord>>(key, value)?.record)
 }
 

@@ -273,7 +273,7 @@ impl View<'_> {
 
     /// Replaces locations where the old ones still stand: what was overwritten since stays.
     /// Neither content nor times change.
-    pub(crate) async fn swap(&mut self, ino: Ino, swaps: &[(Extent, Extent)]) -> Attempt<u32> {
+    pub(crate) async fn swap(&mut self, ino: Ino, swaps: &[(Extent, Vec<Extent>)]) -> Attempt<u32> {
         self.unlocked(&keys::locked_inode(self.shard, ino)).await?;
         let Some(mut inode) = self.inode_raw(ino).await? else {
             return Ok(0);
@@ -281,22 +281,26 @@ impl View<'_> {
         let mut swapped = 0;
         for (old, new) in swaps {
             let end = end_of(old.offset, old.length.into())?;
-            if (old.offset, old.length) != (new.offset, new.length) || old.length == 0 {
-                return Err(malformed("a swap must keep offset and length"));
+            if old.length == 0 || !covers(new, old.offset, end) {
+                return Err(malformed("a swap must cover the old extent exactly"));
             }
-            match self.check_reference(&new.location.referent(), new.epoch).await {
-                Err(Fail::Refused(_)) => continue,
-                other => other?,
+            if self.is_stale(new).await? {
+                continue;
             }
-            let pieces = self.extents(ino, old.offset, end, usize::MAX).await?;
             let mut stands = false;
-            for piece in pieces {
+            for piece in self.extents(ino, old.offset, end, usize::MAX).await? {
                 let (from, to) = (piece.offset.max(old.offset), extent_end(&piece).min(end));
-                if cut(&piece, from, to).location == cut(old, from, to).location {
-                    self.punch_extents(&mut inode, from, to).await?;
-                    self.add_extent(&mut inode, &cut(new, from, to));
-                    stands = true;
+                if cut(&piece, from, to).location != cut(old, from, to).location {
+                    continue;
                 }
+                self.punch_extents(&mut inode, from, to).await?;
+                for extent in new {
+                    let (from, to) = (extent.offset.max(from), extent_end(extent).min(to));
+                    if from < to {
+                        self.add_extent(&mut inode, &cut(extent, from, to));
+                    }
+                }
+                stands = true;
             }
             swapped += u32::from(stands);
         }
@@ -304,6 +308,17 @@ impl View<'_> {
             self.put_versioned(keys::inode(self.shard, ino), &inode);
         }
         Ok(swapped)
+    }
+
+    async fn is_stale(&self, extents: &[Extent]) -> Result<bool, StateError> {
+        for extent in extents {
+            match self.check_reference(&extent.location.referent(), extent.epoch).await {
+                Ok(()) => {}
+                Err(Fail::Storage(error)) => return Err(error),
+                Err(_) => return Ok(true),
+            }
+        }
+        Ok(false)
     }
 
     /// Extents of a range as a client asks for them, and how far they describe it.
@@ -315,6 +330,19 @@ impl View<'_> {
         extents.truncate(max);
         Ok((extents, covered))
     }
+}
+
+/// Whether extents lie end to end from `start` to `end`.
+fn covers(extents: &[Extent], start: u64, end: u64) -> bool {
+    let mut at = start;
+    for extent in extents {
+        let (Location::Hot { offset, .. } | Location::Chunk { offset, .. }) = &extent.location;
+        if extent.offset != at || extent.length == 0 || offset.checked_add(extent.length).is_none() {
+            return false;
+        }
+        at = at.saturating_add(extent.length.into());
+    }
+    at == end
 }
 
 /// Takes the inline bytes of a range away: zero, or cut off where nothing is left behind.

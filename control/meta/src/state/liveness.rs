@@ -1,7 +1,6 @@
 //! What servers and movers ask of a shard: segment registrations, and the freeze that decides
 //! whether stored bytes are dead (section 7 of the design, "liveness").
 
-use super::file::extent_of;
 use super::records::{ReleasedRecord, decode};
 use super::view::{Fail, View, bad_key};
 use super::{StateError, keys};
@@ -11,7 +10,7 @@ use cfs_wire::{Epoch, Ino, SegmentId};
 
 /// Rows in one reply; registrations are up to about 10 KiB each, so these have a bound of
 /// their own that keeps a reply below the body limit.
-const ROWS_MAX: u32 = 4096;
+pub(crate) const ROWS_MAX: u32 = 4096;
 const REGISTRATIONS_MAX: u32 = 64;
 
 impl View<'_> {
@@ -63,6 +62,13 @@ impl View<'_> {
             ShardOp::ListRegistrations { after, max } => self.list_registrations(*after, *max).await?,
             ShardOp::ListReleased { max } => self.list_released(*max).await?,
             ShardOp::Holders { referent } => self.holders(referent).await?,
+            ShardOp::Audit { after, max } => self.audit(after.as_deref(), *max).await?,
+            ShardOp::GetEpoch => ShardReply::Epoch(self.counters.minimum_epoch),
+            ShardOp::Extents { ino, offset, length, max } => {
+                let end = offset.saturating_add(*length);
+                let extents = self.extents(*ino, *offset, end, (*max).clamp(1, ROWS_MAX) as usize).await?;
+                ShardReply::Extents { extents, policy: self.config.policy }
+            }
             _ => return Ok(None),
         };
         Ok(Some(reply))
@@ -114,7 +120,7 @@ impl View<'_> {
         Ok(ShardReply::Registrations { list, end })
     }
 
-    async fn dead_slots(&self, segment: SegmentId) -> Result<Vec<u16>, StateError> {
+    pub(crate) async fn dead_slots(&self, segment: SegmentId) -> Result<Vec<u16>, StateError> {
         let bitmap: Vec<u8> = self.get(&keys::dead_slots(self.shard, segment)).await?.unwrap_or_default();
         Ok((0..=u16::MAX).take(bitmap.len() * 8).filter(|slot| bit(&bitmap, *slot)).collect())
     }
@@ -201,23 +207,7 @@ impl View<'_> {
         }
         Ok(ShardReply::Done)
     }
-
-    /// Every extent of the shard with its inode, from a key on: for `check`.
-    pub(crate) async fn all_extents(&self, after: Option<Vec<u8>>, max: usize) -> Result<ExtentPage, StateError> {
-        let table = keys::table(self.shard, keys::EXTENT);
-        let start = after.map_or(table.clone(), |key| [key.as_slice(), &[0]].concat());
-        let rows = self.scan(start, &keys::after_prefix(&table), max).await?;
-        let last = rows.last().map(|(key, _)| key.clone());
-        let mut list = Vec::with_capacity(rows.len());
-        for (key, value) in rows {
-            let ino = keys::u64_at(&key, keys::FIELDS).ok_or_else(|| bad_key(&key))?;
-            list.push((Ino::from_u64(ino), extent_of(&key, &value)?));
-        }
-        Ok((list, last))
-    }
 }
-
-pub(crate) type ExtentPage = (Vec<(Ino, cfs_wire::data::Extent)>, Option<Vec<u8>>);
 
 fn bit(bitmap: &[u8], slot: u16) -> bool {
     bitmap.get(usize::from(slot / 8)).is_some_and(|byte| byte >> (slot % 8) & 1 == 1)

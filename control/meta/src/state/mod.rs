@@ -15,6 +15,7 @@ mod acl;
 mod action;
 pub mod apply;
 mod attributes;
+mod audit;
 mod directory;
 pub mod entry;
 mod file;

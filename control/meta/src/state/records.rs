@@ -3,7 +3,7 @@
 //! written at in front. An unknown format byte is an error, never a default.
 
 use super::StateError;
-use super::entry::{Action, Answer, TxnId};
+use super::entry::{Action, Answer};
 use cfs_wire::data::Location;
 use cfs_wire::meta::{Attr, FileKind, LockKind, MetaCall, Name};
 use cfs_wire::{Epoch, Ino, Policy, RequestId, SessionId, ShardId, Timestamp, VolumeId};

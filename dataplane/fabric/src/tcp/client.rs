@@ -1,6 +1,6 @@
 //! The calling end of a connection.
 
-use super::link::Link;
+use super::link::{Link, sum};
 use super::reader::{ReadError, Reader};
 use super::{BYTES_MAX, HELLO_WAIT};
 use crate::{Address, CALLS_MAX, Connection, FabricError, Message};
@@ -79,8 +79,7 @@ async fn shake_hands(link: &Rc<Link>, address: &Address) -> Result<Reader, Fabri
     let Some(version) = Hello::OURS.agree(theirs) else {
         link.close("no version in common");
         let newer = theirs.version_min > VERSION_MAX;
-        let (theirs, ours) =
-            if newer { (theirs.version_min, VERSION_MAX) } else { (theirs.version_max, VERSION_MIN) };
+        let (theirs, ours) = if newer { (theirs.version_min, VERSION_MAX) } else { (theirs.version_max, VERSION_MIN) };
         return Err(FabricError::Version { address: address.clone(), theirs: theirs.into(), ours: ours.into() });
     };
     link.set_version(version);
@@ -132,6 +131,7 @@ impl TcpConnection {
         let link = &self.calls.link;
         let slot = self.slots.acquire(1).await;
         let bytes = self.bytes.acquire(request.body.len() + request.bulk.len()).await;
+        let sum = sum(&request.bulk).await;
         // Calls that end with the connection make room too.
         if link.is_closed() {
             return Err(self.lost());
@@ -141,7 +141,7 @@ impl TcpConnection {
         let (reply_to, reply) = oneshot();
         let pending = Pending { reply_to, _slot: slot, _bytes: bytes };
         self.calls.pending.borrow_mut().insert(request_id, pending);
-        if link.enqueue(Kind::Request, request_id, request).is_err() {
+        if link.enqueue(Kind::Request, request_id, request, &sum).is_err() {
             // Its length was checked above, and nothing else can be wrong with it.
             self.calls.pending.borrow_mut().remove(&request_id);
             return Err(self.lost());

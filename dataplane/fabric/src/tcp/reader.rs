@@ -1,11 +1,11 @@
 //! From a byte stream to messages.
 
-use super::link::Link;
+use super::link::{Link, SUM_BYTES};
 use crate::Message;
 use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
 use cfs_reactor::uring::Errno;
-use cfs_wire::frame::{FrameError, Header, Hello, Kind};
+use cfs_wire::frame::{BulkSum, FrameError, Header, Hello, Kind};
 use std::rc::Rc;
 
 /// Received at once when the size of what comes is unknown. Holds dozens of small frames; of a
@@ -70,11 +70,15 @@ impl Reader {
             self.start += header.body_length;
             body
         } else {
-            self.part(header.body_length).await?
+            self.part(header.body_length, None).await?
         };
         header.verify_body(&body)?;
-        let bulk = if header.bulk_length == 0 { Bytes::new() } else { self.part(header.bulk_length).await? };
-        header.verify_bulk(&bulk)?;
+        let mut sum = BulkSum::default();
+        let bulk = match header.bulk_length {
+            0 => Bytes::new(),
+            length => self.part(length, Some(&mut sum)).await?,
+        };
+        header.verify_bulk(&sum)?;
         Ok(Message { opcode: header.opcode, body, bulk })
     }
 
@@ -88,20 +92,28 @@ impl Reader {
         Ok(Hello::decode(&message.body)?)
     }
 
-    /// The next `length` bytes, at the start of a page.
-    async fn part(&mut self, length: usize) -> Result<Bytes, ReadError> {
+    /// The next `length` bytes, at the start of a page; summed while they are in the cache.
+    async fn part(&mut self, length: usize, mut sum: Option<&mut BulkSum>) -> Result<Bytes, ReadError> {
         let mut part = DmaBuf::uninitialised(length);
         let copied = length.min(self.buffered().len());
         part[..copied].copy_from_slice(&self.buffered()[..copied]);
         self.start += copied;
-        if copied < length {
-            let (received, filled) = self.link.ring.recv_range(&self.link.socket, part, copied..length, true).await;
+        let mut piece = 0..copied;
+        loop {
+            if let Some(sum) = sum.as_deref_mut() {
+                sum.update(&part[piece.clone()]);
+            }
+            if piece.end == length {
+                return Ok(part.freeze());
+            }
+            piece = piece.end..length.min(piece.end + SUM_BYTES);
+            let receiving = self.link.ring.recv_range(&self.link.socket, part, piece.clone(), true);
+            let (received, filled) = receiving.await;
             part = filled;
-            if received.map_err(ReadError::Socket)? < length - copied {
+            if received.map_err(ReadError::Socket)? < piece.len() {
                 return Err(ReadError::Truncated);
             }
         }
-        Ok(part.freeze())
     }
 
     /// Receives more behind the start of a header.

@@ -1,6 +1,6 @@
 //! The serving end: accepts, reads requests, runs the service, queues replies.
 
-use super::link::Link;
+use super::link::{Link, sum};
 use super::reader::{ReadError, Reader};
 use super::{BYTES_MAX, HELLO_WAIT};
 use crate::{Address, CALLS_MAX, Listener, Message, Peer, Service};
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cfs_reactor::sync::{Permit, Semaphore};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Handle, JoinHandle};
-use cfs_wire::frame::{FrameError, Hello, Kind, Refusal};
+use cfs_wire::frame::{BulkSum, FrameError, Hello, Kind, Refusal};
 use futures_util::future::{Either, select};
 use futures_util::pin_mut;
 use std::cell::RefCell;
@@ -59,9 +59,7 @@ pub(super) fn listen(
     service: Rc<dyn Service>,
 ) -> Result<Box<dyn Listener>, String> {
     let socket = StdListener::bind(address).map_err(|error| match error.kind() {
-        ErrorKind::AddrInUse => {
-            "the port is in use: stop the program that uses it, or choose another port".to_owned()
-        }
+        ErrorKind::AddrInUse => "the port is in use: stop the program that uses it, or choose another port".to_owned(),
         ErrorKind::PermissionDenied => "ports below 1024 need a privilege: choose a higher port".to_owned(),
         _ => error.to_string(),
     })?;
@@ -142,12 +140,7 @@ async fn shake_hands(link: &Rc<Link>, reader: &mut Reader) -> Result<(), GreetEr
 }
 
 /// Reads and starts requests until the connection ends; waits while too many run.
-async fn read_requests(
-    handle: &Handle,
-    service: &Rc<dyn Service>,
-    link: &Rc<Link>,
-    reader: &mut Reader,
-) -> ReadError {
+async fn read_requests(handle: &Handle, service: &Rc<dyn Service>, link: &Rc<Link>, reader: &mut Reader) -> ReadError {
     let slots = Semaphore::new(CALLS_MAX);
     let bytes = Semaphore::new(BYTES_MAX);
     loop {
@@ -176,16 +169,17 @@ async fn read_requests(
         let (service, link) = (service.clone(), link.clone());
         handle.spawn(async move {
             let reply = service.handle(Peer::Local, request).await;
-            answer(&link, header.request_id, reply);
+            let sum = sum(&reply.bulk).await;
+            answer(&link, header.request_id, reply, &sum);
             drop(held);
         });
     }
 }
 
 /// Queues the reply, or in place of one that does not fit the news of it.
-fn answer(link: &Link, request_id: u64, reply: Message) {
+fn answer(link: &Link, request_id: u64, reply: Message, sum: &BulkSum) {
     let opcode = reply.opcode;
-    let (length, limit) = match link.enqueue(Kind::Reply, request_id, reply) {
+    let (length, limit) = match link.enqueue(Kind::Reply, request_id, reply, sum) {
         Ok(()) => return,
         Err(FrameError::BodyTooLarge { length, limit } | FrameError::BulkTooLarge { length, limit }) => (length, limit),
         Err(error) => return link.close(&error.to_string()),
@@ -193,7 +187,8 @@ fn answer(link: &Link, request_id: u64, reply: Message) {
     tracing::error!(opcode, length, limit, "a service's reply exceeds the limit");
     let refusal = Refusal { length: length as u64, limit: limit as u64 };
     let body = Bytes::copy_from_slice(&refusal.encode());
-    if let Err(error) = link.enqueue(Kind::Refusal, request_id, Message { opcode, body, bulk: Bytes::new() }) {
+    let refusal = Message { opcode, body, bulk: Bytes::new() };
+    if let Err(error) = link.enqueue(Kind::Refusal, request_id, refusal, &BulkSum::default()) {
         link.close(&error.to_string());
     }
 }

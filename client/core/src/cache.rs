@@ -1,0 +1,239 @@
+//! Grants, and what is kept under them: attributes, extents, directory entries.
+
+use crate::Client;
+use crate::calls::Answer;
+use crate::inode::{Inode, WriteLease};
+use crate::session::Session;
+use crate::stamps::Stamp;
+use cfs_reactor::Instant;
+use cfs_wire::meta::{Attr, DirEntry, Grant, MetaOp, MetaReply, Name};
+use cfs_wire::planted::{self, Bug};
+use cfs_wire::{Errno, Ino};
+use futures_util::future::LocalBoxFuture;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Drops copies that others (the kernel) keep of what this client told them.
+pub trait Invalidator: 'static {
+    /// Attributes and pages of `ino`, and the entries `names` of it if it is a directory. Ends
+    /// when nobody can see the old state any more. Never called inside an operation.
+    fn invalidate(&self, ino: Ino, names: Vec<Name>) -> LocalBoxFuture<'static, ()>;
+}
+
+/// Attributes and for how long others may keep them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Located {
+    pub attr: Attr,
+    pub valid: Duration,
+}
+
+/// An entry of a directory, found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LocatedEntry {
+    pub attr: Attr,
+    /// For how long the attributes may be kept.
+    pub attr_valid: Duration,
+    /// For how long it may be relied on that the name names this inode.
+    pub entry_valid: Duration,
+}
+
+/// A name that does not exist, and for how long that may be relied on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Negative {
+    pub valid: Duration,
+}
+
+/// Part of a directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DirEntries {
+    pub entries: Vec<DirEntry>,
+    pub end: bool,
+    pub parent: Ino,
+}
+
+impl Client {
+    pub(crate) fn inode(&self, ino: Ino) -> Rc<Inode> {
+        self.inodes.borrow_mut().entry(ino).or_insert_with(|| Inode::new(ino)).clone()
+    }
+
+    pub(crate) fn known_inode(&self, ino: Ino) -> Option<Rc<Inode>> {
+        self.inodes.borrow().get(&ino).cloned()
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.handle.now()
+    }
+
+    fn live_session(&self) -> Option<Rc<Session>> {
+        let session = self.session.borrow();
+        session.is_live().then(|| session.clone())
+    }
+
+    /// Whether this client holds the inode's write lease, by its own clock.
+    pub(crate) fn holds_lease(&self, inode: &Inode) -> bool {
+        let Some(session) = self.live_session() else { return false };
+        inode.state().lease == Some(WriteLease { session: session.id })
+    }
+
+    /// For how long what is cached of an inode may still be used.
+    pub(crate) fn cache_left(&self, inode: &Inode) -> Duration {
+        let Some(session) = self.live_session() else { return Duration::ZERO };
+        let mut until = inode.state().granted_until.min(session.expires());
+        if planted::is(Bug::ClientIgnoreExpiry) && inode.state().granted_until > Instant::default() {
+            until = self.now() + session.lease;
+        }
+        until - self.now()
+    }
+
+    pub(crate) fn may_use_cache(&self, inode: &Inode) -> bool {
+        self.holds_lease(inode) || !self.cache_left(inode).is_zero()
+    }
+
+    /// Takes a grant in. Nothing is granted if the inode changed since the call began.
+    pub(crate) fn take_grant(&self, inode: &Inode, grant: Grant, session: &Session, sent: Instant, stamp: Stamp) {
+        let current = self.session.borrow().id == session.id;
+        let unchanged = self.stamps.unchanged_since(inode.ino, stamp) || planted::is(Bug::ClientKeepInvalidated);
+        if !current || !unchanged {
+            return;
+        }
+        let mut state = inode.state();
+        if grant.write && !session.is_fenced() {
+            state.lease = Some(WriteLease { session: session.id });
+            self.upkeep_wanted.notify_all();
+        }
+        if grant.read_ms == 0 {
+            return;
+        }
+        if sent >= state.granted_until && state.lease.is_none() {
+            // Between the old grant's end and this call nobody told us of changes.
+            state.drop_cached();
+            self.pages.borrow_mut().drop_inode(inode.ino);
+        }
+        let until = sent + Duration::from_millis(grant.read_ms.into());
+        state.granted_until = state.granted_until.max(until);
+    }
+
+    /// Takes attributes with their grant; answers them with our own writes, and how long they
+    /// may be kept.
+    pub(crate) fn take_attr(&self, attr: &Attr, grant: Grant, answer: &Answer) -> Located {
+        let inode = self.inode(attr.ino);
+        self.take_grant(&inode, grant, &answer.session, answer.sent, answer.stamp);
+        if self.stamps.unchanged_since(attr.ino, answer.stamp) {
+            inode.state().learn_attr(attr);
+            return self.located(&inode).unwrap_or(Located { attr: attr.clone(), valid: Duration::ZERO });
+        }
+        // Not to be cached, but our own uncommitted writes belong to it all the same.
+        let mut state = inode.state();
+        let kept = state.attr.replace(attr.clone());
+        let local = state.local_attr();
+        state.attr = kept;
+        Located { attr: local.unwrap_or_else(|| attr.clone()), valid: Duration::ZERO }
+    }
+
+    /// The attributes as they are known here.
+    pub(crate) fn located(&self, inode: &Inode) -> Option<Located> {
+        let left = self.cache_left(inode);
+        let state = inode.state();
+        let attr = state.local_attr()?;
+        // What is dirty changes without a call from outside: allocation and times.
+        let valid = if state.is_dirty() { Duration::ZERO } else { left };
+        Some(Located { attr, valid })
+    }
+
+    pub(crate) fn cached_attr(&self, ino: Ino) -> Option<Located> {
+        let inode = self.known_inode(ino)?;
+        if !self.may_use_cache(&inode) {
+            return None;
+        }
+        self.located(&inode)
+    }
+
+    /// What a directory's cache says of a name: `None` if nothing.
+    pub(crate) fn cached_entry(&self, dir: Ino, name: &Name) -> Option<Option<Ino>> {
+        let inode = self.known_inode(dir)?;
+        if self.cache_left(&inode).is_zero() {
+            return None;
+        }
+        let entry = inode.state().entries.get(name).copied();
+        entry
+    }
+
+    /// Keeps an entry, or its absence, if the directory is granted and did not change since.
+    pub(crate) fn keep_entry(&self, dir: Ino, name: &Name, ino: Option<Ino>, stamp: Stamp) {
+        let inode = self.inode(dir);
+        if !self.cache_left(&inode).is_zero() && self.stamps.unchanged_since(dir, stamp) {
+            inode.state().entries.insert(name.clone(), ino);
+        }
+    }
+
+    /// For how long others may keep an entry of a directory: only what is kept here too, since
+    /// it must be known by name to be dropped.
+    pub(crate) fn entry_left(&self, dir: Ino, name: &Name) -> Duration {
+        let Some(inode) = self.known_inode(dir) else { return Duration::ZERO };
+        let kept = inode.state().entries.contains_key(name);
+        if kept { self.cache_left(&inode) } else { Duration::ZERO }
+    }
+
+    /// A change of our own to an entry: what was cached of it is replaced, and the directory's
+    /// attributes are asked for again.
+    pub(crate) fn entry_changed(&self, dir: Ino, name: &Name, now: Option<Ino>) {
+        let inode = self.inode(dir);
+        self.stamps.changed(dir);
+        let kept = !self.cache_left(&inode).is_zero();
+        let mut state = inode.state();
+        state.attr = None;
+        state.entries.remove(name);
+        if kept {
+            state.entries.insert(name.clone(), now);
+        }
+    }
+
+    /// A change of our own to an inode's attributes that the reply does not tell.
+    pub(crate) fn attr_changed(&self, ino: Ino) {
+        self.stamps.changed(ino);
+        if let Some(inode) = self.known_inode(ino) {
+            inode.state().attr = None;
+        }
+    }
+
+    /// Someone else changed the inode: drops what is cached here and, at the end, elsewhere.
+    pub(crate) async fn invalidate(self: &Rc<Self>, ino: Ino) {
+        if planted::is(Bug::ClientKeepInvalidated) {
+            return;
+        }
+        self.stamps.changed(ino);
+        let mut names = Vec::new();
+        if let Some(inode) = self.known_inode(ino) {
+            let mut state = inode.state();
+            names = state.entries.keys().cloned().collect();
+            state.drop_cached();
+        }
+        self.pages.borrow_mut().drop_inode(ino);
+        self.tell_invalidator(ino, names).await;
+    }
+
+    pub(crate) async fn tell_invalidator(&self, ino: Ino, names: Vec<Name>) {
+        let invalidator = self.invalidator.borrow().clone();
+        if let Some(invalidator) = invalidator {
+            invalidator.invalidate(ino, names).await;
+        }
+    }
+
+    /// The inode's attributes, from the cache where that is allowed.
+    pub async fn getattr(self: &Rc<Self>, ino: Ino) -> Result<Located, Errno> {
+        if let Some(located) = self.cached_attr(ino) {
+            return Ok(located);
+        }
+        let answer = self.read_call(MetaOp::GetAttr { ino }).await?;
+        match &answer.reply {
+            MetaReply::Attr { attr, grant } => Ok(self.take_attr(attr, *grant, &answer)),
+            other => Err(unexpected(other)),
+        }
+    }
+}
+
+/// The server answered something else than was asked: a bug on one side.
+pub(crate) fn unexpected(reply: &MetaReply) -> Errno {
+    tracing::error!(?reply, "the server answered something else than was asked");
+    Errno::EIO
+}

@@ -1,0 +1,259 @@
+//! Calls that survive lost replies, restarts of the server and fenced sessions.
+//!
+//! A change keeps its request id over all attempts, so that the server answers a repetition from
+//! the stored reply. A change whose session was fenced is done again in the next session only if
+//! it was certainly not executed.
+
+use crate::Client;
+use crate::link::LinkError;
+use crate::session::Session;
+use crate::stamps::Stamp;
+use bytes::Bytes;
+use cfs_reactor::Instant;
+use cfs_wire::meta::{
+    MetaCall, MetaError, MetaOp, MetaReply, MetaResult, MountCall, MountResult, OP_META, OP_MOUNT,
+};
+use cfs_wire::{Errno, ShardId, body};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// The first pause before a repetition; it doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+/// A server that restarts is noticed within this.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// A reply, with what its grants count from.
+pub(crate) struct Answer {
+    pub reply: MetaReply,
+    pub session: Rc<Session>,
+    /// When the attempt that was answered was sent.
+    pub sent: Instant,
+    /// The order of changes when the call began.
+    pub stamp: Stamp,
+}
+
+/// Why a change gave no reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum CallError {
+    Errno(Errno),
+    /// A location in it is no longer accepted.
+    Stale,
+    /// The session is over. `executed`: an earlier attempt may have been carried out.
+    Fenced { executed: bool },
+    /// No answer within the retry window; it may have been carried out.
+    Unanswered,
+}
+
+impl CallError {
+    /// What the program is told.
+    pub fn errno(self) -> Errno {
+        match self {
+            CallError::Errno(errno) => errno,
+            CallError::Stale | CallError::Fenced { .. } | CallError::Unanswered => Errno::EIO,
+        }
+    }
+}
+
+/// Growing pauses between attempts, with a random part so that many clients don't march in step.
+pub(crate) struct Backoff {
+    pause: Duration,
+    deadline: Instant,
+}
+
+impl Backoff {
+    pub fn new(client: &Client) -> Backoff {
+        Backoff { pause: PAUSE_MIN, deadline: client.handle.now() + client.config.retry_window }
+    }
+
+    /// False when the window is over.
+    pub async fn wait(&mut self, client: &Client) -> bool {
+        if client.handle.now() >= self.deadline {
+            return false;
+        }
+        let half = self.pause / 2;
+        let jitter = client.handle.random_u64() % (half.as_nanos() as u64).max(1);
+        client.handle.sleep(half + Duration::from_nanos(jitter)).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        true
+    }
+}
+
+impl Client {
+    /// A call that changes nothing: repeated in whatever session there is.
+    pub(crate) async fn read_call(self: &Rc<Self>, op: MetaOp) -> Result<Answer, Errno> {
+        let stamp = self.stamps.now();
+        let mut op = op;
+        loop {
+            let session = self.session().await?;
+            let shard = self.shard_of(&op);
+            let mut call = MetaCall { id: session.read_id(), lowest_unacknowledged: 0, shard, op };
+            match self.attempts(&session, &mut call, false).await {
+                Ok((reply, sent)) => return Ok(Answer { reply, session, sent, stamp }),
+                Err(CallError::Fenced { .. }) => op = call.op,
+                Err(error) => return Err(error.errno()),
+            }
+        }
+    }
+
+    /// A call that changes something, in the present session or, if it was certainly not
+    /// executed, in the next.
+    pub(crate) async fn change(self: &Rc<Self>, op: MetaOp) -> Result<Answer, Errno> {
+        let mut op = op;
+        loop {
+            let session = self.session().await?;
+            let (outcome, back) = self.change_in(&session, op).await;
+            match outcome {
+                Err(CallError::Fenced { executed: false }) => op = back,
+                Err(error) => return Err(error.errno()),
+                Ok(answer) => return Ok(answer),
+            }
+        }
+    }
+
+    /// A change in one session. Gives the operation back for another attempt.
+    pub(crate) async fn change_in(
+        self: &Rc<Self>,
+        session: &Rc<Session>,
+        op: MetaOp,
+    ) -> (Result<Answer, CallError>, MetaOp) {
+        let stamp = self.stamps.now();
+        let sequence = session.sequence().await;
+        let shard = self.shard_of(&op);
+        let mut call = MetaCall { id: sequence.request_id(), lowest_unacknowledged: 0, shard, op };
+        let outcome = self.attempts(session, &mut call, true).await;
+        let answer = outcome.map(|(reply, sent)| Answer { reply, session: session.clone(), sent, stamp });
+        (answer, call.op)
+    }
+
+    fn shard_of(&self, op: &MetaOp) -> ShardId {
+        op.home().map_or(ShardId(0), |ino| ino.shard())
+    }
+
+    async fn attempts(
+        self: &Rc<Self>,
+        session: &Rc<Session>,
+        call: &mut MetaCall,
+        changes: bool,
+    ) -> Result<(MetaReply, Instant), CallError> {
+        let mut backoff = Backoff::new(self);
+        let (mut executed, mut opened) = (false, false);
+        // A lock may be waited for as long as it takes.
+        let held = matches!(call.op, MetaOp::Lock { wait: true, .. });
+        let timeout = if held { self.config.retry_window } else { self.config.call_timeout };
+        loop {
+            if session.is_fenced() {
+                return Err(CallError::Fenced { executed: executed && changes });
+            }
+            call.lowest_unacknowledged = session.lowest_unacknowledged();
+            let encoded = body::encode(call).map_err(|error| {
+                tracing::error!(%error, "a request is too large for the wire");
+                CallError::Errno(Errno::EIO)
+            })?;
+            let sent = self.handle.now();
+            match self.meta.call(OP_META, encoded, Bytes::new(), timeout).await {
+                Ok(message) => match body::decode::<MetaResult>(&message.body) {
+                    Ok(Ok(reply)) => return Ok((reply, sent)),
+                    Ok(Err(MetaError::Errno(errno))) => return Err(CallError::Errno(errno)),
+                    Ok(Err(MetaError::StaleReference)) => return Err(CallError::Stale),
+                    Ok(Err(MetaError::Fenced)) => {
+                        self.fence(session);
+                        return Err(CallError::Fenced { executed: executed && changes });
+                    }
+                    Ok(Err(MetaError::SessionUnknown)) => {
+                        if self.open_session(session, call.shard).await? && !opened {
+                            opened = true;
+                            continue;
+                        }
+                    }
+                    // Whoever answers has not carried it out; all nodes are behind one address.
+                    Ok(Err(MetaError::NotLeader { .. } | MetaError::Unavailable(_))) => {}
+                    Ok(Err(MetaError::Malformed(detail))) => {
+                        tracing::error!(detail, "the server does not understand a request");
+                        return Err(CallError::Errno(Errno::EIO));
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the server's answer is malformed");
+                        return Err(CallError::Errno(Errno::EIO));
+                    }
+                },
+                Err(LinkError::Unanswered) => {
+                    executed = true;
+                    if cfs_wire::planted::is(cfs_wire::planted::Bug::ClientRenumberRetry) && changes {
+                        call.id = session.sequence().await.request_id();
+                    }
+                }
+                Err(LinkError::Refused(error)) => {
+                    tracing::error!(%error, "a call cannot be sent");
+                    return Err(CallError::Errno(Errno::EIO));
+                }
+            }
+            if !backoff.wait(self).await {
+                return Err(CallError::Unanswered);
+            }
+        }
+    }
+
+    /// Makes a shard know the session. False if it has to be asked again later.
+    async fn open_session(&self, session: &Rc<Session>, shard: ShardId) -> Result<bool, CallError> {
+        let sequence = session.sequence().await;
+        let op = MetaOp::OpenSession { client: self.config.name.clone() };
+        let lowest_unacknowledged = session.lowest_unacknowledged();
+        let call = MetaCall { id: sequence.request_id(), lowest_unacknowledged, shard, op };
+        let Ok(encoded) = body::encode(&call) else { return Err(CallError::Errno(Errno::EIO)) };
+        let Ok(message) = self.meta.call(OP_META, encoded, Bytes::new(), self.config.call_timeout).await else {
+            return Ok(false);
+        };
+        match body::decode::<MetaResult>(&message.body) {
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(MetaError::Fenced)) => {
+                self.fence(session);
+                Err(CallError::Fenced { executed: false })
+            }
+            Ok(Err(MetaError::Errno(errno))) => Err(CallError::Errno(errno)),
+            Ok(Err(_)) => Ok(false),
+            Err(error) => {
+                tracing::error!(%error, "the server's answer is malformed");
+                Err(CallError::Errno(Errno::EIO))
+            }
+        }
+    }
+
+    /// The present session, or the next one once it is there.
+    pub(crate) async fn session(self: &Rc<Self>) -> Result<Rc<Session>, Errno> {
+        let deadline = self.handle.now() + self.config.retry_window;
+        loop {
+            let replaced = self.session_replaced.notified();
+            let session = self.session.borrow().clone();
+            if !session.is_fenced() {
+                return Ok(session);
+            }
+            let left = deadline - self.handle.now();
+            if left.is_zero() || self.handle.timeout(left, replaced).await.is_none() {
+                return Err(Errno::EIO);
+            }
+        }
+    }
+}
+
+/// One attempt to get a session.
+pub(crate) async fn mount(
+    link: &crate::link::Link,
+    handle: &cfs_reactor::Handle,
+    config: &crate::ClientConfig,
+) -> Result<Rc<Session>, Option<String>> {
+    let call = MountCall { client: config.name.clone() };
+    let encoded = body::encode(&call).map_err(|error| Some(error.to_string()))?;
+    let sent = handle.now();
+    let message = match link.call(OP_MOUNT, encoded, Bytes::new(), config.call_timeout).await {
+        Ok(message) => message,
+        Err(LinkError::Unanswered) => return Err(None),
+        Err(LinkError::Refused(error)) => return Err(Some(error.to_string())),
+    };
+    match body::decode::<MountResult>(&message.body) {
+        Ok(Ok(reply)) => Ok(Session::new(handle, &reply, sent)),
+        Ok(Err(MetaError::Unavailable(_) | MetaError::NotLeader { .. })) => Err(None),
+        Ok(Err(error)) => Err(Some(error.to_string())),
+        Err(error) => Err(Some(format!("the server's answer is malformed: {error}"))),
+    }
+}
+

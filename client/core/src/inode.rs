@@ -1,0 +1,162 @@
+//! One inode as this client knows it.
+
+use crate::dirty::{DirtyMap, Frozen, frozen_bytes, frozen_end};
+use crate::extents::ExtentCache;
+use cfs_reactor::Instant;
+use cfs_reactor::sync::Semaphore;
+use cfs_wire::meta::{Attr, Name};
+use cfs_wire::{Errno, Ino, Policy, SessionId, Timestamp};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+pub(crate) struct Inode {
+    pub ino: Ino,
+    /// One permit: commits, truncations and other changes of the inode, one after the other.
+    pub order: Rc<Semaphore>,
+    /// One permit: `Open` and `Release`, one after the other.
+    pub hold_order: Rc<Semaphore>,
+    state: RefCell<InodeState>,
+}
+
+/// The write lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct WriteLease {
+    pub session: SessionId,
+}
+
+pub(crate) struct InodeState {
+    /// The server's attributes; believed while granted or leased.
+    pub attr: Option<Attr>,
+    /// Until when attributes, extents, pages and (of a directory) entries may be used.
+    pub granted_until: Instant,
+    pub lease: Option<WriteLease>,
+    /// Another client has it: don't ask again before this.
+    pub lease_denied_until: Instant,
+    pub dirty: DirtyMap,
+    pub flushing: Option<Rc<Frozen>>,
+    pub dirty_since: Instant,
+    /// The time of the last write that is not committed.
+    pub written_at: Option<Timestamp>,
+    pub kill_privileges: bool,
+    /// Of the last commit that was acknowledged.
+    pub commit_sequence: u64,
+    pub policy: Option<Policy>,
+    pub extents: ExtentCache,
+    /// A directory's entries: `None` where a name is known to be absent.
+    pub entries: BTreeMap<Name, Option<Ino>>,
+    pub opens: u32,
+    /// The session that registered an open-file hold.
+    pub held: Option<SessionId>,
+    pub last_close: Instant,
+    /// Counts failures to write back, with the last one's error.
+    pub failures: (u64, Option<Errno>),
+    /// A background flush is under way.
+    pub flush_spawned: bool,
+    /// The last name is gone: nothing needs to be written back once it is closed.
+    pub unlinked: bool,
+}
+
+impl Inode {
+    pub fn new(ino: Ino) -> Rc<Inode> {
+        let state = InodeState {
+            attr: None,
+            granted_until: Instant::default(),
+            lease: None,
+            lease_denied_until: Instant::default(),
+            dirty: DirtyMap::default(),
+            flushing: None,
+            dirty_since: Instant::default(),
+            written_at: None,
+            kill_privileges: false,
+            commit_sequence: 0,
+            policy: None,
+            extents: ExtentCache::default(),
+            entries: BTreeMap::new(),
+            opens: 0,
+            held: None,
+            last_close: Instant::default(),
+            failures: (0, None),
+            flush_spawned: false,
+            unlinked: false,
+        };
+        let inode = Inode { ino, order: Semaphore::new(1), hold_order: Semaphore::new(1), state: RefCell::new(state) };
+        Rc::new(inode)
+    }
+
+    /// The state, for the length of one statement or block without an await.
+    pub fn state(&self) -> std::cell::RefMut<'_, InodeState> {
+        self.state.borrow_mut()
+    }
+}
+
+impl InodeState {
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty() || self.flushing.is_some()
+    }
+
+    /// Bytes that wait for their commit.
+    pub fn dirty_bytes(&self) -> usize {
+        self.dirty.bytes() + self.flushing.as_ref().map_or(0, |frozen| frozen_bytes(frozen))
+    }
+
+    /// Where written bytes end that are not committed.
+    pub fn dirty_end(&self) -> u64 {
+        self.dirty.end().max(self.flushing.as_ref().map_or(0, |frozen| frozen_end(frozen)))
+    }
+
+    /// The attributes with our own uncommitted writes.
+    pub fn local_attr(&self) -> Option<Attr> {
+        let mut attr = self.attr.clone()?;
+        if self.is_dirty() {
+            attr.size = attr.size.max(self.dirty_end());
+            // What will be allocated is not known before the commit; too much is the safer
+            // guess, since a file with too little looks sparse to programs.
+            attr.allocated = attr.allocated.saturating_add(self.dirty_bytes() as u64);
+            if let Some(time) = self.written_at {
+                attr.mtime = time;
+                attr.ctime = time;
+            }
+            if self.kill_privileges {
+                attr.mode = without_privileges(attr.mode);
+            }
+        }
+        Some(attr)
+    }
+
+    /// Takes the server's attributes unless newer ones are here.
+    pub fn learn_attr(&mut self, attr: &Attr) {
+        if self.attr.as_ref().is_none_or(|known| known.version <= attr.version) {
+            self.attr = Some(attr.clone());
+        }
+    }
+
+    /// Forgets everything that a grant or a lease allowed to keep. Dirty data stays.
+    pub fn drop_cached(&mut self) {
+        self.granted_until = Instant::default();
+        self.attr = None;
+        self.extents.clear();
+        self.entries.clear();
+    }
+
+    /// Records a failure to write back: each open file reports it once.
+    pub fn fail(&mut self, errno: Errno) {
+        self.failures = (self.failures.0 + 1, Some(errno));
+    }
+
+    /// Drops what is dirty; answers how many bytes.
+    pub fn discard_dirty(&mut self) -> usize {
+        let bytes = self.dirty_bytes();
+        self.dirty = DirtyMap::default();
+        self.flushing = None;
+        self.written_at = None;
+        self.kill_privileges = false;
+        bytes
+    }
+}
+
+/// setuid goes; setgid goes where it means "run as the group".
+pub(crate) fn without_privileges(mode: u32) -> u32 {
+    let setgid = if mode & 0o010 != 0 { 0o2000 } else { 0 };
+    mode & !(0o4000 | setgid)
+}

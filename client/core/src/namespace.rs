@@ -1,0 +1,279 @@
+//! Names: finding, linking, removing, renaming, listing.
+
+use crate::Client;
+use crate::cache::{DirEntries, LocatedEntry, Negative, unexpected};
+use crate::nodes::name;
+use cfs_wire::meta::{FileKind, MetaOp, MetaReply, Name, RENAME_EXCHANGE, RENAME_WHITEOUT, StatFs};
+use cfs_wire::{Errno, Ino};
+use std::rc::Rc;
+use std::time::Duration;
+
+impl Client {
+    /// Finds a name. `Err(Ok(..))` is a name that does not exist, with how long that holds.
+    pub async fn lookup(
+        self: &Rc<Self>,
+        dir: Ino,
+        file_name: &[u8],
+    ) -> Result<LocatedEntry, Result<Negative, Errno>> {
+        let entry_name = name(file_name).map_err(Err)?;
+        match self.cached_entry(dir, &entry_name) {
+            Some(None) => return Err(Ok(Negative { valid: self.entry_left(dir, &entry_name) })),
+            Some(Some(ino)) => {
+                if let Some(located) = self.cached_attr(ino) {
+                    let entry_valid = self.entry_left(dir, &entry_name);
+                    return Ok(LocatedEntry { attr: located.attr, attr_valid: located.valid, entry_valid });
+                }
+            }
+            None => {}
+        }
+        self.lookup_remote(dir, entry_name).await
+    }
+
+    async fn lookup_remote(
+        self: &Rc<Self>,
+        dir: Ino,
+        entry_name: Name,
+    ) -> Result<LocatedEntry, Result<Negative, Errno>> {
+        // A name whose inode is in another shard may move while its attributes are asked for.
+        const ATTEMPTS: usize = 8;
+        for _ in 0..ATTEMPTS {
+            let stamp = self.stamps.now();
+            let answer = match self.read_call(MetaOp::Lookup { dir, name: entry_name.clone() }).await {
+                Ok(answer) => answer,
+                Err(Errno::ENOENT) => {
+                    self.keep_entry(dir, &entry_name, None, stamp);
+                    return Err(Ok(Negative { valid: self.entry_left(dir, &entry_name) }));
+                }
+                Err(errno) => return Err(Err(errno)),
+            };
+            let parent = self.inode(dir);
+            match &answer.reply {
+                MetaReply::Entry(entry) => {
+                    self.take_grant(&parent, entry.dir_grant, &answer.session, answer.sent, answer.stamp);
+                    let located = self.take_attr(&entry.attr, entry.grant, &answer);
+                    self.keep_entry(dir, &entry_name, Some(entry.attr.ino), answer.stamp);
+                    let entry_valid = self.entry_left(dir, &entry_name);
+                    return Ok(LocatedEntry { attr: located.attr, attr_valid: located.valid, entry_valid });
+                }
+                MetaReply::Remote { ino, dir_grant, .. } => {
+                    self.take_grant(&parent, *dir_grant, &answer.session, answer.sent, answer.stamp);
+                    self.keep_entry(dir, &entry_name, Some(*ino), answer.stamp);
+                    match self.getattr(*ino).await {
+                        Ok(located) => {
+                            let entry_valid = self.entry_left(dir, &entry_name);
+                            return Ok(LocatedEntry { attr: located.attr, attr_valid: located.valid, entry_valid });
+                        }
+                        Err(Errno::ENOENT | Errno::ESTALE) => self.forget_entry(dir, &entry_name),
+                        Err(errno) => return Err(Err(errno)),
+                    }
+                }
+                other => return Err(Err(unexpected(other))),
+            }
+        }
+        Err(Err(Errno::ENOENT))
+    }
+
+    /// The kernel no longer refers to the inode. Nothing hangs on that here.
+    pub fn forget(&self, _ino: Ino) {}
+
+    pub async fn readlink(self: &Rc<Self>, ino: Ino) -> Result<Vec<u8>, Errno> {
+        match self.read_call(MetaOp::ReadLink { ino }).await?.reply {
+            MetaReply::Target(target) => Ok(target),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub async fn link(self: &Rc<Self>, ino: Ino, dir: Ino, file_name: &[u8]) -> Result<LocatedEntry, Errno> {
+        let entry_name = name(file_name)?;
+        self.flush_known(ino).await;
+        let op = MetaOp::Link { ino, dir, name: entry_name.clone() };
+        match self.change(op).await {
+            Ok(answer) => {
+                if let Some(inode) = self.known_inode(ino) {
+                    inode.state().unlinked = false;
+                }
+                self.attr_changed(ino);
+                if let MetaReply::Entry(_) = &answer.reply {
+                    return self.take_entry(&answer, Some((dir, &entry_name)));
+                }
+                // An inode of another shard: its attributes are that shard's to tell.
+                self.entry_changed(dir, &entry_name, Some(ino));
+                let located = self.getattr(ino).await?;
+                let entry_valid = self.entry_left(dir, &entry_name);
+                Ok(LocatedEntry { attr: located.attr, attr_valid: located.valid, entry_valid })
+            }
+            Err(errno) => {
+                self.forget_entry(dir, &entry_name);
+                Err(errno)
+            }
+        }
+    }
+
+    pub async fn unlink(self: &Rc<Self>, dir: Ino, file_name: &[u8]) -> Result<(), Errno> {
+        let entry_name = name(file_name)?;
+        let outcome = self.change(MetaOp::Unlink { dir, name: entry_name.clone() }).await;
+        self.removed(dir, &entry_name, outcome.map(|answer| answer.reply)).await
+    }
+
+    pub async fn rmdir(self: &Rc<Self>, dir: Ino, file_name: &[u8]) -> Result<(), Errno> {
+        let entry_name = name(file_name)?;
+        let outcome = self.change(MetaOp::Rmdir { dir, name: entry_name.clone() }).await;
+        self.removed(dir, &entry_name, outcome.map(|answer| answer.reply)).await
+    }
+
+    async fn removed(
+        self: &Rc<Self>,
+        dir: Ino,
+        entry_name: &Name,
+        outcome: Result<MetaReply, Errno>,
+    ) -> Result<(), Errno> {
+        match outcome {
+            Ok(reply) => {
+                self.entry_changed(dir, entry_name, None);
+                self.lost_name(&reply);
+                Ok(())
+            }
+            Err(errno) => {
+                self.forget_entry(dir, entry_name);
+                Err(errno)
+            }
+        }
+    }
+
+    /// An inode lost a name: its attributes changed, and without any name left nobody will miss
+    /// what was not written back.
+    fn lost_name(self: &Rc<Self>, reply: &MetaReply) {
+        let MetaReply::Removed { ino, nlink } = reply else { return };
+        self.attr_changed(*ino);
+        let Some(inode) = self.known_inode(*ino) else { return };
+        if *nlink > 0 {
+            return;
+        }
+        let unused = {
+            let mut state = inode.state();
+            state.unlinked = true;
+            state.opens == 0
+        };
+        if unused {
+            self.discard_unlinked(&inode);
+        }
+    }
+
+    /// `flags` are those of `renameat2`. RENAME_WHITEOUT is not supported.
+    pub async fn rename(
+        self: &Rc<Self>,
+        dir: Ino,
+        file_name: &[u8],
+        to_dir: Ino,
+        to_file_name: &[u8],
+        flags: u32,
+    ) -> Result<(), Errno> {
+        let (from, to) = (name(file_name)?, name(to_file_name)?);
+        if flags & RENAME_WHITEOUT != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let moved = self.rename_source(dir, &from).await;
+        if let Some(ino) = moved {
+            // Whoever writes a new version and renames it over the old one must never find the
+            // name with neither.
+            self.flush_known(ino).await;
+        }
+        let op = MetaOp::Rename { dir, name: from.clone(), to_dir, to_name: to.clone(), flags };
+        let outcome = self.change(op).await;
+        let replaced = self.cached_entry(to_dir, &to).flatten();
+        for ino in [moved, replaced].into_iter().flatten() {
+            self.attr_changed(ino);
+        }
+        match outcome {
+            Ok(answer) => {
+                let back = if flags & RENAME_EXCHANGE != 0 { replaced } else { None };
+                match moved {
+                    Some(ino) if flags & RENAME_EXCHANGE == 0 || back.is_some() => {
+                        self.entry_changed(dir, &from, back);
+                        self.entry_changed(to_dir, &to, Some(ino));
+                    }
+                    _ => {
+                        for (dir, entry_name) in [(dir, &from), (to_dir, &to)] {
+                            self.entry_changed(dir, entry_name, None);
+                            self.forget_entry(dir, entry_name);
+                        }
+                    }
+                }
+                self.lost_name(&answer.reply);
+                Ok(())
+            }
+            Err(errno) => {
+                self.forget_entry(dir, &from);
+                self.forget_entry(to_dir, &to);
+                Err(errno)
+            }
+        }
+    }
+
+    /// The inode a rename will move, as far as it is worth asking.
+    async fn rename_source(self: &Rc<Self>, dir: Ino, from: &Name) -> Option<Ino> {
+        match self.cached_entry(dir, from) {
+            Some(found) => found,
+            None if self.dirty_inodes.borrow().is_empty() => None,
+            None => self.lookup_remote(dir, from.clone()).await.ok().map(|entry| entry.attr.ino),
+        }
+    }
+
+    /// Entries behind the cookie `after` (0: from the start). `.` and `..` are not among them.
+    pub async fn readdir(
+        self: &Rc<Self>,
+        dir: Ino,
+        after: u64,
+        entries_max: u32,
+        with_attrs: bool,
+    ) -> Result<DirEntries, Errno> {
+        let answer = self.read_call(MetaOp::ReadDir { dir, after, entries_max, with_attrs }).await?;
+        let MetaReply::Entries { entries, end, parent, grant } = &answer.reply else {
+            return Err(unexpected(&answer.reply));
+        };
+        self.take_grant(&self.inode(dir), *grant, &answer.session, answer.sent, answer.stamp);
+        for entry in entries {
+            self.keep_entry(dir, &entry.name, Some(entry.ino), answer.stamp);
+        }
+        let mut entries = entries.clone();
+        for entry in &mut entries {
+            // Sizes and times of files written here are known better here.
+            if let Some(inode) = self.known_inode(entry.ino)
+                && entry.attr.is_some()
+                && inode.state().is_dirty()
+            {
+                entry.attr = self.cached_attr(entry.ino).map(|located| located.attr);
+            }
+        }
+        Ok(DirEntries { entries, end: *end, parent: *parent })
+    }
+
+    /// Fails unless `ino` is a directory. Listing needs no state here.
+    pub async fn opendir(self: &Rc<Self>, ino: Ino) -> Result<(), Errno> {
+        let located = self.getattr(ino).await?;
+        if located.attr.kind == FileKind::Directory { Ok(()) } else { Err(Errno::ENOTDIR) }
+    }
+
+    pub fn releasedir(&self, _ino: Ino) {}
+
+    /// Every change of a directory was durable when it was answered.
+    pub async fn fsyncdir(&self, _ino: Ino) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    pub async fn statfs(self: &Rc<Self>) -> Result<StatFs, Errno> {
+        match self.read_call(MetaOp::StatFs).await?.reply {
+            MetaReply::StatFs(mut stat) => {
+                // What is written but not committed is as good as used.
+                stat.bytes_free = stat.bytes_free.saturating_sub(self.dirty_bytes.get() as u64);
+                Ok(stat)
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// How long a name that was just found absent stays so, at most.
+    pub fn entry_valid(&self, dir: Ino, file_name: &[u8]) -> Duration {
+        name(file_name).map_or(Duration::ZERO, |entry_name| self.entry_left(dir, &entry_name))
+    }
+}

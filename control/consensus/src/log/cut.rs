@@ -1,0 +1,44 @@
+//! Cutting the log at its old end.
+
+use super::recovery::DELETES_AT_ONCE;
+use super::{LogError, SharedLog};
+use cfs_wire::ids::BlobId;
+use cfs_wire::planted::{self, Bug};
+
+impl SharedLog {
+    /// Deletes the oldest batches that hold nothing alive, copying forward what little does
+    /// live there. Answers how many batches went.
+    ///
+    /// The order keeps every crash harmless: what is copied or killed is durable, then a batch
+    /// saying where the log begins is durable, then the blobs are deleted.
+    pub async fn cut(&self) -> Result<usize, LogError> {
+        let _alone = self.cutting.lock().await;
+        let point = {
+            let mut state = self.state.borrow_mut();
+            // Copying forward has to pay: it happens only while the log is over half its limit.
+            let worth = state.stored > self.config.limit_bytes / 2;
+            let point = state.cut_point(if worth { self.config.copy_bytes_max } else { 0 });
+            if point == state.first {
+                return Ok(0);
+            }
+            if !planted::is(Bug::LogCutBeforeCopy) {
+                state.copy_forward(point);
+            }
+            point
+        };
+        self.flush().await?;
+        self.state.borrow_mut().first = point;
+        self.flush_marker().await?;
+        let cut = self.state.borrow_mut().forget_cut();
+        let count = cut.len();
+        self.delete(cut).await?;
+        Ok(count)
+    }
+
+    async fn delete(&self, cut: Vec<BlobId>) -> Result<(), LogError> {
+        for some in cut.chunks(DELETES_AT_ONCE) {
+            self.blobs.delete(some.to_vec()).await?;
+        }
+        Ok(())
+    }
+}

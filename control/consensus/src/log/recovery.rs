@@ -1,0 +1,189 @@
+//! Finding the log again after a restart: which batches count, which are a torn tail, and
+//! whether anything that was durable is missing.
+
+use super::LogError;
+use super::batch::{self, BadBatch, Header, Record};
+use super::state::State;
+use bytes::Bytes;
+use cfs_reactor::Handle;
+use cfs_wire::ShardId;
+use cfs_wire::blobs::{BlobError, BlobInfo, BlobKind, MirroredBlobs};
+use cfs_wire::ids::BlobId;
+use cfs_wire::planted::{self, Bug};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use std::collections::BTreeMap;
+
+/// Batches read at once: enough to hide a device's latency, few enough to bound memory.
+const READS_AT_ONCE: usize = 8;
+
+/// Blobs deleted by one call: one delete is one group commit of the store.
+pub(super) const DELETES_AT_ONCE: usize = 256;
+
+/// What recovery found and did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RecoveryReport {
+    /// Sequences of the batches that make up the log; `None` for a new one.
+    pub range: Option<(u64, u64)>,
+    /// Entries above the purge marks.
+    pub entries: usize,
+    pub groups: usize,
+    /// Sequences of batches discarded because the crash tore them or one before them.
+    pub torn: Vec<u64>,
+    /// Batches of a cut that the crash interrupted, now deleted.
+    pub obsolete: usize,
+}
+
+/// A batch that could be read.
+struct Found {
+    id: BlobId,
+    length: usize,
+    header: Header,
+    records: Vec<(ShardId, Record)>,
+}
+
+enum Read {
+    Good(Found),
+    /// Written in part, or damaged on every target.
+    Bad(String),
+}
+
+pub(super) async fn recover(blobs: &dyn MirroredBlobs, handle: &Handle) -> Result<(State, RecoveryReport), LogError> {
+    let listed = blobs.list(BlobKind::Log).await?;
+    let reads = stream::iter(listed.iter().map(|info| read(blobs, *info)));
+    let reads: Vec<Read> = reads.buffered(READS_AT_ONCE).try_collect().await?;
+    let mut bad: BTreeMap<u64, String> = BTreeMap::new();
+    let mut good: BTreeMap<u64, Found> = BTreeMap::new();
+    for (info, read) in listed.iter().zip(reads) {
+        match read {
+            Read::Good(found) => keep_newer(&mut good, found),
+            Read::Bad(detail) => drop(bad.insert(info.owner.low, detail)),
+        }
+    }
+    let newest = good.values().map(|found| found.header.incarnation).max().unwrap_or(0);
+    drop_left_over(&mut good);
+    let (first, last) = match extent(&good, &bad)? {
+        Some(extent) => extent,
+        None => (1, 0),
+    };
+    let durable = good.values().map(|found| found.header.durable).max().unwrap_or(0);
+    let kept: Vec<Found> = good.into_iter().filter(|(at, _)| (first..=last).contains(at)).map(|(_, found)| found).collect();
+    let report = discard(blobs, &listed, &kept, first, last).await?;
+    // Batches above the mark were never answered and may have one copy only; they count from
+    // now on, so they get all of them.
+    for found in kept.iter().filter(|found| found.header.sequence > durable) {
+        blobs.heal(found.id).await?;
+    }
+    let mut state = replay(kept, first, last)?;
+    // The wall clock breaks the tie between two openings that saw the same past.
+    let wall = u64::try_from(handle.wall().secs).unwrap_or(0);
+    state.incarnation = (newest + 1).max(wall);
+    let entries = state.groups.values().map(|group| group.entry_count()).sum();
+    let report = RecoveryReport { entries, groups: state.groups.len(), ..report };
+    Ok((state, report))
+}
+
+async fn read(blobs: &dyn MirroredBlobs, info: BlobInfo) -> Result<Read, LogError> {
+    let sequence = info.owner.low;
+    let bytes: Bytes = match blobs.get(info.id, 0, info.length).await {
+        Ok(bytes) => bytes,
+        Err(error @ (BlobError::Unreadable { .. } | BlobError::NotFound(_) | BlobError::OutOfRange { .. })) => {
+            return Ok(Read::Bad(error.to_string()));
+        }
+        // A store that can't be reached says nothing about what it holds.
+        Err(error) => return Err(LogError::Store(error)),
+    };
+    match batch::decode(&bytes, sequence) {
+        Ok((header, records)) => Ok(Read::Good(Found { id: info.id, length: bytes.len(), header, records })),
+        Err(cause @ BadBatch::Version(_)) => Err(LogError::Format { sequence, cause }),
+        Err(cause) => Ok(Read::Bad(cause.to_string())),
+    }
+}
+
+/// Of two batches with one sequence the later opening's counts; a put that was tried twice left
+/// two equal ones.
+fn keep_newer(good: &mut BTreeMap<u64, Found>, found: Found) {
+    match good.get(&found.header.sequence) {
+        Some(other) if other.header.incarnation >= found.header.incarnation => {}
+        _ => drop(good.insert(found.header.sequence, found)),
+    }
+}
+
+/// A batch of an older opening behind one of a newer opening was discarded once already, on a
+/// target that was away when it was deleted.
+fn drop_left_over(good: &mut BTreeMap<u64, Found>) {
+    let mut newest = 0;
+    good.retain(|_, found| {
+        let current = found.header.incarnation >= newest;
+        newest = newest.max(found.header.incarnation);
+        current
+    });
+}
+
+/// First and last sequence of the log: the longest unbroken run that ends in a batch whose own
+/// idea of the beginning it reaches back to.
+fn extent(good: &BTreeMap<u64, Found>, bad: &BTreeMap<u64, String>) -> Result<Option<(u64, u64)>, LogError> {
+    let durable = good.values().map(|found| found.header.durable).max().unwrap_or(0);
+    let missing = |from: u64, to: u64| (from..=to).find(|at| !good.contains_key(at));
+    let whole = good.values().rev().find(|found| missing(found.header.first, found.header.sequence).is_none());
+    if let Some(found) = whole
+        && (found.header.sequence >= durable || planted::is(Bug::LogCorruptionAsTornTail))
+    {
+        return Ok(Some((found.header.first, found.header.sequence)));
+    }
+    let lost = match good.values().rev().find(|found| found.header.durable == durable) {
+        Some(found) => missing(found.header.first.min(durable), durable),
+        // The first batch is waited for before there is a second: alone it may be torn.
+        None => bad.keys().next().copied().filter(|first| *first > 1 || bad.len() > 1),
+    };
+    match lost {
+        Some(sequence) => {
+            let detail = bad.get(&sequence).cloned().unwrap_or_else(|| "it is on no reachable target".into());
+            Err(LogError::Corrupt { sequence, detail })
+        }
+        None => Ok(None),
+    }
+}
+
+/// Deletes what does not count, durably: its sequences are about to be used again.
+async fn discard(
+    blobs: &dyn MirroredBlobs,
+    listed: &[BlobInfo],
+    kept: &[Found],
+    first: u64,
+    last: u64,
+) -> Result<RecoveryReport, LogError> {
+    let gone: Vec<&BlobInfo> = listed.iter().filter(|info| !kept.iter().any(|found| found.id == info.id)).collect();
+    let mut torn: Vec<u64> = gone.iter().map(|info| info.owner.low).filter(|at| *at > last).collect();
+    torn.dedup();
+    let obsolete = gone.iter().filter(|info| info.owner.low < first).count();
+    let ids: Vec<BlobId> = gone.iter().map(|info| info.id).collect();
+    for some in ids.chunks(DELETES_AT_ONCE) {
+        blobs.delete(some.to_vec()).await?;
+    }
+    let range = (last >= first).then_some((first, last));
+    Ok(RecoveryReport { range, torn, obsolete, ..RecoveryReport::default() })
+}
+
+fn replay(kept: Vec<Found>, first: u64, last: u64) -> Result<State, LogError> {
+    let mut state = State::new();
+    state.first = first;
+    state.durable = last;
+    state.next_sequence = last + 1;
+    for found in kept {
+        let sequence = found.header.sequence;
+        state.recovered(sequence, found.id, found.length);
+        for (group, record) in found.records {
+            if planted::is(Bug::LogForgetVote) && matches!(record, Record::Vote(_)) {
+                continue;
+            }
+            state.replay(group, record, sequence);
+        }
+    }
+    for (id, group) in &state.groups {
+        if let Some(index) = group.hole() {
+            let detail = format!("group {id} lacks entry {index}");
+            return Err(LogError::Corrupt { sequence: first, detail });
+        }
+    }
+    Ok(state)
+}

@@ -1,0 +1,278 @@
+use super::*;
+use crate::layout::superblock::Identity;
+use crate::{FormatOptions, TargetStore, format};
+use bytes::Bytes;
+use cfs_device::mem::MemDisk;
+use cfs_reactor::Executor;
+use cfs_reactor::clock::{SimClock, SplitMix64};
+use cfs_wire::blobs::{BlobKind, MirroredBlobs, Owner};
+use cfs_wire::data::{FetchCall, Location, Piece, StoreCall};
+use cfs_wire::{ClusterId, DeviceId, Ino, NodeId, Policy, TargetId, VolumeId};
+use futures_util::FutureExt;
+
+/// Registrations in a map: what the metadata shards do, without them.
+#[derive(Default)]
+struct MapRegistrar {
+    map: RefCell<std::collections::BTreeMap<SegmentId, Registration>>,
+}
+
+impl Registrar for MapRegistrar {
+    fn epoch(&self) -> Epoch {
+        Epoch(1)
+    }
+    fn register(&self, registration: Registration) -> LocalBoxFuture<'_, Result<(), DataError>> {
+        async move {
+            self.map.borrow_mut().insert(registration.segment, registration);
+            Ok(())
+        }
+        .boxed_local()
+    }
+    fn replace(&self, old: Registration, new: Registration) -> LocalBoxFuture<'_, Result<(), DataError>> {
+        async move {
+            let mut map = self.map.borrow_mut();
+            if map.get(&old.segment) != Some(&old) {
+                return Err(DataError::Gone);
+            }
+            map.insert(new.segment, new);
+            Ok(())
+        }
+        .boxed_local()
+    }
+    fn deregister(&self, segment: SegmentId) -> LocalBoxFuture<'_, Result<(), DataError>> {
+        async move {
+            self.map.borrow_mut().remove(&segment);
+            Ok(())
+        }
+        .boxed_local()
+    }
+    fn lookup(&self, segment: SegmentId) -> LocalBoxFuture<'_, Result<Option<Registration>, DataError>> {
+        async move { Ok(self.map.borrow().get(&segment).cloned()) }.boxed_local()
+    }
+}
+
+struct Bench {
+    disks: Vec<Rc<MemDisk>>,
+    pool: Rc<TargetPool>,
+    store: Rc<SegmentStore>,
+    registrar: Rc<MapRegistrar>,
+    handle: Handle,
+}
+
+async fn open_target(handle: &Handle, disk: &Rc<MemDisk>) -> Rc<LocalTarget> {
+    Rc::new(LocalTarget(TargetStore::open(disk.open(handle), handle, None).await.unwrap()))
+}
+
+async fn bench(handle: Handle, count: u32) -> Bench {
+    let pool = TargetPool::new(&handle);
+    let mut disks = Vec::new();
+    for index in 0..count {
+        let disk = MemDisk::new(&format!("disk-{index}"), 64 << 20, 4096, u64::from(index) + 1);
+        let identity = Identity {
+            cluster: ClusterId(1),
+            node: NodeId(0),
+            target: TargetId(index),
+            device: DeviceId(u128::from(index) + 100),
+        };
+        let device = disk.open(&handle);
+        format(&*device, &FormatOptions { identity, zone_bytes: Some(4 << 20), force: false }).await.unwrap();
+        pool.add(open_target(&handle, &disk).await);
+        disks.push(disk);
+    }
+    let registrar = Rc::new(MapRegistrar::default());
+    let store = SegmentStore::new(&handle, pool.clone(), registrar.clone(), SegmentConfig::default());
+    Bench { disks, pool, store, registrar, handle }
+}
+
+fn run<T: 'static, F: Future<Output = T> + 'static>(seed: u64, body: impl FnOnce(Handle) -> F) -> T {
+    let executor = Executor::new(Rc::new(SimClock::new(seed)));
+    let handle = executor.domain();
+    executor.run_simulated(&handle, body(handle.clone())).unwrap().unwrap()
+}
+
+fn random_bytes(seed: u64, length: usize) -> Bytes {
+    let mut random = SplitMix64::new(seed);
+    Bytes::from((0..length).map(|_| random.next_u64() as u8).collect::<Vec<u8>>())
+}
+
+fn call(policy: &str) -> StoreCall {
+    StoreCall { volume: VolumeId(1), ino: Ino::ROOT, policy: policy.parse::<Policy>().unwrap() }
+}
+
+async fn read_all(bench: &Bench, pieces: &[Piece]) -> Result<Bytes, DataError> {
+    bench.store.fetch(&FetchCall { pieces: pieces.to_vec() }).await
+}
+
+#[test]
+fn any_m_lost_targets_leave_every_byte_readable_and_one_more_is_a_clear_error() {
+    for (policy, targets, seed) in [("2+1", 3, 1), ("4+2", 6, 2), ("3x", 3, 3), ("2+2", 5, 4)] {
+        run(seed, move |handle| async move {
+            let bench = bench(handle, targets).await;
+            let parity = call(policy).policy.parity();
+            let mut stored = Vec::new();
+            for length in [1, 4096, 65_536, 65_537, 1 << 20, (2 << 20) + 77, 4 << 20] {
+                let bytes = random_bytes(length as u64, length);
+                let reply = bench.store.store(&call(policy), bytes.clone()).await.unwrap();
+                stored.push((bytes, reply.pieces));
+            }
+            for first in 0..targets {
+                let lost: Vec<u32> = (0..parity as u32).map(|step| (first + step) % targets).collect();
+                for index in &lost {
+                    bench.pool.add_absent(TargetId(*index), "pulled out".into());
+                }
+                for (bytes, pieces) in &stored {
+                    assert_eq!(read_all(&bench, pieces).await.as_ref(), Ok(bytes), "{policy}, lost {lost:?}");
+                }
+                let beyond = (first + parity as u32) % targets;
+                bench.pool.add_absent(TargetId(beyond), "pulled out too".into());
+                let unreadable = stored.iter().map(|(_, pieces)| read_all(&bench, pieces));
+                let outcomes = futures_util::future::join_all(unreadable).await;
+                for outcome in outcomes.iter().filter(|outcome| outcome.is_err()) {
+                    assert!(matches!(outcome, Err(DataError::Unreadable(_))), "{policy}: {outcome:?}");
+                }
+                if usize::try_from(targets).unwrap() == call(policy).policy.total() {
+                    assert!(outcomes.last().unwrap().is_err(), "{policy}: a full stripe cannot survive m+1 losses");
+                }
+                for index in lost.iter().chain([&beyond]) {
+                    bench.pool.add(open_target(&bench.handle, &bench.disks[*index as usize]).await);
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn a_write_with_a_target_down_keeps_m_and_below_m_plus_one_targets_it_waits() {
+    run(5, |handle| async move {
+        let bench = bench(handle, 3).await;
+        let bytes = random_bytes(9, 1 << 20);
+        bench.pool.add_absent(TargetId(2), "gone".into());
+        let reply = bench.store.store(&call("2+1"), bytes.clone()).await.unwrap();
+        let Location::Chunk { segment, .. } = reply.pieces[0].location else { panic!("a segment was expected") };
+        let registration = bench.registrar.map.borrow()[&segment].clone();
+        assert_eq!((registration.data, registration.parity), (1, 1));
+        bench.pool.add_absent(TargetId(1), "gone".into());
+        assert_eq!(read_all(&bench, &reply.pieces).await, Ok(bytes.clone()));
+        let refused = bench.store.store(&call("2+1"), bytes).await;
+        assert_eq!(refused, Err(DataError::TooFewTargets { up: 1, needed: 2 }));
+    });
+}
+
+#[test]
+fn a_target_that_fails_in_mid_write_is_replaced_by_another_and_nothing_is_less_redundant() {
+    run(6, |handle| async move {
+        let bench = bench(handle, 4).await;
+        bench.disks[1].fail();
+        let bytes = random_bytes(10, 3 << 20);
+        let reply = bench.store.store(&call("2+1"), bytes.clone()).await.unwrap();
+        assert_eq!(read_all(&bench, &reply.pieces).await, Ok(bytes.clone()));
+        for registration in bench.registrar.map.borrow().values() {
+            let mut targets: Vec<TargetId> = registration.shards.iter().map(|place| place.target).collect();
+            assert!(!targets.contains(&TargetId(1)), "{registration:?}");
+            targets.sort();
+            targets.dedup();
+            assert_eq!(targets.len(), registration.shards.len(), "one shard per target");
+        }
+        bench.pool.add_absent(TargetId(0), "gone".into());
+        bench.pool.add_absent(TargetId(1), "gone".into());
+        assert_eq!(read_all(&bench, &reply.pieces).await, Ok(bytes));
+    });
+}
+
+#[test]
+fn rotten_bytes_are_read_through_redundancy_and_repair_makes_them_sound() {
+    run(7, |handle| async move {
+        let bench = bench(handle, 3).await;
+        let big = random_bytes(11, 1 << 20);
+        let small = random_bytes(12, 5000);
+        let big_pieces = bench.store.store(&call("2+1"), big.clone()).await.unwrap().pieces;
+        let small_pieces = bench.store.store(&call("2+1"), small.clone()).await.unwrap().pieces;
+        // Everything behind the first zone's own headers of one disk rots.
+        bench.disks[0].corrupt(1 << 20, 60 << 20, 99);
+        assert_eq!(read_all(&bench, &big_pieces).await, Ok(big.clone()));
+        assert_eq!(read_all(&bench, &small_pieces).await, Ok(small.clone()));
+        let registrations: Vec<Registration> = bench.registrar.map.borrow().values().cloned().collect();
+        let mut rebuilt = 0;
+        for registration in &registrations {
+            rebuilt += bench.store.repair_segment(registration, true).await.unwrap().rebuilt;
+        }
+        assert_eq!(rebuilt, 1, "one shard of the one segment was on the rotten disk");
+        for target in bench.pool.readable() {
+            for info in target.list(BlobKind::Hot) {
+                bench.store.repair_copies(&info, true).await.unwrap();
+            }
+        }
+        bench.pool.add_absent(TargetId(1), "gone".into());
+        assert_eq!(read_all(&bench, &big_pieces).await, Ok(big));
+        assert_eq!(read_all(&bench, &small_pieces).await, Ok(small));
+    });
+}
+
+#[test]
+fn parts_of_chunks_and_runs_across_chunks_and_segments_give_just_those_bytes() {
+    run(8, |handle| async move {
+        let bench = bench(handle, 3).await;
+        let bytes = random_bytes(13, 3 << 20);
+        let pieces = bench.store.store(&call("2+1"), bytes.clone()).await.unwrap().pieces;
+        let mut random = SplitMix64::new(14);
+        for _ in 0..200 {
+            let start = random.below(bytes.len() as u64 - 1) as usize;
+            let end = start + 1 + random.below((bytes.len() - start) as u64).min(400_000) as usize;
+            let end = end.min(bytes.len());
+            let mut wanted = Vec::new();
+            let mut at = 0usize;
+            for piece in &pieces {
+                let (from, to) = (start.max(at), end.min(at + piece.length as usize));
+                if from < to {
+                    let location = piece.location.skip((from - at) as u32);
+                    wanted.push(Piece { length: (to - from) as u32, location });
+                }
+                at += piece.length as usize;
+            }
+            assert_eq!(read_all(&bench, &wanted).await.as_deref(), Ok(&bytes[start..end]), "{start}..{end}");
+        }
+        let mut beyond = pieces[0].clone();
+        beyond.length += 1;
+        assert!(matches!(read_all(&bench, &[beyond]).await, Err(DataError::Malformed(_))));
+    });
+}
+
+#[test]
+fn packed_chunks_of_any_length_come_back_each_by_its_own_piece() {
+    run(9, |handle| async move {
+        let bench = bench(handle, 3).await;
+        let chunks: Vec<Bytes> = (0..40).map(|index| random_bytes(index, 1 + (index as usize * 7919) % 65_536)).collect();
+        let reply = bench.store.store_chunks(&call("2+1"), chunks.clone()).await.unwrap();
+        bench.pool.add_absent(TargetId(0), "gone".into());
+        for (chunk, piece) in chunks.iter().zip(&reply.pieces) {
+            assert_eq!(read_all(&bench, std::slice::from_ref(piece)).await.as_ref(), Ok(chunk));
+        }
+        let too_long = vec![random_bytes(1, cfs_wire::limits::CHUNK_BYTES + 1)];
+        assert!(matches!(bench.store.store_chunks(&call("2+1"), too_long).await, Err(DataError::Malformed(_))));
+    });
+}
+
+#[test]
+fn mirrored_blobs_survive_a_lost_target_and_heal_onto_another() {
+    run(10, |handle| async move {
+        let bench = bench(handle.clone(), 3).await;
+        let mirror = Mirror::new(&handle, bench.pool.clone(), 2);
+        let payload = random_bytes(15, 100_000);
+        let owner = Owner { high: 3, low: 4 };
+        let id = mirror.put(BlobKind::Run, owner, payload.clone()).await.unwrap();
+        let holders = |bench: &Bench| {
+            let held = bench.pool.readable().into_iter().filter(|target| target.stat(id).is_some());
+            held.map(|target| target.id()).collect::<Vec<_>>()
+        };
+        let before = holders(&bench);
+        assert_eq!(before.len(), 2);
+        bench.pool.add_absent(before[0], "gone".into());
+        assert_eq!(mirror.get(id, 10, 50_000).await.as_deref(), Ok(&payload[10..50_010]));
+        mirror.heal(id).await.unwrap();
+        assert_eq!(holders(&bench).len(), 2);
+        bench.pool.add_absent(before[1], "gone".into());
+        assert_eq!(mirror.get(id, 0, 100_000).await, Ok(payload));
+        assert_eq!(mirror.list(BlobKind::Run).await.unwrap().len(), 1);
+        mirror.delete(vec![id]).await.unwrap();
+        assert_eq!(mirror.list(BlobKind::Run).await.unwrap(), []);
+    });
+}

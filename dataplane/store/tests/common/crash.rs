@@ -1,0 +1,137 @@
+//! A random workload with a journal of what was answered, and what must hold after a crash.
+
+use super::*;
+use cfs_reactor::sync::Notify;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Known {
+    Putting,
+    Present,
+    Deleting,
+    Deleted,
+}
+
+/// What the workload was answered, by blob: kind, length, and how far it got.
+#[derive(Clone, Default)]
+pub struct Journal(pub Rc<RefCell<BTreeMap<u128, (BlobKind, usize, Known)>>>);
+
+impl Journal {
+    pub fn set(&self, id: u128, known: Known) {
+        self.0.borrow_mut().get_mut(&id).expect("journalled").2 = known;
+    }
+
+    fn present(&self, worker: u128) -> Vec<u128> {
+        let journal = self.0.borrow();
+        let here = journal.iter().filter(|(id, entry)| entry.2 == Known::Present && *id >> 64 == worker);
+        here.map(|(id, _)| *id).collect()
+    }
+
+    pub fn live_bytes(&self) -> usize {
+        self.0.borrow().values().filter(|entry| entry.2 == Known::Present).map(|entry| entry.1.div_ceil(4096) * 4096).sum()
+    }
+}
+
+/// Puts and deletes by three workers at once, keeping about `fill` bytes alive.
+pub async fn work(store: Rc<TargetStore>, handle: Handle, journal: Journal, seed: u64, steps: u32, fill: usize) {
+    let workers = (0..3u128).map(|worker| {
+        let (store, journal) = (store.clone(), journal.clone());
+        let mut random = SplitMix64::new(seed.wrapping_add(worker as u64 * 1000));
+        handle.spawn(async move {
+            for step in 0..steps {
+                let present = journal.present(worker);
+                if present.len() > 2 && (journal.live_bytes() > fill || random.one_in(4)) {
+                    let count = 1 + random.below(2) as usize;
+                    let ids: Vec<u128> = (0..count).map(|_| present[random.below(present.len() as u64) as usize]).collect();
+                    ids.iter().for_each(|id| journal.set(*id, Known::Deleting));
+                    delete(&store, &ids).await.expect("deletes");
+                    ids.iter().for_each(|id| journal.set(*id, Known::Deleted));
+                } else {
+                    put_one(&store, &journal, &mut random, worker, seed, step).await;
+                }
+            }
+        })
+    });
+    let workers: Vec<_> = workers.collect();
+    for worker in workers {
+        worker.await.expect("not cancelled");
+    }
+}
+
+async fn put_one(
+    store: &TargetStore,
+    journal: &Journal,
+    random: &mut SplitMix64,
+    worker: u128,
+    seed: u64,
+    step: u32,
+) {
+    let id = (worker << 64) | (u128::from(seed as u32) << 32) | u128::from(step);
+    let kind = BlobKind::ALL[random.below(6) as usize];
+    let length = match random.below(3) {
+        0 => 1 + random.below(4096),
+        1 => 1 + random.below(20_000),
+        _ => 1 + random.below(60_000),
+    } as usize;
+    journal.0.borrow_mut().insert(id, (kind, length, Known::Putting));
+    match put(store, id, kind, length).await {
+        Ok(()) => journal.set(id, Known::Present),
+        Err(StoreError::NoSpace { .. }) => journal.set(id, Known::Deleted),
+        Err(error) => panic!("put {id:x}: {error}"),
+    }
+}
+
+/// Everything answered is there or gone as answered; the rest is whole or absent. What is found
+/// becomes the journal's new state.
+pub async fn check(store: &TargetStore, journal: &Journal, context: &str) {
+    let expected = journal.0.borrow().clone();
+    for (id, (kind, length, known)) in &expected {
+        let stat = store.stat(BlobId(*id));
+        let present = match known {
+            Known::Present => true,
+            Known::Deleted => false,
+            Known::Putting | Known::Deleting => stat.is_some(),
+        };
+        assert_eq!(stat, present.then(|| info(*id, *kind, *length)), "{context}: {id:x} is {known:?}");
+        match present {
+            true => expect_blob(store, *id, *length, context).await,
+            false => expect_absent(store, *id, context).await,
+        }
+        journal.set(*id, if present { Known::Present } else { Known::Deleted });
+    }
+    for kind in BlobKind::ALL {
+        for blob in store.list(kind) {
+            assert!(expected.contains_key(&blob.id.0), "{context}: unknown blob {}", blob.id);
+        }
+    }
+}
+
+/// Runs `life` in a node of its own until it ends or the disk halts before its `halt`-th write;
+/// true when it halted. The node is dead afterwards.
+pub async fn live<F: Future<Output = ()> + 'static>(
+    handle: &Handle,
+    disk: &Rc<MemDisk>,
+    halt: Option<u64>,
+    life: impl FnOnce(Handle) -> F,
+) -> bool {
+    let halted = Notify::new();
+    let on_halt = {
+        let halted = halted.clone();
+        Box::new(move || halted.notify_all())
+    };
+    let halt_seen = halted.notified();
+    disk.halt_after(halt, Some(on_halt));
+    let node = handle.new_domain();
+    let ended = node.spawn(life(node.clone()));
+    let outcome = futures_util::future::select(ended, halt_seen).await;
+    let crashed = match outcome {
+        futures_util::future::Either::Left((result, _)) => {
+            result.expect("the workload runs to its end");
+            false
+        }
+        futures_util::future::Either::Right(_) => true,
+    };
+    node.kill();
+    crashed
+}

@@ -1,0 +1,98 @@
+//! Set-up shared by the store's tests: a simulated executor, small formatted disks, blobs whose
+//! bytes follow from their id.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub mod crash;
+
+use bytes::Bytes;
+use cfs_device::mem::MemDisk;
+use cfs_reactor::buffer::DmaBuf;
+use cfs_reactor::clock::{SimClock, SplitMix64};
+use cfs_reactor::{Executor, Handle};
+use cfs_store::{FormatOptions, Identity, StoreError, TargetStore};
+use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
+use cfs_wire::{BlobId, ClusterId, DeviceId, NodeId, TargetId};
+use std::future::Future;
+use std::rc::Rc;
+
+pub const AREA: u64 = 1 << 20;
+pub const ZONE: u32 = 256 << 10;
+
+/// Runs one story to its end on virtual time.
+pub fn run<T: 'static, F: Future<Output = T> + 'static>(seed: u64, story: impl FnOnce(Handle) -> F) -> T {
+    let executor = Executor::new(Rc::new(SimClock::new(seed)));
+    let handle = executor.domain();
+    let main = story(handle.clone());
+    executor.run_simulated(&handle, main).expect("no deadlock").expect("not cancelled")
+}
+
+pub fn identity() -> Identity {
+    Identity { cluster: ClusterId(0xC1), node: NodeId(1), target: TargetId(2), device: DeviceId(0xDE) }
+}
+
+pub fn options() -> FormatOptions {
+    FormatOptions { identity: identity(), zone_bytes: Some(ZONE), force: false }
+}
+
+pub fn disk(zones: u32, seed: u64) -> Rc<MemDisk> {
+    MemDisk::new("test", AREA + u64::from(zones) * u64::from(ZONE), 512, seed)
+}
+
+pub async fn formatted(handle: &Handle, zones: u32, seed: u64) -> Rc<MemDisk> {
+    let disk = disk(zones, seed);
+    cfs_store::format(&*disk.open(handle), &options()).await.expect("formats");
+    disk
+}
+
+pub async fn open(disk: &Rc<MemDisk>, handle: &Handle) -> Rc<TargetStore> {
+    try_open(disk, handle).await.expect("opens")
+}
+
+/// Closes the store, lets what is under way end, and opens it again.
+pub async fn reopen(store: Rc<TargetStore>, disk: &Rc<MemDisk>, handle: &Handle) -> Rc<TargetStore> {
+    drop(store);
+    handle.sleep(std::time::Duration::from_secs(1)).await;
+    open(disk, handle).await
+}
+
+pub async fn try_open(disk: &Rc<MemDisk>, handle: &Handle) -> Result<Rc<TargetStore>, StoreError> {
+    TargetStore::open(disk.open(handle), handle, Some(identity())).await
+}
+
+/// Bytes that follow from the id, so that wrong ones are noticed anywhere.
+pub fn payload(id: u128, length: usize) -> Bytes {
+    let mut random = SplitMix64::new(id as u64 ^ 0xB10B);
+    let mut buffer = DmaBuf::uninitialised(length);
+    for chunk in buffer.chunks_mut(8) {
+        chunk.copy_from_slice(&random.next_u64().to_le_bytes()[..chunk.len()]);
+    }
+    buffer.freeze()
+}
+
+pub fn owner(id: u128) -> Owner {
+    Owner { high: (id % 7) as u64, low: (id % 1000) as u64 }
+}
+
+pub fn info(id: u128, kind: BlobKind, length: usize) -> BlobInfo {
+    BlobInfo { id: BlobId(id), kind, owner: owner(id), geometry: ShardGeometry::NONE, length: length as u32 }
+}
+
+pub async fn put(store: &TargetStore, id: u128, kind: BlobKind, length: usize) -> Result<(), StoreError> {
+    store.put(BlobId(id), kind, owner(id), ShardGeometry::NONE, payload(id, length)).await
+}
+
+pub async fn delete(store: &TargetStore, ids: &[u128]) -> Result<(), StoreError> {
+    store.delete(ids.iter().copied().map(BlobId).collect()).await
+}
+
+/// The whole blob must be there and equal.
+pub async fn expect_blob(store: &TargetStore, id: u128, length: usize, context: &str) {
+    let bytes = store.get(BlobId(id), 0, length as u32).await;
+    let bytes = bytes.unwrap_or_else(|error| panic!("{context}: blob {id:x}: {error}"));
+    assert!(bytes == payload(id, length), "{context}: blob {id:x} has other bytes");
+}
+
+pub async fn expect_absent(store: &TargetStore, id: u128, context: &str) {
+    assert_eq!(store.stat(BlobId(id)), None, "{context}: blob {id:x}");
+    assert_eq!(store.get(BlobId(id), 0, 1).await, Err(StoreError::NotFound(BlobId(id))), "{context}");
+}
