@@ -99,7 +99,7 @@ impl Client {
         let mut state = inode.state();
         if grant.write && !session.is_fenced() {
             state.lease = Some(WriteLease { session: session.id });
-            self.upkeep_wanted.notify_all();
+            self.linger(inode.ino);
         }
         if grant.read_ms == 0 {
             return;

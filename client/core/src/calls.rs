@@ -117,7 +117,8 @@ impl Client {
         op: MetaOp,
     ) -> (Result<Answer, CallError>, MetaOp) {
         let stamp = self.stamps.now();
-        let sequence = session.sequence().await;
+        let urgent = matches!(op, MetaOp::CancelLock { .. });
+        let sequence = session.sequence(urgent).await;
         let shard = self.shard_of(&op);
         let mut call = MetaCall { id: sequence.request_id(), lowest_unacknowledged: 0, shard, op };
         let outcome = self.attempts(session, &mut call, true).await;
@@ -178,8 +179,11 @@ impl Client {
                 },
                 Err(LinkError::Unanswered) => {
                     executed = true;
+                    if held && self.handle.now() - sent >= timeout {
+                        backoff = Backoff::new(self);
+                    }
                     if cfs_wire::planted::is(cfs_wire::planted::Bug::ClientRenumberRetry) && changes {
-                        call.id = session.sequence().await.request_id();
+                        call.id = session.sequence(true).await.request_id();
                     }
                 }
                 Err(LinkError::Refused(error)) => {
@@ -194,8 +198,8 @@ impl Client {
     }
 
     /// Makes a shard know the session. False if it has to be asked again later.
-    async fn open_session(&self, session: &Rc<Session>, shard: ShardId) -> Result<bool, CallError> {
-        let sequence = session.sequence().await;
+    async fn open_session(self: &Rc<Self>, session: &Rc<Session>, shard: ShardId) -> Result<bool, CallError> {
+        let sequence = session.sequence(true).await;
         let op = MetaOp::OpenSession { client: self.config.name.clone() };
         let lowest_unacknowledged = session.lowest_unacknowledged();
         let call = MetaCall { id: sequence.request_id(), lowest_unacknowledged, shard, op };
@@ -204,7 +208,10 @@ impl Client {
             return Ok(false);
         };
         match body::decode::<MetaResult>(&message.body) {
-            Ok(Ok(_)) => Ok(true),
+            Ok(Ok(_)) => {
+                session.set_known(shard);
+                Ok(true)
+            }
             Ok(Err(MetaError::Fenced)) => {
                 self.fence(session);
                 Err(CallError::Fenced { executed: false })
@@ -215,6 +222,16 @@ impl Client {
                 tracing::error!(%error, "the server's answer is malformed");
                 Err(CallError::Errno(Errno::EIO))
             }
+        }
+    }
+
+    /// Ends the session in one shard. Without an answer it ends there by itself.
+    pub(crate) async fn close_session(self: &Rc<Self>, session: &Rc<Session>, shard: ShardId) {
+        let sequence = session.sequence(true).await;
+        let op = MetaOp::CloseSession;
+        let mut call = MetaCall { id: sequence.request_id(), lowest_unacknowledged: 0, shard, op };
+        if let Err(error) = self.attempts(session, &mut call, true).await {
+            tracing::debug!(%shard, ?error, "the session could not be closed");
         }
     }
 

@@ -108,10 +108,6 @@ impl ExtentCache {
         self.extents.range(first..end).filter_map(|(_, extent)| cut(extent)).collect()
     }
 
-    pub fn inline_bytes(&self) -> usize {
-        self.inline.len()
-    }
-
     /// Where no extent lies there are inline bytes, then zeros.
     fn fill_gap(&self, runs: &mut Vec<Run>, mut from: u64, to: u64) {
         let inline_end = (self.inline.len() as u64).min(to);

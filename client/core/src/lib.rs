@@ -83,6 +83,8 @@ pub struct Client {
     pages: RefCell<Pages>,
     dirty_inodes: RefCell<BTreeSet<Ino>>,
     dirty_bytes: Cell<usize>,
+    /// Inodes that nobody has open and that may still hold something at the server.
+    lingering: RefCell<BTreeSet<Ino>>,
     /// Dirty bytes came or went.
     dirty_changed: Rc<Notify>,
     invalidator: RefCell<Option<Rc<dyn Invalidator>>>,
@@ -114,6 +116,7 @@ impl Client {
             pages: RefCell::new(Pages::new(config.cache_bytes_max)),
             dirty_inodes: RefCell::new(BTreeSet::new()),
             dirty_bytes: Cell::new(0),
+            lingering: RefCell::new(BTreeSet::new()),
             dirty_changed: Notify::new(),
             invalidator: RefCell::new(None),
             read_ahead_turns: Semaphore::new(config.stores_in_flight.max(1)),

@@ -5,7 +5,7 @@ use cfs_reactor::sync::Notify;
 use cfs_reactor::{Handle, Instant};
 use cfs_wire::limits::SESSION_REPLIES_MAX;
 use cfs_wire::meta::MountReply;
-use cfs_wire::{Ino, RequestId, SessionId, VolumeId};
+use cfs_wire::{Ino, RequestId, SessionId, ShardId, VolumeId};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -31,6 +31,8 @@ pub(crate) struct Session {
     pressed: Rc<Notify>,
     expires: Cell<Instant>,
     fenced: Cell<bool>,
+    /// Shards that know the session.
+    opened: RefCell<BTreeSet<ShardId>>,
 }
 
 /// A request number in use. Dropped once the request is answered or given up.
@@ -56,15 +58,17 @@ impl Session {
             pressed: Notify::new(),
             expires: Cell::new(sent + lease),
             fenced: Cell::new(false),
+            opened: RefCell::new(BTreeSet::new()),
         })
     }
 
-    /// A number for a request that changes something; waits while the window is full.
-    pub async fn sequence(self: &Rc<Self>) -> Sequence {
+    /// A number for a request that changes something; waits while the window is full. `urgent`:
+    /// one that makes room and so can't wait for it.
+    pub async fn sequence(self: &Rc<Self>, urgent: bool) -> Sequence {
         loop {
             let answered = self.answered.notified();
             let number = self.next.get();
-            if number < self.lowest_unacknowledged() + WINDOW {
+            if urgent || number < self.lowest_unacknowledged() + WINDOW {
                 self.next.set(number + 1);
                 self.outstanding.borrow_mut().insert(number);
                 return Sequence { session: self.clone(), number };
@@ -104,6 +108,14 @@ impl Session {
 
     pub fn is_fenced(&self) -> bool {
         self.fenced.get()
+    }
+
+    pub fn set_known(&self, shard: ShardId) {
+        self.opened.borrow_mut().insert(shard);
+    }
+
+    pub fn knows(&self, shard: ShardId) -> bool {
+        self.opened.borrow().contains(&shard)
     }
 
     /// True the first time.

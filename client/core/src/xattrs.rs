@@ -24,13 +24,17 @@ impl Client {
         }
         let resized = changes.size.is_some();
         let outcome = self.change(MetaOp::SetAttr { ino, changes }).await;
+        let untouched = outcome.as_ref().is_ok_and(|answer| self.stamps.unchanged_since(ino, answer.stamp));
         self.stamps.changed(ino);
         if resized {
             inode.state().extents.clear();
             self.pages.borrow_mut().drop_inode(ino);
         }
         let mut answer = outcome.inspect_err(|_| inode.state().attr = None)?;
-        answer.stamp = self.stamps.now();
+        if untouched {
+            // Only our own change happened meanwhile, and this is its outcome.
+            answer.stamp = self.stamps.now();
+        }
         match &answer.reply {
             MetaReply::Attr { attr, grant } => Ok(self.take_attr(attr, *grant, &answer)),
             other => Err(unexpected(other)),

@@ -1,1 +1,92 @@
-fn main() {}
+//! The program `cfs`: server, mount, one-process cluster, format.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod config;
+mod dev;
+mod mount;
+mod server;
+mod signals;
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser};
+use cli::{Cli, Command, FormatArgs, ServerArgs};
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = mount::helper_arguments(std::env::args_os().collect());
+    let cli = Cli::parse_from(arguments);
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, whatever the chain: what failed, then why.
+            eprintln!("cfs: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let log = cli.log;
+    match cli.command {
+        Command::Format(args) => {
+            start_log(log)?;
+            format(args)
+        }
+        Command::Server(args) => serve(args, log),
+        Command::Mount(args) => {
+            start_log(log)?;
+            mount::run(args)
+        }
+        Command::Dev(args) => {
+            start_log(log)?;
+            dev::run(args)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "cfs", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { dir } => {
+            std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+            clap_mangen::generate_to(Cli::command(), &dir)
+                .with_context(|| format!("cannot write man pages to {}", dir.display()))
+        }
+    }
+}
+
+fn start_log(filter: Option<String>) -> Result<()> {
+    let filter = filter.unwrap_or_else(|| "warn".into());
+    let filter = tracing_subscriber::EnvFilter::try_new(&filter)
+        .with_context(|| format!("log filter '{filter}' is not understood; try info or cfs_store=debug"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}
+
+fn format(args: FormatArgs) -> Result<()> {
+    let spec = cfs::format::FormatSpec { policy: args.ec, shards: args.shards, zone_bytes: None, force: args.force };
+    let cluster = server::format_files(&args.targets, args.size, spec)?;
+    println!("cluster {cluster}: {} targets, policy {}, {} shards", args.targets.len(), args.ec, args.shards);
+    Ok(())
+}
+
+/// Flags and environment over the file over defaults.
+fn serve(args: ServerArgs, log: Option<String>) -> Result<()> {
+    let file = match &args.config {
+        Some(path) => config::FileConfig::read(Path::new(path))?,
+        None => config::FileConfig::default(),
+    };
+    start_log(log.or(file.log))?;
+    let targets = if args.targets.is_empty() { file.targets.unwrap_or_default() } else { args.targets };
+    let settings = server::Settings {
+        listen: args.listen.or(file.listen).unwrap_or_else(|| config::DEFAULT_LISTEN.into()),
+        targets,
+        spin_us: args.spin_us.or(file.spin_us),
+        session_lease_ms: args.session_lease_ms.or(file.session_lease_ms),
+    };
+    let signals = signals::Signals::block()?;
+    let server = server::Server::start(settings)?;
+    println!("serving on {}", server.address());
+    signals.wait()?;
+    server.stop()
+}

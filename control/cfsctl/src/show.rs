@@ -134,7 +134,7 @@ pub fn check(report: &CheckReport, json: bool) -> Result<()> {
 
 fn pairs(rows: &[(&str, String)]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     for (name, value) in rows {
         table.add_row(vec![(*name).to_owned(), value.clone()]);
     }
@@ -143,7 +143,7 @@ fn pairs(rows: &[(&str, String)]) -> Table {
 
 fn rows(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.set_header(header.to_vec());
     for row in rows {
         table.add_row(row);

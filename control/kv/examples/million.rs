@@ -2,12 +2,16 @@
 //! batches with random updates, then read back through a small cache; prints sizes and memory.
 //!
 //! cargo run --release -p cfs-kv --example million [keys]
+//!
+//! The medium is memory too; with MALLOC_MMAP_THRESHOLD_=131072 glibc gives back what it deletes,
+//! and what is left of the resident set is the store's own.
 
 use bytes::Bytes;
 use cfs_kv::testing::MemMedium;
 use cfs_kv::{Batch, BlockCache, Kv, KvConfig};
 use cfs_reactor::clock::{Clock, KernelClock, SimClock, SplitMix64};
 use cfs_reactor::{Executor, Handle};
+use std::ops::Bound;
 use std::rc::Rc;
 
 const BATCH: u64 = 30;
@@ -32,7 +36,8 @@ fn value(number: u64, version: u8) -> Bytes {
 /// Resident memory of this process.
 fn resident_mib() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096 >> 20
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    (pages * 4096) >> 20
 }
 
 fn report(step: &str, since: u64, medium: &MemMedium, kv: &Kv, cache: &BlockCache) {
@@ -53,7 +58,7 @@ async fn run(handle: Handle, keys: u64) {
     let config = KvConfig { cache: cache.clone(), ..KvConfig::default() };
     let kv = Kv::open(medium.open(&handle), &handle, 1, config.clone()).await.expect("opens");
     let start = now();
-    let (mut user_bytes, mut random) = (0u64, SplitMix64::new(1));
+    let (mut user_bytes, mut beside_max, mut random) = (0u64, 0, SplitMix64::new(1));
     for first in (0..keys).step_by(BATCH as usize) {
         let mut batch = Batch::new();
         for number in first..(first + BATCH).min(keys) {
@@ -71,11 +76,15 @@ async fn run(handle: Handle, keys: u64) {
             handle.spawn(async move { kv.checkpoint().await });
         }
         kv.admit().await.expect("admits");
+        if first.is_multiple_of(BATCH * 256) {
+            beside_max = beside_max.max(resident_mib().saturating_sub(medium.bytes() >> 20));
+        }
         handle.yield_now().await;
     }
     kv.checkpoint().await.expect("checkpoints");
     kv.settle().await;
     report("written", start, &medium, &kv, &cache);
+    println!("    at most {beside_max} MiB resident beside the medium");
     println!("    write amplification {:.2}", kv.stats().written_bytes as f64 / user_bytes as f64);
     kv.close().await;
     drop(kv);
@@ -94,6 +103,13 @@ async fn run(handle: Handle, keys: u64) {
         assert_eq!(kv.get(&key(keys + random.below(keys))).await.expect("reads"), None);
     }
     report("100000 gets of absent keys", start, &medium, &kv, &cache);
+    let start = now();
+    for _ in 0..20_000 {
+        let target = key(random.below(keys));
+        let mut scan = kv.scan_back((Bound::Unbounded, Bound::Excluded(target.clone())));
+        assert!(scan.next().await.expect("scans").is_none_or(|(key, _)| key < target));
+    }
+    report("20000 entries before a key", start, &medium, &kv, &cache);
     let start = now();
     let mut scan = kv.scan_prefix(b"");
     let mut count = 0;

@@ -1,26 +1,24 @@
 //! The store of one group: its state and its verbs.
 
+use crate::MARK_BYTES_MAX;
+use crate::back::ScanBack;
 use crate::batch::Batch;
 use crate::config::{KvConfig, KvStats};
-use crate::cursor::{Merge, Source};
 use crate::error::KvError;
-use crate::memtable::{Memtable, MemtableCursor, Readers};
-use crate::publish::Cause;
+use crate::memtable::{Memtable, Readers};
 use crate::recovery::{Chosen, Inventory};
 use crate::restore::Restore;
 use crate::table::{Table, TableReader};
 use crate::trash::Trash;
-use crate::version::{self, Edit, LEVELS_MAX, Run, Version, is_run};
+use crate::version::{self, LEVELS_MAX, Run, Version, is_run};
 use crate::view::{KvSnapshot, Scan, View, get_from_memtables, get_from_runs};
-use crate::writer::{Sink, TableWriter};
-use crate::{MARK_BYTES_MAX, compaction};
+use crate::writer::Sink;
 use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_reactor::sync::{Notify, Semaphore};
 use cfs_wire::BlobId;
 use cfs_wire::blobs::{BlobKind, MirroredBlobs};
 use cfs_wire::limits::BLOB_BYTES_MAX;
-use cfs_wire::planted::{self, Bug};
 use std::cell::{Cell, RefCell};
 use std::ops::Bound;
 use std::rc::Rc;
@@ -77,8 +75,11 @@ pub(crate) struct Inner {
 }
 
 impl Kv {
-    /// Opens the group's newest complete state, or an empty store. See [`crate::recovery`] for
-    /// what the host must check.
+    /// Opens the group's newest complete state, or an empty store.
+    ///
+    /// The host must check that its log reaches down to [`Kv::applied`] and give the replica up
+    /// if not: when more targets are lost than the mirror covers, an older state may be all that
+    /// is left, and only the log knows what was cut.
     ///
     /// # Errors
     /// [`KvError::Manifest`] when the state that is on the targets can't be used; a retryable
@@ -135,6 +136,12 @@ impl Kv {
     /// The entries of a range as of now; later writes do not show.
     pub fn scan(&self, range: (Bound<Bytes>, Bound<Bytes>)) -> Scan {
         Scan::new(&self.inner.view(), range)
+    }
+
+    /// The same from the highest key down. `scan_back((Unbounded, Included(key)))` finds the entry
+    /// at or before a key.
+    pub fn scan_back(&self, range: (Bound<Bytes>, Bound<Bytes>)) -> ScanBack {
+        ScanBack::new(self.inner.view(), range)
     }
 
     /// The entries whose keys begin with `prefix`, as of now.
@@ -387,66 +394,6 @@ impl Inner {
         let mut state = self.state.borrow_mut();
         state.next_run += 1;
         state.next_run - 1
-    }
-
-    async fn checkpoint(self: Rc<Self>) -> Result<Bytes, KvError> {
-        let target = self.state.borrow().sequence;
-        let _turn = self.flush_turn.acquire(1).await;
-        self.check_open()?;
-        // A checkpoint that was waited for, or a restore, may have covered the target.
-        while self.state.borrow().synced_sequence < target {
-            let (memtable, generation) = self.freeze();
-            self.flush(memtable, generation).await?;
-        }
-        self.nudge_compaction();
-        let state = self.state.borrow();
-        Ok(if planted::is(Bug::KvSyncedEarly) { state.applied.clone() } else { state.synced.clone() })
-    }
-
-    /// The memtable to write out: one that an earlier failure left, else the active one, which
-    /// a new one takes over from.
-    fn freeze(&self) -> (Rc<Memtable>, u64) {
-        let mut state = self.state.borrow_mut();
-        if state.frozen.is_empty() {
-            let active = Memtable::new(state.sequence, state.applied.clone());
-            let frozen = std::mem::replace(&mut state.active, active);
-            state.frozen.push(frozen);
-        }
-        (state.frozen[0].clone(), state.generation)
-    }
-
-    async fn flush(&self, memtable: Rc<Memtable>, generation: u64) -> Result<(), KvError> {
-        let mut recent = Run::new();
-        if !memtable.is_empty() {
-            let cursor = MemtableCursor::new(memtable.clone(), memtable.sequence(), Bound::Unbounded, Bound::Unbounded);
-            let mut merge = Merge::new(vec![Source::Memtable(cursor)]);
-            let mut writer = TableWriter::new(self.sink(), self.take_run_number());
-            let mut entries = 0;
-            while let Some(entry) = merge.next().await? {
-                entries += 1;
-                if entries % compaction::ENTRIES_PER_TURN == 0 {
-                    self.handle.yield_now().await;
-                }
-                writer.push(&entry.key, entry.value.as_deref()).await?;
-            }
-            recent = self.finish_writer(writer).await?;
-        }
-        let edit = Edit { recent, ..Edit::default() };
-        self.publish(edit, Cause::Flush(memtable.clone()), generation).await?;
-        self.free_gently(memtable);
-        Ok(())
-    }
-
-    /// Frees a memtable piece by piece: at once, its 50,000 entries would take milliseconds.
-    /// Views that still hold it free it themselves.
-    fn free_gently(&self, memtable: Rc<Memtable>) {
-        let Ok(mut memtable) = Rc::try_unwrap(memtable) else { return };
-        let handle = self.handle.clone();
-        self.handle.spawn(async move {
-            while !memtable.shed(compaction::ENTRIES_PER_TURN) {
-                handle.yield_now().await;
-            }
-        });
     }
 
     async fn settle(&self) {

@@ -11,9 +11,11 @@
 //!
 //! Start at [`Kv`]. Below it: `memtable` (what is not durable yet), `table` and `block` (the run
 //! format), `version` and `manifest` (which runs are the store), `publish` (the only place where
-//! the durable state changes), `compaction` (background merging), `recovery` (choosing at open).
+//! the durable state changes), `flush` and `compaction` (which feed it), `recovery` (choosing at
+//! open).
 #![forbid(unsafe_code)]
 
+mod back;
 mod batch;
 mod block;
 mod bloom;
@@ -23,6 +25,7 @@ mod compaction;
 mod config;
 mod cursor;
 mod error;
+mod flush;
 mod kv;
 mod manifest;
 mod memtable;
@@ -37,6 +40,7 @@ mod version;
 mod view;
 mod writer;
 
+pub use back::ScanBack;
 pub use batch::Batch;
 pub use cache::BlockCache;
 pub use config::{KvConfig, KvStats};

@@ -1,5 +1,6 @@
 //! Reading: a consistent picture of memtables and runs at one batch.
 
+use crate::back::ScanBack;
 use crate::bloom;
 use crate::compaction::ENTRIES_PER_TURN;
 use crate::cursor::{Merge, Reading, RunCursor, Source};
@@ -109,6 +110,10 @@ impl KvSnapshot {
     pub fn scan(&self, range: (Bound<Bytes>, Bound<Bytes>)) -> Scan {
         self.view.scan(range.0, range.1)
     }
+
+    pub fn scan_back(&self, range: (Bound<Bytes>, Bound<Bytes>)) -> ScanBack {
+        ScanBack::new(self.view.clone(), range)
+    }
 }
 
 /// Entries in key order, as of the scan's creation. Values may share a block's memory: copy
@@ -124,7 +129,8 @@ impl Scan {
         view.scan(range.0, range.1)
     }
 
-    /// The next entry; `None` at the end. After an error the scan is of no more use.
+    /// The next entry; `None` at the end. After an error, or when this future was dropped before
+    /// its answer, the scan is of no more use.
     pub async fn next(&mut self) -> Result<Option<(Bytes, Bytes)>, KvError> {
         while let Some(entry) = self.merge.next().await? {
             self.entries += 1;

@@ -5,7 +5,7 @@ mod common;
 
 use bytes::Bytes;
 use cfs_kv::testing::MemMedium;
-use cfs_kv::{Kv, KvError, KvSnapshot, Scan};
+use cfs_kv::{Kv, KvError, KvSnapshot, Scan, ScanBack};
 use cfs_reactor::clock::{SimClock, SplitMix64};
 use cfs_reactor::{Executor, Handle};
 use cfs_wire::blobs::BlobKind;
@@ -16,9 +16,24 @@ use std::collections::VecDeque;
 use std::ops::Bound;
 use std::rc::Rc;
 
+enum Direction {
+    Up(Scan),
+    Down(ScanBack),
+}
+
 struct HeldScan {
-    scan: Scan,
+    scan: Direction,
     left: VecDeque<(Bytes, Bytes)>,
+}
+
+impl HeldScan {
+    /// What the scan gives next and what it should.
+    async fn next(&mut self) -> (Option<(Bytes, Bytes)>, Option<(Bytes, Bytes)>) {
+        match &mut self.scan {
+            Direction::Up(scan) => (scan.next().await.unwrap(), self.left.pop_front()),
+            Direction::Down(scan) => (scan.next().await.unwrap(), self.left.pop_back()),
+        }
+    }
 }
 
 struct World {
@@ -98,12 +113,17 @@ impl World {
 
     fn start_scan(&mut self) {
         let range = (self.bound(), self.bound());
-        let (scan, state) = match self.random.below(2) {
-            0 => (self.kv.scan(range.clone()), self.history.borrow().now().clone()),
-            _ => match self.snapshots.last() {
-                Some((snapshot, number)) => (snapshot.scan(range.clone()), self.history.borrow().at(*number).clone()),
-                None => return,
-            },
+        let down = self.random.one_in(3);
+        let (scan, state) = match self.snapshots.last().filter(|_| self.random.one_in(2)) {
+            None if down => (Direction::Down(self.kv.scan_back(range.clone())), self.history.borrow().now().clone()),
+            None => (Direction::Up(self.kv.scan(range.clone())), self.history.borrow().now().clone()),
+            Some((snapshot, number)) => {
+                let state = self.history.borrow().at(*number).clone();
+                match down {
+                    true => (Direction::Down(snapshot.scan_back(range.clone())), state),
+                    false => (Direction::Up(snapshot.scan(range.clone())), state),
+                }
+            }
         };
         let left = World::range_of(&state, &range);
         self.scans.push(HeldScan { scan, left });
@@ -115,9 +135,8 @@ impl World {
         }
         let index = self.random.below(self.scans.len() as u64) as usize;
         for _ in 0..self.random.below(40) {
-            let held = &mut self.scans[index];
-            let found = held.scan.next().await.unwrap();
-            assert_eq!(found, held.left.pop_front());
+            let (found, expected) = self.scans[index].next().await;
+            assert_eq!(found, expected);
             if found.is_none() {
                 self.scans.swap_remove(index);
                 return;

@@ -177,7 +177,7 @@ fn large_values_and_long_keys_survive() {
     simulate(async |medium, node| {
         let kv = Kv::open(medium.open(&node), &node, GROUP, cfs_kv::KvConfig::default()).await.unwrap();
         let value = |number: usize| Bytes::from(vec![number as u8; 128 << 10]);
-        let key = |number: usize| Bytes::from(vec![number as u8; if number % 2 == 0 { 1 } else { 4096 }]);
+        let key = |number: usize| Bytes::from(vec![number as u8; if number.is_multiple_of(2) { 1 } else { 4096 }]);
         for number in 0..30 {
             let mut batch = Batch::new();
             batch.put(key(number), value(number));

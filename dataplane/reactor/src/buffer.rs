@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cfs_wire::limits::PAGE;
 use crossbeam_queue::ArrayQueue;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 /// One aligned page; the element type that makes a `Vec` page-aligned without unsafe code.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -16,13 +16,13 @@ struct Page([u8; PAGE]);
 
 const ZERO_PAGE: Page = Page([0; PAGE]);
 
-/// Buffers kept per size class: at most 64 × 1 MiB and the smaller classes' share.
-const POOLED_PER_CLASS: usize = 64;
-/// Size classes in pages: a page, a small write, a chunk, a blob with its header.
-const CLASSES: [usize; 4] = [1, 4, 17, 257];
+/// Size classes in pages (a page, a small write, a chunk, a blob with its header, a `store`
+/// call's bulk) and how many buffers of each are kept: at most 52 MiB in all.
+const CLASSES: [usize; 5] = [1, 4, 17, 257, 1025];
+const POOLED: [usize; CLASSES.len()] = [256, 64, 64, 24, 6];
 
 type Pool = [ArrayQueue<Box<[Page]>>; CLASSES.len()];
-static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Arc::new(std::array::from_fn(|_| ArrayQueue::new(POOLED_PER_CLASS))));
+static POOL: LazyLock<Pool> = LazyLock::new(|| POOLED.map(ArrayQueue::new));
 
 /// Page-aligned, owned, writable memory of any length.
 pub struct DmaBuf {

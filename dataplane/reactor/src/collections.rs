@@ -1,5 +1,6 @@
 //! Hash maps with a fixed hash function, so that iteration order is the same in every run.
 
+#[allow(clippy::disallowed_types, reason = "this is where the seeded state is replaced")]
 use std::collections::{HashMap as StdMap, HashSet as StdSet};
 use std::hash::{BuildHasherDefault, Hasher};
 

@@ -121,8 +121,7 @@ fn semaphore_permits_are_granted_in_order_and_a_dropped_waiter_is_skipped() {
                 let _ = join.await;
             }
             assert_eq!(semaphore.available(), 2);
-            let order = order.borrow().clone();
-            order
+            order.take()
         })
         .unwrap()
         .unwrap();

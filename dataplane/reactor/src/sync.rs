@@ -1,7 +1,7 @@
 //! Synchronisation between tasks of one executor: no locks, no atomics, FIFO order.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -205,7 +205,9 @@ impl Drop for Permit {
 #[derive(Default)]
 pub struct Notify {
     version: Cell<u64>,
-    waiters: RefCell<Vec<Waker>>,
+    next: Cell<u64>,
+    /// By registration: a waiter that is dropped takes its waker along.
+    waiters: RefCell<BTreeMap<u64, Waker>>,
 }
 
 impl Notify {
@@ -216,34 +218,48 @@ impl Notify {
     pub fn notify_all(&self) {
         self.version.set(self.version.get() + 1);
         let waiters = std::mem::take(&mut *self.waiters.borrow_mut());
-        for waker in waiters {
+        for waker in waiters.into_values() {
             waker.wake();
         }
     }
 
     /// Completes at the first `notify_all` after this call (not after the first poll).
     pub fn notified(self: &Rc<Self>) -> Notified {
-        Notified { notify: self.clone(), seen: self.version.get() }
+        Notified { notify: self.clone(), seen: self.version.get(), registration: None }
     }
 }
 
 pub struct Notified {
     notify: Rc<Notify>,
     seen: u64,
+    registration: Option<u64>,
 }
 
 impl Future for Notified {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         if self.notify.version.get() != self.seen {
+            self.registration = None;
             return Poll::Ready(());
         }
-        let mut waiters = self.notify.waiters.borrow_mut();
-        if !waiters.iter().any(|waker| waker.will_wake(context.waker())) {
-            waiters.push(context.waker().clone());
-        }
+        let registration = self.registration.unwrap_or_else(|| {
+            let registration = self.notify.next.get();
+            self.notify.next.set(registration + 1);
+            registration
+        });
+        self.registration = Some(registration);
+        self.notify.waiters.borrow_mut().insert(registration, context.waker().clone());
         Poll::Pending
+    }
+}
+
+impl Drop for Notified {
+    fn drop(&mut self) {
+        if let Some(registration) = self.registration {
+            let waker = self.notify.waiters.borrow_mut().remove(&registration);
+            drop(waker);
+        }
     }
 }
 
@@ -257,26 +273,31 @@ struct Queue<T> {
 /// A bounded queue between tasks of one executor.
 pub struct Sender<T> {
     queue: Rc<RefCell<Queue<T>>>,
-    changed: Rc<Notify>,
+    /// Told when an item arrives or the last sender goes.
+    filled: Rc<Notify>,
+    /// Told when an item is taken or the receiver goes.
+    drained: Rc<Notify>,
 }
 
 pub struct Receiver<T> {
     queue: Rc<RefCell<Queue<T>>>,
-    changed: Rc<Notify>,
+    filled: Rc<Notify>,
+    drained: Rc<Notify>,
 }
 
 pub fn channel<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     assert!(capacity > 0, "a channel needs room for one item");
     let queue = Queue { items: VecDeque::new(), capacity, senders: 1, receiver_alive: true };
     let queue = Rc::new(RefCell::new(queue));
-    let changed = Notify::new();
-    (Sender { queue: queue.clone(), changed: changed.clone() }, Receiver { queue, changed })
+    let (filled, drained) = (Notify::new(), Notify::new());
+    let sender = Sender { queue: queue.clone(), filled: filled.clone(), drained: drained.clone() };
+    (sender, Receiver { queue, filled, drained })
 }
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
         self.queue.borrow_mut().senders += 1;
-        Sender { queue: self.queue.clone(), changed: self.changed.clone() }
+        Sender { queue: self.queue.clone(), filled: self.filled.clone(), drained: self.drained.clone() }
     }
 }
 
@@ -290,7 +311,7 @@ impl<T> Sender<T> {
             }
             queue.items.push_back(item);
         }
-        self.changed.notify_all();
+        self.filled.notify_all();
         Ok(())
     }
 
@@ -298,13 +319,13 @@ impl<T> Sender<T> {
     pub async fn send(&self, item: T) -> Result<(), T> {
         let mut item = item;
         loop {
-            let changed = self.changed.notified();
+            let drained = self.drained.notified();
             match self.try_send(item) {
                 Ok(()) => return Ok(()),
                 Err(back) if !self.queue.borrow().receiver_alive => return Err(back),
                 Err(back) => item = back,
             }
-            changed.await;
+            drained.await;
         }
     }
 }
@@ -312,7 +333,7 @@ impl<T> Sender<T> {
 impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
         self.queue.borrow_mut().senders -= 1;
-        self.changed.notify_all();
+        self.filled.notify_all();
     }
 }
 
@@ -320,7 +341,7 @@ impl<T> Receiver<T> {
     pub fn try_recv(&self) -> Option<T> {
         let item = self.queue.borrow_mut().items.pop_front();
         if item.is_some() {
-            self.changed.notify_all();
+            self.drained.notify_all();
         }
         item
     }
@@ -328,14 +349,14 @@ impl<T> Receiver<T> {
     /// The next item, or `None` when all senders are gone and the queue is empty.
     pub async fn recv(&self) -> Option<T> {
         loop {
-            let changed = self.changed.notified();
+            let filled = self.filled.notified();
             if let Some(item) = self.try_recv() {
                 return Some(item);
             }
             if self.queue.borrow().senders == 0 {
                 return None;
             }
-            changed.await;
+            filled.await;
         }
     }
 }
@@ -348,7 +369,7 @@ impl<T> Drop for Receiver<T> {
             std::mem::take(&mut queue.items)
         };
         drop(items);
-        self.changed.notify_all();
+        self.drained.notify_all();
     }
 }
 

@@ -88,7 +88,7 @@ impl Core {
             if self.collect(zone).await {
                 return true;
             }
-            if !self.state.borrow().zones.get(zone).stuck {
+            if !self.state.borrow().zones.get(zone).stuck || self.check_writable().is_err() {
                 return false;
             }
         }

@@ -52,10 +52,12 @@ pub(crate) enum Item {
 }
 
 impl Item {
-    fn bytes(&self) -> u64 {
+    /// How much it counts towards [`GATHER_BYTES`]: a tombstone so much that a full append of
+    /// them does not wait.
+    fn weight(&self) -> u64 {
         match self {
             Item::Put(blob) | Item::Move(blob, _) => round_up(blob.info.length).into(),
-            Item::Tombstone(_) => 0,
+            Item::Tombstone(_) => GATHER_BYTES / group::RECORDS_MAX as u64,
         }
     }
 }
@@ -85,7 +87,7 @@ struct Flight {
 /// One stream's queue and appends under way.
 pub(crate) struct Lane {
     pub(crate) queue: RefCell<VecDeque<Request>>,
-    queued_bytes: Cell<u64>,
+    queued_weight: Cell<u64>,
     pumping: Cell<bool>,
     pub(crate) open: Cell<Option<u32>>,
     sealing: Cell<bool>,
@@ -96,7 +98,7 @@ impl Lane {
     pub fn new(open: Option<u32>) -> Lane {
         Lane {
             queue: RefCell::default(),
-            queued_bytes: Cell::new(0),
+            queued_weight: Cell::new(0),
             pumping: Cell::new(false),
             open: Cell::new(open),
             sealing: Cell::new(false),
@@ -106,30 +108,22 @@ impl Lane {
 
     fn may_issue(&self) -> bool {
         let flights = self.flights.borrow().len();
-        flights == 0 || (flights < FLIGHTS_MAX && self.queued_bytes.get() >= GATHER_BYTES)
+        flights == 0 || (flights < FLIGHTS_MAX && self.queued_weight.get() >= GATHER_BYTES)
     }
 
     pub(crate) fn pop(&self) -> Option<Request> {
         let request = self.queue.borrow_mut().pop_front()?;
-        self.queued_bytes.set(self.queued_bytes.get() - request.item.bytes());
+        self.queued_weight.set(self.queued_weight.get() - request.item.weight());
         Some(request)
     }
 
     /// Takes out the requests that need payload space.
     fn take_blobs(&self) -> Vec<Request> {
+        let is_tombstone = |request: &Request| matches!(request.item, Item::Tombstone(_));
         let all = std::mem::take(&mut *self.queue.borrow_mut());
-        let (tombstones, blobs): (VecDeque<Request>, Vec<Request>) = {
-            let mut split = (VecDeque::new(), Vec::new());
-            for request in all {
-                match request.item {
-                    Item::Tombstone(_) => split.0.push_back(request),
-                    _ => split.1.push(request),
-                }
-            }
-            split
-        };
-        *self.queue.borrow_mut() = tombstones;
-        self.queued_bytes.set(0);
+        let (tombstones, blobs): (Vec<Request>, Vec<Request>) = all.into_iter().partition(is_tombstone);
+        self.queued_weight.set(tombstones.iter().map(|request| request.item.weight()).sum());
+        *self.queue.borrow_mut() = tombstones.into();
         blobs
     }
 }
@@ -138,7 +132,7 @@ impl Core {
     /// Queues a request on a stream.
     pub fn submit(self: &Rc<Self>, stream: Stream, request: Request) {
         let lane = self.lane(stream);
-        lane.queued_bytes.set(lane.queued_bytes.get() + request.item.bytes());
+        lane.queued_weight.set(lane.queued_weight.get() + request.item.weight());
         lane.queue.borrow_mut().push_back(request);
         self.kick(stream);
     }
@@ -323,10 +317,10 @@ impl Core {
         let core = self.clone();
         let place = self.superblock.zone_offset(zone) + u64::from(offset);
         self.handle.spawn(async move {
-            let fua = fua && !planted::is(Bug::StoreSkipFlush);
-            let written = transfer::write(&*core.device, place, parts, stream.placement(), fua).await;
             let skip = planted::is(Bug::StoreSkipFlush)
                 || (stream == Stream::Relocated && planted::is(Bug::StoreResetBeforeCopiesDurable));
+            let fua = fua && !skip;
+            let written = transfer::write(&*core.device, place, parts, stream.placement(), fua).await;
             let outcome = match written {
                 Ok(()) if !fua && !skip => core.flush().await,
                 other => other,
@@ -366,6 +360,7 @@ impl Core {
             _ => self.check_not_fenced(),
         };
         let mut state = self.state.borrow_mut();
+        let deletes = flight.placed.iter().any(|placed| matches!(placed, Placed::Tombstone(_)));
         state.zones.get_mut(flight.zone).under_way -= 1;
         for placed in flight.placed {
             match (placed, &answer) {
@@ -392,7 +387,7 @@ impl Core {
             zone.last_sequence = flight.sequence;
             state.sequences.settle(flight.sequence);
         }
-        let worth_collecting = state.zones.first_empty().is_some() || state.zones.is_low();
+        let worth_collecting = state.zones.first_empty().is_some() || (deletes && state.zones.is_low());
         drop(state);
         if worth_collecting {
             self.collect_in_background();

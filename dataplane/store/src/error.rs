@@ -44,7 +44,7 @@ pub enum StoreError {
     SuperblockCorrupt { device: String, detail: String },
     #[error("device {device} belongs to {found}, expected was {expected}: check the configured device paths")]
     WrongIdentity { device: String, found: Identity, expected: Identity },
-    #[error("device {device} has {size} bytes; {needed} are needed")]
+    #[error("device {device} has {size} bytes, {needed} are needed: use a larger one, or the whole of it")]
     TooSmall { device: String, size: u64, needed: u64 },
     #[error("a zone size of {zone_bytes} bytes is not a power of two between {min} and {max}")]
     ZoneSize { zone_bytes: u32, min: u32, max: u32 },

@@ -10,6 +10,7 @@ use crate::transfer;
 use bytes::Bytes;
 use cfs_device::{BlockDevice, Placement};
 use cfs_reactor::Handle;
+use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::limits::{LANES, PAGE};
 
 /// A reclaim unit of today's NVMe devices is of this order; larger zones waste more when
@@ -23,6 +24,7 @@ const ZONES_WANTED: u64 = 64;
 #[derive(Clone, Debug)]
 pub struct FormatOptions {
     pub identity: Identity,
+    pub parameters: ClusterParameters,
     /// A power of two; by default 64 MiB, less on small devices.
     pub zone_bytes: Option<u32>,
     /// Erase whatever the device holds.
@@ -83,6 +85,7 @@ fn plan(device: &dyn BlockDevice, options: &FormatOptions, handle: &Handle) -> R
         zones,
         lanes: LANES,
         created: handle.wall(),
+        parameters: options.parameters,
     })
 }
 

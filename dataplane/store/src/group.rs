@@ -15,7 +15,7 @@ use bytes::Bytes;
 use cfs_reactor::sync::OneshotSender;
 
 /// Records in one append: two parts each stay below the kernel's 1024 I/O vectors.
-const RECORDS_MAX: usize = 256;
+pub(crate) const RECORDS_MAX: usize = 256;
 /// Payload of one append, unless a single blob is larger.
 const PAYLOAD_BYTES_MAX: u32 = 1 << 20;
 

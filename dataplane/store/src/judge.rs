@@ -1,7 +1,7 @@
 //! Torn or corrupt: decides what the breaks in the zones' chains mean.
 //!
 //! Every append carries how far each open zone was durable when it was written. The largest
-//! such mark over the whole target rules: a chain that breaks before it, or before the end that
+//! such mark over the whole target (headers found behind a break included) rules: a chain that breaks before it, or before the end that
 //! the zone's footer states, met corruption; one that breaks at or behind it has a torn tail,
 //! which nobody was ever told is durable.
 
@@ -51,7 +51,7 @@ struct Marks {
 fn marks(scans: &[ZoneScan]) -> Marks {
     let mut marks = Marks::default();
     let mut newest: Option<&AppendHeader> = None;
-    for append in scans.iter().flat_map(|scan| &scan.appends) {
+    for append in scans.iter().flat_map(|scan| scan.appends.iter().chain(&scan.beyond)) {
         for tail in &append.tails {
             let current = scans.get(tail.zone as usize).and_then(|scan| scan.generation);
             if current == Some(tail.generation) {
@@ -187,7 +187,7 @@ async fn verdict(
         return Verdict::ToSeal;
     }
     let torn = cut_torn_tail(device, superblock, scan, marks.durable(scan.zone)).await;
-    if torn || scan.reason == (Break::Invalid { started: true }) {
+    if torn || scan.reason == Break::Started {
         report.torn_tails.push((ZoneNo(scan.zone), scan.position));
     }
     match (scan.appends.is_empty(), torn) {

@@ -89,7 +89,7 @@ pub(crate) async fn open(
     device.flush().await?;
 
     let scans = futures_util::stream::iter(0..superblock.zones)
-        .map(|zone| scan::scan(&*device, &superblock, zone))
+        .map(|zone| scan::scan(&*device, &superblock, handle, zone))
         .buffered(SCANS_AT_ONCE);
     let scans = scans.collect::<Vec<_>>().await;
     let mut report =

@@ -18,7 +18,10 @@ use cfs_wire::limits::PAGE;
 /// First read of a chain, and again after a hop out of the window.
 const WINDOW_BYTES_MIN: u32 = 16 << 10;
 /// Where headers follow each other closely, larger reads pay.
-const WINDOW_BYTES_MAX: u32 = 256 << 10;
+const WINDOW_BYTES_MAX: u32 = 1 << 20;
+/// How far behind a break in an unsealed zone headers are looked for: more than all appends of
+/// a stream that can be under way at once, eight of a little over 1 MiB.
+const BEYOND_BYTES_MAX: u32 = 16 << 20;
 /// Pages looked at between two yields while searching for a header.
 const PAGES_PER_YIELD: u32 = 256;
 
@@ -39,8 +42,13 @@ pub(crate) enum Header {
 pub(crate) enum Break {
     /// The zone's end, or what its footer says is the end.
     End,
-    /// No header of this generation is here. `started`: one seems to have been begun.
-    Invalid { started: bool },
+    /// Zeroes, or a header older than what precedes it: nothing was written here in this
+    /// generation.
+    Untouched,
+    /// A header was begun but does not verify.
+    Started,
+    /// Something else: payload of the past, or damage.
+    Invalid,
     /// The device refused to read.
     Unreadable,
 }
@@ -52,6 +60,9 @@ pub(crate) struct ZoneScan {
     /// Where the appends end, if the zone was sealed.
     pub footer_end: Option<u32>,
     pub appends: Vec<AppendHeader>,
+    /// Headers found behind the break of an unsealed zone. What they say of durable ends
+    /// decides whether the break is damage; alone they count for nothing.
+    pub beyond: Vec<AppendHeader>,
     /// Where the chain broke.
     pub position: u32,
     pub reason: Break,
@@ -97,15 +108,16 @@ impl<'a> Window<'a> {
 }
 
 /// Reads a zone up to where its chain first breaks.
-pub(crate) async fn scan(device: &dyn BlockDevice, superblock: &Superblock, zone: u32) -> ZoneScan {
+pub(crate) async fn scan(device: &dyn BlockDevice, superblock: &Superblock, handle: &Handle, zone: u32) -> ZoneScan {
     let mut scan = ZoneScan {
         zone,
         header: Header::Void,
         generation: None,
         footer_end: None,
         appends: Vec::new(),
+        beyond: Vec::new(),
         position: ZONE_HEADER_BYTES,
-        reason: Break::Invalid { started: false },
+        reason: Break::Untouched,
         sequence_max: 0,
     };
     let mut window = Window::new(device, superblock, zone);
@@ -113,6 +125,9 @@ pub(crate) async fn scan(device: &dyn BlockDevice, superblock: &Superblock, zone
     if scan.generation.is_some() {
         scan.read_footer(device, superblock).await;
         scan.walk(&mut window).await;
+        if scan.footer_end.is_none() {
+            scan.look_beyond(&mut window, handle).await;
+        }
     }
     scan
 }
@@ -181,7 +196,8 @@ impl ZoneScan {
     pub async fn walk(&mut self, window: &mut Window<'_>) {
         let end = self.end(window.superblock);
         while self.position < end {
-            match self.read_append(window, self.position).await {
+            let last = self.appends.last().map_or(0, |append| append.stamp.sequence);
+            match self.read_append(window, self.position, last).await {
                 Ok(append) => {
                     self.position += append.stamp.extent;
                     self.sequence_max = self.sequence_max.max(append.stamp.sequence);
@@ -196,38 +212,73 @@ impl ZoneScan {
         self.reason = Break::End;
     }
 
-    async fn read_append(&self, window: &mut Window<'_>, offset: u32) -> Result<AppendHeader, Break> {
+    /// The append that starts at `offset`, if it belongs there and follows sequence `last`.
+    async fn read_append(&self, window: &mut Window<'_>, offset: u32, last: u64) -> Result<AppendHeader, Break> {
         let page = window.read(offset, PAGE_BYTES).await.map_err(|_| Break::Unreadable)?;
-        let Ok(length) = Stamp::peek_bytes(Role::Append, &page) else { return Err(Break::Invalid { started: false }) };
-        let room = self.end(window.superblock) - offset;
-        if length > room {
-            return Err(Break::Invalid { started: false });
+        let nothing = if page.iter().all(|byte| *byte == 0) { Break::Untouched } else { Break::Invalid };
+        let length = Stamp::peek_bytes(Role::Append, &page).map_err(|_| nothing)?;
+        if length > self.end(window.superblock) - offset {
+            return Err(Break::Invalid);
         }
         let structure = window.read(offset, length).await.map_err(|_| Break::Unreadable)?;
-        let Ok(append) = AppendHeader::decode(&structure) else { return Err(Break::Invalid { started: true }) };
+        let Ok(append) = AppendHeader::decode(&structure) else { return Err(Break::Started) };
         let stamp = &append.stamp;
-        let last = self.appends.last().map_or(0, |append| append.stamp.sequence);
-        let belongs = stamp.is_of(window.superblock, self.zone, offset)
-            && self.generation.is_some_and(|generation| stamp.is_generation(generation))
-            && stamp.fits(window.superblock)
-            && stamp.sequence > last;
-        if belongs { Ok(append) } else { Err(Break::Invalid { started: false }) }
+        let generation = self.generation.unwrap_or_default();
+        if !stamp.is_of(window.superblock, self.zone, offset) {
+            return Err(Break::Invalid);
+        }
+        if !stamp.is_generation(generation) || stamp.sequence <= last {
+            return Err(if stamp.sequence < generation.0.max(last) { Break::Untouched } else { Break::Invalid });
+        }
+        if stamp.fits(window.superblock) { Ok(append) } else { Err(Break::Invalid) }
     }
 
     /// Looks for the next valid header behind a break; true when found, with `position` there.
     pub async fn resync(&mut self, window: &mut Window<'_>, handle: &Handle) -> bool {
+        let last = self.appends.last().map_or(0, |append| append.stamp.sequence);
         let end = self.end(window.superblock);
-        let mut offset = self.position + PAGE_BYTES;
-        while offset < end {
-            if self.read_append(window, offset).await.is_ok() {
-                self.position = offset;
-                return true;
+        match self.find(window, handle, self.position + PAGE_BYTES, end, last).await {
+            Some(append) => {
+                self.position = append.stamp.offset;
+                true
             }
-            offset += PAGE_BYTES;
+            None => false,
+        }
+    }
+
+    /// Collects the headers behind the break, unless nothing was ever written there.
+    async fn look_beyond(&mut self, window: &mut Window<'_>, handle: &Handle) {
+        let untouched = self.appends.is_empty() && self.reason == Break::Untouched;
+        if untouched || self.reason == Break::End {
+            return;
+        }
+        let end = self.end(window.superblock).min(self.position.saturating_add(BEYOND_BYTES_MAX));
+        let mut last = self.appends.last().map_or(0, |append| append.stamp.sequence);
+        let mut offset = self.position + PAGE_BYTES;
+        while let Some(append) = self.find(window, handle, offset, end, last).await {
+            offset = append.stamp.offset + append.stamp.extent;
+            last = append.stamp.sequence;
+            self.sequence_max = self.sequence_max.max(last);
+            self.beyond.push(append);
+        }
+    }
+
+    async fn find(
+        &self,
+        window: &mut Window<'_>,
+        handle: &Handle,
+        from: u32,
+        end: u32,
+        last: u64,
+    ) -> Option<AppendHeader> {
+        for offset in (from..end).step_by(PAGE) {
+            if let Ok(append) = self.read_append(window, offset, last).await {
+                return Some(append);
+            }
             if (offset / PAGE_BYTES).is_multiple_of(PAGES_PER_YIELD) {
                 handle.yield_now().await;
             }
         }
-        false
+        None
     }
 }

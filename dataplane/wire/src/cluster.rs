@@ -20,6 +20,9 @@ pub struct ClusterParameters {
     pub tolerated: u8,
     /// Targets of this node.
     pub targets: u16,
+    /// Key of the hash that orders directory entries: secret, so that nobody can make names
+    /// collide on purpose.
+    pub name_key: [u8; 32],
 }
 
 /// Why stored parameters are refused.
@@ -69,9 +72,11 @@ mod tests {
             policy: "2+1".parse().unwrap(),
             tolerated: 1,
             targets: 3,
+            name_key: [7; 32],
         };
         let mut bytes = parameters.encode();
-        assert_eq!(bytes, [1, 8, 2, 1, 1, 3], "the stored bytes are a format: they must not change");
+        assert_eq!(bytes[..6], [1, 8, 2, 1, 1, 3], "the stored bytes are a format: they must not change");
+        assert_eq!(bytes[6..], [7; 32]);
         assert_eq!(ClusterParameters::decode(&bytes), Ok(parameters));
         bytes[0] = 2;
         assert_eq!(ClusterParameters::decode(&bytes), Err(ParametersError::Format(2)));

@@ -1,1 +1,23 @@
-//! ClaudeFS deterministic cluster simulation
+//! The whole cluster in one thread under one seed: a node on disks in memory, clients on a
+//! network in memory, random POSIX operations, and every fault the seams can inject.
+//!
+//! It owns the [`model`] (what a file system answers), the [`workload`] (what programs do), the
+//! [`world`] (disks, network, node, clients, and how they die), the [`scenario`] (which faults
+//! when) and the [`checker`]s. It never knows which bug it is looking for: every check holds for
+//! a correct cluster under any seed, and a failing seed replays exactly.
+//!
+//! Start at [`scenario::run`]; the program `torture` runs it for many seeds.
+#![forbid(unsafe_code)]
+
+pub mod checker;
+pub mod content;
+pub mod history;
+pub mod model;
+pub mod observe;
+pub mod op;
+pub mod plan;
+pub mod report;
+pub mod scenario;
+pub mod sideline;
+pub mod workload;
+pub mod world;

@@ -119,6 +119,10 @@ impl SharedLog {
         self.state.borrow().stored
     }
 
+    pub fn limit_bytes(&self) -> u64 {
+        self.config.limit_bytes
+    }
+
     /// Whether the owner should checkpoint state machines, purge and cut.
     pub fn is_over_limit(&self) -> bool {
         let state = self.state.borrow();

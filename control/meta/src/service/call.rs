@@ -77,7 +77,7 @@ impl MetaService {
                 return Err(MetaError::Fenced);
             }
             let until = self.inner.handle.now() + self.inner.config.read_lease();
-            self.complete(op, &mut reply, |ino| reading.grant(session, ino, until));
+            self.complete(shard, op, &mut reply, |ino| reading.grant(session, ino, until));
             return Ok(reply);
         }
     }
@@ -134,9 +134,18 @@ impl MetaService {
     }
 
     /// Fills in what the state does not know: leases, the session's lease time, free space.
-    pub(super) fn complete(&self, op: &MetaOp, reply: &mut MetaReply, mut granted: impl FnMut(Ino) -> bool) {
+    pub(super) fn complete(
+        &self,
+        shard: &Shard,
+        op: &MetaOp,
+        reply: &mut MetaReply,
+        mut granted: impl FnMut(Ino) -> bool,
+    ) {
         let read_ms = u32::try_from(self.inner.config.read_lease().as_millis()).unwrap_or(u32::MAX);
-        let mut fill = |grant: &mut Grant, ino: Ino| grant.read_ms = if granted(ino) { read_ms } else { 0 };
+        // A lease on an inode is its own shard's to give.
+        let mut fill = |grant: &mut Grant, ino: Ino| {
+            grant.read_ms = if ino.shard() == shard.id && granted(ino) { read_ms } else { 0 };
+        };
         let directory = match op {
             MetaOp::Lookup { dir, .. }
             | MetaOp::ReadDir { dir, .. }

@@ -7,14 +7,16 @@
 use super::call::unreadable;
 use super::shard::Shard;
 use super::MetaService;
+use super::transactions::Left;
 use crate::state::{self, LogEntry};
 use cfs_wire::SessionId;
 use cfs_wire::meta::{MetaError, MetaResult};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// How often a shard that is led elsewhere is looked at.
-const LEADERSHIP_POLL: Duration = Duration::from_millis(50);
+/// How often each shard's leadership is looked at when no call asks for it.
+const LEADERSHIP_POLL: Duration = Duration::from_secs(1);
+const TAKE_UP_AGAIN: Duration = Duration::from_millis(50);
 
 /// Orphans looked at in one go: bounds how long the task holds the core.
 const ORPHANS_PER_SCAN: usize = 256;
@@ -23,9 +25,9 @@ impl MetaService {
     /// Takes the shard up whenever this node leads it; runs as long as the node.
     pub(super) async fn lead(self, shard: Rc<Shard>) {
         loop {
+            let wanted = shard.wanted.notified();
             match self.inner.proposer.leads(shard.id) {
                 Some(term) if shard.serving.get() != Some(term) => {
-                    shard.serving.set(None);
                     self.dismiss(&shard);
                     match self.take_up(&shard).await {
                         Ok(()) => {
@@ -34,26 +36,24 @@ impl MetaService {
                         }
                         Err(error) => {
                             tracing::warn!(shard = %shard.id, %error, "the shard can't be taken up yet");
-                            self.inner.handle.sleep(LEADERSHIP_POLL).await;
+                            self.inner.handle.sleep(TAKE_UP_AGAIN).await;
                         }
                     }
+                    continue;
                 }
-                Some(_) => {
-                    self.inner.handle.sleep(self.inner.config.sweep.min(LEADERSHIP_POLL * 20)).await;
-                    self.sweep(&shard).await;
-                }
-                None => {
-                    if shard.serving.take().is_some() {
-                        self.dismiss(&shard);
-                    }
-                    self.inner.handle.sleep(LEADERSHIP_POLL).await;
-                }
+                Some(_) => self.sweep(&shard).await,
+                None if shard.serving.get().is_some() => self.dismiss(&shard),
+                None => {}
             }
+            let _ = self.inner.handle.timeout(LEADERSHIP_POLL, wanted).await;
         }
     }
 
     /// Forgets what only a leader knows.
     fn dismiss(&self, shard: &Shard) {
+        shard.serving.set(None);
+        shard.known.borrow_mut().clear();
+        shard.fenced.borrow_mut().clear();
         let elsewhere = MetaError::NotLeader { hint: self.inner.proposer.hint(shard.id) };
         shard.locks.answer_all(|_| true, &MetaResult::Err(elsewhere));
         shard.contended.borrow_mut().clear();
@@ -73,7 +73,7 @@ impl MetaService {
         if !cfs_wire::planted::is(cfs_wire::planted::Bug::MetaForgetReaders) {
             shard.readers().restart(known, now + self.inner.config.read_lease());
         }
-        self.finish_transactions(shard).await?;
+        self.finish_transactions(shard, Left::All).await?;
         self.reap_orphans(shard).await
     }
 
@@ -96,17 +96,18 @@ impl MetaService {
     /// What is due from time to time.
     async fn sweep(&self, shard: &Rc<Shard>) {
         let now = self.inner.handle.now();
-        shard.readers().expire(now);
-        shard.contended.borrow_mut().retain(|_, until| *until > now);
         if now < shard.swept.get() + self.inner.config.sweep {
             return;
         }
         shard.swept.set(now);
-        let swept = match self.reap_orphans(shard).await {
-            Ok(()) => self.resolve_participations(shard).await,
-            failed => failed,
+        shard.readers().expire(now);
+        shard.contended.borrow_mut().retain(|_, until| *until > now);
+        let work = async {
+            self.reap_orphans(shard).await?;
+            self.finish_transactions(shard, Left::Decided).await?;
+            self.resolve_participations(shard).await
         };
-        if let Err(error) = swept {
+        if let Err(error) = work.await {
             tracing::debug!(shard = %shard.id, %error, "sweep cut short");
         }
     }

@@ -3,7 +3,7 @@
 use super::locks::{CANCELLED, Waiter};
 use super::shard::Shard;
 use super::MetaService;
-use cfs_wire::Ino;
+use cfs_wire::{Ino, SessionId};
 use cfs_wire::meta::{LockRange, MetaCall, MetaOp, MetaReply, MetaResult};
 use std::rc::Rc;
 
@@ -16,6 +16,9 @@ impl MetaService {
         ino: Ino,
         lock: LockRange,
     ) -> MetaResult {
+        if shard.locks.was_cancelled(&call) {
+            return Err(CANCELLED);
+        }
         let waiter = shard.locks.enqueue(ino, call, lock);
         self.grant_locks(shard, ino).await;
         let result = waiter.answered().await;
@@ -36,25 +39,38 @@ impl MetaService {
 
     /// Proposes a waiting lock; a conflict leaves it waiting.
     async fn try_lock(&self, shard: &Rc<Shard>, waiter: &Rc<Waiter>) {
+        let (MetaOp::Lock { ino, .. }, session) = (&waiter.call.op, waiter.call.id.session) else { return };
+        // Looked at before, so that a long queue does not write an entry per waiter and unlock.
+        let test = MetaOp::TestLock { ino: *ino, lock: waiter.lock };
+        if let Ok(Ok(MetaReply::Conflict(Some(_)))) = self.read_state(shard, session, &test).await {
+            return;
+        }
+        if waiter.is_answered() {
+            return;
+        }
         waiter.proposed.set(true);
         let result = self.execute(shard, waiter.call.clone()).await;
         waiter.proposed.set(false);
         match result {
-            Ok(MetaReply::Conflict(Some(_))) if waiter.cancelled.get() => waiter.answer(Err(CANCELLED)),
+            Ok(MetaReply::Conflict(Some(_))) if waiter.cancelled.get() => self.cancel(shard, waiter),
             Ok(MetaReply::Conflict(Some(_))) => {}
             result => waiter.answer(result),
         }
     }
 
     /// Ends the waiting calls of a lock owner with EINTR, unless they have just been granted.
-    pub(super) async fn cancel_lock(&self, shard: &Rc<Shard>, call: MetaCall, ino: Ino, owner: u64) -> MetaResult {
-        for waiter in shard.locks.of_owner(ino, call.id.session, owner) {
+    pub(super) fn cancel_lock(&self, shard: &Shard, session: SessionId, ino: Ino, owner: u64) -> MetaResult {
+        for waiter in shard.locks.of_owner(ino, session, owner) {
             waiter.cancelled.set(true);
             if !waiter.proposed.get() {
-                waiter.answer(Err(CANCELLED));
+                self.cancel(shard, &waiter);
             }
         }
-        debug_assert!(matches!(call.op, MetaOp::CancelLock { .. }));
         Ok(MetaReply::Done)
+    }
+
+    fn cancel(&self, shard: &Shard, waiter: &Waiter) {
+        shard.locks.note_cancelled(waiter.call.id);
+        waiter.answer(Err(CANCELLED));
     }
 }

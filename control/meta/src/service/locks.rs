@@ -3,9 +3,9 @@
 
 use cfs_reactor::sync::{Notify, Semaphore};
 use cfs_wire::meta::{LockRange, MetaCall, MetaError, MetaResult};
-use cfs_wire::{Errno, Ino, SessionId};
+use cfs_wire::{Errno, Ino, RequestId, SessionId};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 /// A lock call that is held.
@@ -48,7 +48,11 @@ struct Queue {
 
 /// The waiting lock calls of one shard.
 #[derive(Default)]
-pub(super) struct LockQueues(RefCell<BTreeMap<Ino, Queue>>);
+pub(super) struct LockQueues {
+    queues: RefCell<BTreeMap<Ino, Queue>>,
+    /// Calls that were answered with EINTR, in case the answer is lost and they are repeated.
+    cancelled: RefCell<BTreeSet<RequestId>>,
+}
 
 impl LockQueues {
     pub fn enqueue(&self, ino: Ino, call: MetaCall, lock: LockRange) -> Rc<Waiter> {
@@ -60,24 +64,25 @@ impl LockQueues {
             result: RefCell::new(None),
             answered: Notify::new(),
         });
-        let mut queues = self.0.borrow_mut();
+        let mut queues = self.queues.borrow_mut();
         let queue =
             queues.entry(ino).or_insert_with(|| Queue { waiting: VecDeque::new(), turn: Semaphore::new(1) });
         queue.waiting.push_back(waiter.clone());
         waiter
     }
 
-    /// Those that wait, the first come first, and the turn to take before looking.
+    /// The turn to take before looking at who waits.
     pub fn turn(&self, ino: Ino) -> Option<Rc<Semaphore>> {
-        self.0.borrow().get(&ino).map(|queue| queue.turn.clone())
+        self.queues.borrow().get(&ino).map(|queue| queue.turn.clone())
     }
 
+    /// Those that wait, the first come first.
     pub fn waiting(&self, ino: Ino) -> Vec<Rc<Waiter>> {
-        self.0.borrow().get(&ino).map(|queue| queue.waiting.iter().cloned().collect()).unwrap_or_default()
+        self.queues.borrow().get(&ino).map(|queue| queue.waiting.iter().cloned().collect()).unwrap_or_default()
     }
 
     pub fn remove(&self, ino: Ino, waiter: &Rc<Waiter>) {
-        let mut queues = self.0.borrow_mut();
+        let mut queues = self.queues.borrow_mut();
         let Some(queue) = queues.get_mut(&ino) else { return };
         queue.waiting.retain(|other| !Rc::ptr_eq(other, waiter));
         if queue.waiting.is_empty() {
@@ -92,15 +97,28 @@ impl LockQueues {
         waiting
     }
 
+    pub fn note_cancelled(&self, id: RequestId) {
+        self.cancelled.borrow_mut().insert(id);
+    }
+
+    /// Whether the call was cancelled before. What its client has acknowledged is forgotten.
+    pub fn was_cancelled(&self, call: &MetaCall) -> bool {
+        let mut cancelled = self.cancelled.borrow_mut();
+        let session = call.id.session;
+        cancelled.retain(|id| id.session != session || id.sequence >= call.lowest_unacknowledged);
+        cancelled.contains(&call.id)
+    }
+
     /// A session is gone: its waiting calls are answered with what it now is.
     pub fn forget(&self, session: SessionId) {
+        self.cancelled.borrow_mut().retain(|id| id.session != session);
         self.answer_all(|waiter| waiter.call.id.session == session, &Err(MetaError::Fenced));
     }
 
     /// Leadership is lost: all have to ask elsewhere.
     pub fn answer_all(&self, chosen: impl Fn(&Waiter) -> bool, result: &MetaResult) {
         let waiters: Vec<Rc<Waiter>> =
-            self.0.borrow().values().flat_map(|queue| queue.waiting.iter().cloned()).collect();
+            self.queues.borrow().values().flat_map(|queue| queue.waiting.iter().cloned()).collect();
         for waiter in waiters.into_iter().filter(|waiter| chosen(waiter)) {
             waiter.answer(result.clone());
         }

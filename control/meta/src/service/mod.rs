@@ -15,6 +15,7 @@ mod call;
 pub mod config;
 pub mod events;
 mod follow_up;
+mod inspect;
 mod leader;
 mod locking;
 mod locks;
@@ -23,11 +24,13 @@ mod mutate;
 mod names;
 pub mod peers;
 pub mod proposer;
+mod raft;
 pub mod readers;
 mod recall;
 pub mod rpc;
 mod shard;
 mod shard_calls;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod transactions;
@@ -35,7 +38,7 @@ mod transactions;
 pub use applied::Applied;
 pub use config::{ServiceConfig, ShardHandle, Space};
 pub use machine::ShardMachine;
-pub use peers::{OP_PEER, PeerCall, PeerReply, Peers};
+pub use peers::{NoPeers, OP_PEER, PeerCall, PeerReply, Peers};
 pub use proposer::{ProposeError, Proposer};
 
 use cfs_reactor::sync::{Notify, Semaphore};
@@ -149,6 +152,7 @@ impl MetaService {
             if shard.serving.get() == Some(term) {
                 return Ok(shard);
             }
+            shard.wanted.notify_all();
             let left = deadline.saturating_since(self.inner.handle.now());
             if left.is_zero() || self.inner.handle.timeout(left, changed).await.is_none() {
                 return Err(MetaError::Unavailable(format!("shard {id} is being taken up")));

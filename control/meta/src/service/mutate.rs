@@ -28,7 +28,7 @@ impl MetaService {
             }
             MetaOp::CancelLock { ino, owner } => {
                 let (ino, owner) = (*ino, *owner);
-                self.cancel_lock(shard, call, ino, owner).await
+                self.cancel_lock(shard, call.id.session, ino, owner)
             }
             MetaOp::AcquireLease { ino } => {
                 let ino = *ino;
@@ -69,7 +69,12 @@ impl MetaService {
         backoff: &mut Backoff,
     ) -> Result<Attempt, MetaError> {
         let session = call.id.session;
+        let term = shard.serving.get();
         let recall = self.recall_for(shard, session, &call.op).await?;
+        if term.is_none() || shard.serving.get() != term || self.inner.proposer.leads(shard.id) != term {
+            // Another leader may have given leases meanwhile that this recall knows nothing of.
+            return Err(MetaError::NotLeader { hint: self.inner.proposer.hint(shard.id) });
+        }
         let unblocked = shard.applied.unblocked().notified();
         let entry = LogEntry::Client { call: call.clone(), now: self.inner.handle.wall(), facts: *facts };
         let delivery = self.propose(shard, &entry).await?;
@@ -84,7 +89,7 @@ impl MetaService {
             Reply::Meta(result) => {
                 let result = result.clone();
                 self.recall_late(shard, session, &delivery.outcome.changes, recall.as_ref()).await;
-                Ok(Attempt::Answered(self.answer(call, result, &delivery, recall.as_ref())))
+                Ok(Attempt::Answered(self.answer(shard, call, result, &delivery, recall.as_ref())))
             }
             Reply::Blocked { .. } => {
                 drop(recall);
@@ -106,11 +111,11 @@ impl MetaService {
                 Ok(Attempt::Again)
             }
             Reply::Begun { txn } => {
-                let concluded = self.drive_begun(shard, *txn, session, &delivery).await?;
+                let concluded = self.drive_begun(shard, *txn, session, &delivery, backoff.is_hopeful()).await?;
                 match concluded {
                     Conclusion::Answered(result, delivery) => {
                         self.recall_late(shard, session, &delivery.outcome.changes, recall.as_ref()).await;
-                        Ok(Attempt::Answered(self.answer(call, result, &delivery, recall.as_ref())))
+                        Ok(Attempt::Answered(self.answer(shard, call, result, &delivery, recall.as_ref())))
                     }
                     Conclusion::Again => {
                         drop(recall);
@@ -126,6 +131,7 @@ impl MetaService {
 
     fn answer(
         &self,
+        shard: &Shard,
         call: &MetaCall,
         result: MetaResult,
         delivery: &Delivery,
@@ -134,7 +140,7 @@ impl MetaService {
         let mut reply = result?;
         let until = self.inner.handle.now() + self.inner.config.read_lease();
         let session = call.id.session;
-        self.complete(&call.op, &mut reply, |ino| delivery.read.grant_within(recall, session, ino, until));
+        self.complete(shard, &call.op, &mut reply, |ino| delivery.read.grant_within(recall, session, ino, until));
         Ok(reply)
     }
 

@@ -10,10 +10,12 @@ use futures_util::future::LocalBoxFuture;
 pub enum ProposeError {
     #[error("this node does not lead the shard")]
     NotLeader { hint: Option<NodeId> },
-    /// The entry may be committed later or never.
+    /// The entry may be committed now, later or never.
     #[error("the outcome is unknown: {0}")]
     Unknown(String),
-    #[error("consensus is shutting down")]
+    #[error("an entry of {length} bytes exceeds the limit of {limit}")]
+    TooLarge { length: usize, limit: usize },
+    #[error("the shard has stopped on this node")]
     Closed,
 }
 
@@ -21,6 +23,7 @@ impl From<ProposeError> for MetaError {
     fn from(error: ProposeError) -> MetaError {
         match error {
             ProposeError::NotLeader { hint } => MetaError::NotLeader { hint },
+            ProposeError::TooLarge { .. } => MetaError::Malformed(error.to_string()),
             // Repeating is right either way: the request id finds what was done.
             other => MetaError::Unavailable(other.to_string()),
         }

@@ -20,6 +20,8 @@ pub(super) struct Shard {
     /// The term for which all below was built; `None` while not ready to serve.
     pub serving: Cell<Option<u64>>,
     pub serving_changed: Rc<Notify>,
+    /// Somebody wants the shard taken up.
+    pub wanted: Rc<Notify>,
     /// Sessions with a live record.
     pub known: RefCell<BTreeSet<SessionId>>,
     pub fenced: RefCell<BTreeSet<SessionId>>,
@@ -44,6 +46,7 @@ impl Shard {
             applied: handle.applied,
             serving: Cell::new(None),
             serving_changed: Notify::new(),
+            wanted: Notify::new(),
             known: RefCell::default(),
             fenced: RefCell::default(),
             names: Names::new(),
@@ -75,7 +78,8 @@ impl Shard {
 
     /// Whether nobody but this session talks to the shard: then nothing needs recalling.
     pub fn is_alone(&self, session: SessionId) -> bool {
-        self.known.borrow().iter().all(|known| *known == session)
+        let known = self.known.borrow();
+        known.len() == 1 && known.contains(&session)
     }
 
     /// The session is gone for good, its record closed or fenced.

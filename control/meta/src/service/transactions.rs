@@ -12,7 +12,7 @@ use super::shard::Shard;
 use super::MetaService;
 use crate::state::entry::AncestorWalk;
 use crate::state::transaction::{Driver, TxnState};
-use crate::state::{self, FollowUp, LogEntry, Reply, TxnId};
+use crate::state::{self, Action, FollowUp, LogEntry, Refusal, Reply, TxnId};
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Permit;
 use cfs_wire::meta::{FileKind, MetaError, MetaResult, Name};
@@ -24,6 +24,15 @@ use std::time::Duration;
 const PREPARE_ATTEMPTS_MAX: u32 = 8;
 /// No directory is deeper: a walk that goes on for longer has met a cycle.
 const ANCESTORS_MAX: usize = 1 << 20;
+
+/// Which transactions to bring to an end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Those of an earlier leader.
+    All,
+    /// Those whose driver may still be at work, to which another driver does no harm.
+    Decided,
+}
 
 /// How a transaction ended for the call that began it.
 pub(super) enum Conclusion {
@@ -48,6 +57,11 @@ impl Backoff {
     /// Longer than any transaction between live nodes takes.
     const MILLIS_MAX: u64 = 128;
 
+    /// Whether it was waited so often that bad luck is no explanation any more.
+    pub fn is_hopeful(&self) -> bool {
+        self.attempt < 16
+    }
+
     pub async fn wait(&mut self, handle: &Handle) {
         let bound = (1u64 << self.attempt.min(10)).min(Self::MILLIS_MAX);
         self.attempt += 1;
@@ -57,13 +71,15 @@ impl Backoff {
 }
 
 impl MetaService {
-    /// Drives the transaction that a call has just begun.
+    /// Drives the transaction that a call has just begun. `lenient`: an inode that a participant
+    /// misses means that what the leader had looked up is out of date, and is looked up again.
     pub(super) async fn drive_begun(
         &self,
         shard: &Rc<Shard>,
         txn: TxnId,
         session: SessionId,
         begun: &Delivery,
+        lenient: bool,
     ) -> Result<Conclusion, MetaError> {
         let drive = begun.outcome.follow_up.iter().find_map(|next| match next {
             FollowUp::Drive(transaction) if transaction.id == txn => Some(transaction.clone()),
@@ -75,7 +91,7 @@ impl MetaService {
             let _ = self.inner.handle.timeout(BLOCKED_RECHECK, unblocked).await;
             return Ok(Conclusion::Again);
         };
-        let (client, delivery) = self.drive(shard, Driver::new(transaction), session).await?;
+        let (client, delivery) = self.drive(shard, Driver::new(transaction), session, lenient).await?;
         match (client, delivery) {
             (Some(result), Some(delivery)) => Ok(Conclusion::Answered(result, Box::new(delivery))),
             _ => Ok(Conclusion::Again),
@@ -88,6 +104,7 @@ impl MetaService {
         shard: &Rc<Shard>,
         mut driver: Driver,
         session: SessionId,
+        lenient: bool,
     ) -> Result<(Option<MetaResult>, Option<Delivery>), MetaError> {
         let mut decided = None;
         let mut attempts = 0;
@@ -105,7 +122,11 @@ impl MetaService {
                 continue;
             }
             let preparing = matches!(entry, LogEntry::Prepare { .. });
+            let may_miss = lenient && !names_inode_itself(&entry);
             match self.tell(target, entry, session).await {
+                Ok(Reply::Prepared(Err(Refusal::Errno(Errno::ESTALE)))) if may_miss => {
+                    driver.on_reply(&Reply::Prepared(Err(Refusal::Retry)));
+                }
                 Ok(reply) => driver.on_reply(&reply),
                 Err(error) => {
                     attempts += 1;
@@ -173,7 +194,7 @@ impl MetaService {
             if let TxnState::Coordinating { transaction, decided } = found
                 && transaction.id == txn
             {
-                self.drive(shard, Driver::resume(transaction, decided), session).await?;
+                self.drive(shard, Driver::resume(transaction, decided), session, false).await?;
             }
         }
         Ok(())
@@ -183,13 +204,15 @@ impl MetaService {
         state::list_transactions(&*shard.view(), shard.id).await.map_err(unreadable)
     }
 
-    /// Brings every transaction that this shard coordinates to its end: decided ones are carried
+    /// Brings transactions that this shard coordinates to their end: decided ones are carried
     /// through, undecided ones aborted (the client repeats its request).
-    pub(super) async fn finish_transactions(&self, shard: &Rc<Shard>) -> Result<(), MetaError> {
+    pub(super) async fn finish_transactions(&self, shard: &Rc<Shard>, left: Left) -> Result<(), MetaError> {
         for found in self.transactions(shard).await? {
-            if let TxnState::Coordinating { transaction, decided } = found {
+            if let TxnState::Coordinating { transaction, decided } = found
+                && (decided || left == Left::All)
+            {
                 let session = transaction.request.session;
-                self.drive(shard, Driver::resume(transaction, decided), session).await?;
+                self.drive(shard, Driver::resume(transaction, decided), session, false).await?;
             }
         }
         Ok(())
@@ -273,5 +296,13 @@ impl MetaService {
             }
         }
         Ok(None)
+    }
+}
+
+/// Whether the client itself said which inode a part is about: then a missing one is an answer.
+fn names_inode_itself(entry: &LogEntry) -> bool {
+    match entry {
+        LogEntry::Prepare { actions, .. } => actions.iter().any(|action| matches!(action, Action::AddLink { .. })),
+        _ => false,
     }
 }

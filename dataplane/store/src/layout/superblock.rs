@@ -2,6 +2,7 @@
 
 use super::{AREA_BYTES, Fields, Invalid, PAGE_BYTES, checksum_without};
 use bytes::BufMut;
+use cfs_wire::cluster::{ClusterParameters, PARAMETERS_BYTES_MAX};
 use cfs_wire::limits::{BLOB_BYTES_MAX, LANES, PAGE};
 use cfs_wire::{ClusterId, DeviceId, NodeId, TargetId, Timestamp};
 use std::fmt;
@@ -21,6 +22,7 @@ pub const ZONE_BYTES_MAX: u32 = 1 << 30;
 pub const ZONES_MIN: u32 = 12;
 
 const CHECKSUM_AT: usize = 12;
+const PARAMETERS_AT: usize = 126;
 
 /// Whose a target is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,7 +51,8 @@ impl fmt::Display for Identity {
 ///  56  2  node                    108  4  alignment of payloads (4096)
 ///  58  2  0                       112  8  created: seconds
 ///  60  4  target                  120  4  created: nanoseconds
-///  64  8  0                       124     0 to the end
+///  64  8  0                       124  2  length of the cluster parameters
+///                                 126     cluster parameters, then 0 to the end
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Superblock {
@@ -64,6 +67,8 @@ pub struct Superblock {
     /// the target; the number is fixed here so that later versions need no reformat.
     pub lanes: u32,
     pub created: Timestamp,
+    /// What the cluster fixed at its creation.
+    pub parameters: ClusterParameters,
 }
 
 impl Superblock {
@@ -88,6 +93,9 @@ impl Superblock {
         page.put_u32_le(PAGE_BYTES);
         page.put_i64_le(self.created.secs);
         page.put_u32_le(self.created.nanos);
+        let parameters = self.parameters.encode();
+        page.put_u16_le(parameters.len() as u16);
+        page.put_slice(&parameters);
         page.resize(PAGE, 0);
         let crc = checksum_without(&page, CHECKSUM_AT);
         page[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&crc.to_le_bytes());
@@ -119,6 +127,10 @@ impl Superblock {
         let (zone_bytes, zones) = (fields.u32()?, fields.u32()?);
         let (area, lanes, alignment) = (fields.u64()?, fields.u32()?, fields.u32()?);
         let created = Timestamp { secs: fields.u64()? as i64, nanos: fields.u32()? };
+        let length = usize::from(fields.u16()?);
+        let parameters = page.get(PARAMETERS_AT..PARAMETERS_AT + length).filter(|_| length <= PARAMETERS_BYTES_MAX);
+        let parameters = parameters.and_then(|bytes| ClusterParameters::decode(bytes).ok());
+        let parameters = parameters.ok_or(Invalid::Field("cluster parameters"))?;
         if !zone_bytes.is_power_of_two() || !(ZONE_BYTES_MIN..=ZONE_BYTES_MAX).contains(&zone_bytes) {
             return Err(Invalid::Field("zone size"));
         }
@@ -126,7 +138,7 @@ impl Superblock {
             return Err(Invalid::Field("geometry"));
         }
         let identity = Identity { cluster, node, target, device };
-        let superblock = Superblock { identity, incarnation, device_bytes, zone_bytes, zones, lanes, created };
+        let superblock = Superblock { identity, incarnation, device_bytes, zone_bytes, zones, lanes, created, parameters };
         if superblock.end() > device_bytes {
             return Err(Invalid::Field("size"));
         }
@@ -171,6 +183,14 @@ mod tests {
             zones: 16,
             lanes: LANES,
             created,
+            parameters: ClusterParameters {
+                format: ClusterParameters::FORMAT,
+                shards: 8,
+                policy: cfs_wire::Policy::new(2, 1).unwrap(),
+                tolerated: 1,
+                targets: 3,
+                name_key: [5; 32],
+            },
         }
     }
 

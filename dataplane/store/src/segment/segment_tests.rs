@@ -6,6 +6,7 @@ use cfs_device::mem::MemDisk;
 use cfs_reactor::Executor;
 use cfs_reactor::clock::{SimClock, SplitMix64};
 use cfs_wire::blobs::{BlobKind, MirroredBlobs, Owner};
+use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::data::{FetchCall, Location, Piece, StoreCall};
 use cfs_wire::{ClusterId, DeviceId, Ino, NodeId, Policy, TargetId, VolumeId};
 use futures_util::FutureExt;
@@ -58,6 +59,17 @@ struct Bench {
     handle: Handle,
 }
 
+fn parameters() -> ClusterParameters {
+    ClusterParameters {
+        format: ClusterParameters::FORMAT,
+        shards: 8,
+        policy: Policy::new(2, 1).unwrap(),
+        tolerated: 1,
+        targets: 3,
+        name_key: [5; 32],
+    }
+}
+
 async fn open_target(handle: &Handle, disk: &Rc<MemDisk>) -> Rc<LocalTarget> {
     Rc::new(LocalTarget(TargetStore::open(disk.open(handle), handle, None).await.unwrap()))
 }
@@ -74,7 +86,7 @@ async fn bench(handle: Handle, count: u32) -> Bench {
             device: DeviceId(u128::from(index) + 100),
         };
         let device = disk.open(&handle);
-        format(&*device, &FormatOptions { identity, zone_bytes: Some(4 << 20), force: false }).await.unwrap();
+        format(&*device, &FormatOptions { identity, parameters: parameters(), zone_bytes: Some(4 << 20), force: false }).await.unwrap();
         pool.add(open_target(&handle, &disk).await);
         disks.push(disk);
     }

@@ -82,6 +82,30 @@ async fn put_one(
     }
 }
 
+/// Like [`work`] by one worker, until the first error: what was under way then is unknown.
+pub async fn work_until_error(store: &TargetStore, journal: &Journal, seed: u64, steps: u32) -> Option<StoreError> {
+    let mut random = SplitMix64::new(seed);
+    for step in 0..steps {
+        let id = (u128::from(seed) << 32) | u128::from(step);
+        let (kind, length) = (BlobKind::ALL[random.below(6) as usize], 1 + random.below(30_000) as usize);
+        journal.0.borrow_mut().insert(id, (kind, length, Known::Putting));
+        match put(store, id, kind, length).await {
+            Ok(()) => journal.set(id, Known::Present),
+            Err(error) => return Some(error),
+        }
+        let present = journal.present(0);
+        if present.len() > 8 {
+            let victim = present[random.below(present.len() as u64) as usize];
+            journal.set(victim, Known::Deleting);
+            if let Err(error) = delete(store, &[victim]).await {
+                return Some(error);
+            }
+            journal.set(victim, Known::Deleted);
+        }
+    }
+    None
+}
+
 /// Everything answered is there or gone as answered; the rest is whole or absent. What is found
 /// becomes the journal's new state.
 pub async fn check(store: &TargetStore, journal: &Journal, context: &str) {
@@ -134,4 +158,50 @@ pub async fn live<F: Future<Output = ()> + 'static>(
     };
     node.kill();
     crashed
+}
+
+pub const ZONES: u32 = 14;
+pub const FILL: usize = 250 << 10;
+
+/// One life until the `halt`-th write, a power cut, perhaps another during recovery, then the
+/// check, a second life, a plain process kill, and the check again. True if the first life crashed.
+pub fn crash_at(seed: u64, halt: u64, steps: u32) -> bool {
+    run(seed, move |handle| async move {
+        let context = format!("seed {seed} halt {halt}");
+        let disk = formatted(&handle, ZONES, seed ^ halt).await;
+        let journal = Journal::default();
+        let mut random = SplitMix64::new(seed ^ (halt << 20));
+        let life = |journal: Journal, seed: u64, steps: u32| {
+            let disk = disk.clone();
+            move |node: cfs_reactor::Handle| async move {
+                let store = open(&disk, &node).await;
+                work(store, node, journal, seed, steps, FILL).await;
+            }
+        };
+        let crashed = live(&handle, &disk, Some(halt), life(journal.clone(), seed, steps)).await;
+        disk.power_cut();
+        if random.one_in(2) {
+            let again = 1 + random.below(4);
+            let reopen = { let disk = disk.clone(); move |node: cfs_reactor::Handle| async move { open(&disk, &node).await; } };
+            live(&handle, &disk, Some(again), reopen).await;
+            disk.power_cut();
+        }
+        let store = open(&disk, &handle).await;
+        assert_eq!(store.recovery().corrupt, vec![], "{context}");
+        check(&store, &journal, &context).await;
+        let space = store.space();
+        drop(store);
+        // A second life of a few writes, ended by kill -9: what is in the device's cache stays.
+        let halt = 1 + random.below(30);
+        live(&handle, &disk, Some(halt), life(journal.clone(), seed + 500, 8)).await;
+        disk.halt_after(None, None);
+        if random.one_in(2) {
+            disk.power_cut();
+        }
+        let store = open(&disk, &handle).await;
+        assert_eq!(store.recovery().corrupt, vec![], "{context}, second life");
+        check(&store, &journal, &format!("{context}, second life")).await;
+        assert_eq!(store.space().capacity, space.capacity);
+        crashed
+    })
 }

@@ -30,8 +30,19 @@ pub fn identity() -> Identity {
     Identity { cluster: ClusterId(0xC1), node: NodeId(1), target: TargetId(2), device: DeviceId(0xDE) }
 }
 
+pub fn parameters() -> cfs_wire::cluster::ClusterParameters {
+    cfs_wire::cluster::ClusterParameters {
+        format: cfs_wire::cluster::ClusterParameters::FORMAT,
+        shards: 8,
+        policy: cfs_wire::Policy::new(2, 1).unwrap(),
+        tolerated: 1,
+        targets: 3,
+        name_key: [5; 32],
+    }
+}
+
 pub fn options() -> FormatOptions {
-    FormatOptions { identity: identity(), zone_bytes: Some(ZONE), force: false }
+    FormatOptions { identity: identity(), parameters: parameters(), zone_bytes: Some(ZONE), force: false }
 }
 
 pub fn disk(zones: u32, seed: u64) -> Rc<MemDisk> {

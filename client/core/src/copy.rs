@@ -1,0 +1,127 @@
+//! `copy_file_range`: the copy refers to the same stored bytes. Where that is refused the bytes
+//! themselves are copied.
+
+use crate::Client;
+use crate::calls::CallError;
+use crate::extents::{Run, Source};
+use crate::files::OpenFile;
+use crate::flush::data_write;
+use crate::inode::Inode;
+use cfs_wire::data::Extent;
+use cfs_wire::limits::{COMMIT_WRITES_MAX, FILE_BYTES_MAX};
+use cfs_wire::meta::{FileWrite, MetaOp, MetaReply};
+use cfs_wire::Errno;
+use std::rc::Rc;
+
+/// Bytes copied by reading and writing in one step.
+const COPY_STEP: u32 = 1 << 20;
+/// Bytes whose references are copied in one call: 256 chunks of 64 KiB are one commit.
+const SHARE_STEP: u64 = 16 << 20;
+
+/// What a step of sharing did.
+enum Shared {
+    Bytes(u64),
+    /// References to these bytes are not accepted, or there are none.
+    Refused,
+}
+
+impl Client {
+    /// Copies up to `length` bytes; fewer at the end of the source. Answers how many.
+    pub async fn copy_file_range(
+        self: &Rc<Self>,
+        from: &OpenFile,
+        from_offset: u64,
+        to: &OpenFile,
+        to_offset: u64,
+        length: u64,
+        kill_privileges: bool,
+    ) -> Result<u64, Errno> {
+        let overlap = from_offset < to_offset.saturating_add(length) && to_offset < from_offset.saturating_add(length);
+        if Rc::ptr_eq(&from.inode, &to.inode) && overlap {
+            return Err(Errno::EINVAL);
+        }
+        if to_offset.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
+            return Err(Errno::EFBIG);
+        }
+        self.flush_inode(&from.inode).await?;
+        let mut done = 0;
+        let mut share = true;
+        while done < length {
+            let (source, target) = (from_offset + done, to_offset + done);
+            let step = length - done;
+            let copied = if share {
+                match self.share(&from.inode, source, &to.inode, target, step.min(SHARE_STEP), kill_privileges).await? {
+                    Shared::Bytes(copied) => copied,
+                    Shared::Refused => {
+                        share = false;
+                        continue;
+                    }
+                }
+            } else {
+                let bytes = self.read(from, source, step.min(COPY_STEP.into()) as u32).await?;
+                // O_APPEND has no say here: the kernel refuses such a target.
+                self.write(to, target, bytes, kill_privileges).await?.into()
+            };
+            if copied == 0 {
+                break;
+            }
+            done += copied;
+        }
+        Ok(done)
+    }
+
+    async fn share(
+        self: &Rc<Self>,
+        from: &Rc<Inode>,
+        source: u64,
+        to: &Rc<Inode>,
+        target: u64,
+        length: u64,
+        kill: bool,
+    ) -> Result<Shared, Errno> {
+        let op = MetaOp::GetExtents { ino: from.ino, offset: source, length, extents_max: COMMIT_WRITES_MAX as u32 / 4 };
+        let MetaReply::Extents(reply) = self.read_call(op).await?.reply else { return Err(Errno::EIO) };
+        let end = source.saturating_add(length).min(reply.attr.size).min(reply.covered.max(source));
+        if source >= reply.attr.size {
+            return Ok(Shared::Bytes(0));
+        }
+        let _turn = to.order.acquire(1).await;
+        let _ = self.flush_in_turn(to).await;
+        let session = self.session().await?;
+        let op = MetaOp::GetExtents { ino: to.ino, offset: 0, length: 1, extents_max: 1 };
+        let MetaReply::Extents(target_reply) = self.read_call(op).await?.reply else { return Err(Errno::EIO) };
+        let mut known = crate::extents::ExtentCache::default();
+        known.learn(source, &reply);
+        let inline = |run: &Run| matches!(run.source, Source::Inline(_));
+        let shareable = known
+            .runs(source, end.saturating_sub(source))
+            .is_some_and(|runs| !runs.is_empty() && !runs.iter().any(inline));
+        if !shareable || target_reply.policy != reply.policy {
+            return Ok(Shared::Refused);
+        }
+        let mut writes: Vec<FileWrite> = Vec::new();
+        let mut next = source;
+        for extent in known.extents(source, end) {
+            punch(&mut writes, next + target - source, extent.offset - next);
+            next = extent.offset + u64::from(extent.length);
+            writes.push(data_write(Extent { offset: extent.offset - source + target, ..extent }));
+        }
+        punch(&mut writes, next + target - source, end - next);
+        writes.push(FileWrite::Extend { size: target + (end - source) });
+        let outcome = self.commit_all(&session, to, writes, Some(self.handle.wall()), kill).await;
+        to.state().extents.clear();
+        self.pages.borrow_mut().drop_inode(to.ino);
+        match outcome {
+            Ok(_) => Ok(Shared::Bytes(end - source)),
+            Err(CallError::Stale) => Ok(Shared::Refused),
+            Err(error) => Err(error.errno()),
+        }
+    }
+}
+
+fn punch(writes: &mut Vec<FileWrite>, offset: u64, length: u64) {
+    if length > 0 {
+        writes.push(FileWrite::Punch { offset, length });
+    }
+}
+

@@ -1,0 +1,229 @@
+//! What the server wants of this client, and what happens when it gives the session up.
+//!
+//! One long poll is always held; each is a heartbeat. Events are carried out in tasks of their
+//! own, so that a slow flush never holds up the next heartbeat, and are acknowledged in order.
+
+use crate::Client;
+use crate::calls;
+use crate::inode::Inode;
+use crate::session::Session;
+use bytes::Bytes;
+use cfs_reactor::sync::Notify;
+use cfs_wire::meta::{Event, EventsCall, EventsReply, MetaError, MetaOp, OP_EVENTS};
+use cfs_wire::planted::{self, Bug};
+use cfs_wire::{Errno, Ino, body};
+use futures_util::future::{Either, select};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Between attempts when the server does not answer at all.
+const POLL_PAUSE: Duration = Duration::from_millis(100);
+
+/// Which events of a session are under way and which were carried out.
+#[derive(Default)]
+struct Progress {
+    /// Every event up to here was carried out.
+    acknowledged: Cell<u64>,
+    running: RefCell<BTreeSet<u64>>,
+    done: RefCell<BTreeSet<u64>>,
+    /// The highest number seen.
+    seen: Cell<u64>,
+    advanced: Rc<Notify>,
+}
+
+impl Client {
+    pub(crate) fn spawn_events(self: &Rc<Self>) {
+        let client = self.clone();
+        self.handle.spawn(async move { client.follow_events().await });
+    }
+
+    async fn follow_events(self: Rc<Self>) {
+        while !self.closed.get() {
+            let session = self.session.borrow().clone();
+            if session.is_fenced() {
+                let replaced = self.session_replaced.notified();
+                if self.session.borrow().is_fenced() {
+                    replaced.await;
+                }
+                continue;
+            }
+            self.follow_session(&session).await;
+        }
+    }
+
+    /// Polls until the session ends.
+    async fn follow_session(self: &Rc<Self>, session: &Rc<Session>) {
+        let progress = Rc::new(Progress::default());
+        while !session.is_fenced() && !self.closed.get() {
+            let advanced = progress.advanced.notified();
+            let (client, polled, under_way) = (self.clone(), session.clone(), progress.clone());
+            let poll = self.handle.spawn(async move { client.poll_events(&polled, &under_way).await });
+            // An acknowledgement is sent at once: a new poll ends the one that is held.
+            match select(poll, advanced).await {
+                Either::Left((Ok(true), _)) | Either::Right(_) => {}
+                Either::Left(_) => self.handle.sleep(POLL_PAUSE).await,
+            }
+        }
+    }
+
+    /// One poll. False if it was not answered.
+    async fn poll_events(self: &Rc<Self>, session: &Rc<Session>, progress: &Rc<Progress>) -> bool {
+        // A third: two polls may be lost before the lease is.
+        let hold = session.lease / 3;
+        let call = EventsCall {
+            session: session.id,
+            acknowledged: progress.acknowledged.get(),
+            hold_ms: u32::try_from(hold.as_millis()).unwrap_or(u32::MAX),
+        };
+        let Ok(encoded) = body::encode(&call) else { return false };
+        let sent = self.now();
+        let timeout = hold + session.lease / 6;
+        let Ok(message) = self.event_link.call(OP_EVENTS, encoded, Bytes::new(), timeout).await else { return false };
+        match body::decode::<Result<EventsReply, MetaError>>(&message.body) {
+            Ok(Ok(reply)) if reply.alive => {
+                session.renewed(sent);
+                self.start_events(session, progress, reply);
+                true
+            }
+            Ok(Ok(_) | Err(MetaError::Fenced)) => {
+                self.fence(session);
+                true
+            }
+            Ok(Err(_)) => false,
+            Err(error) => {
+                tracing::error!(%error, "the server's answer is malformed");
+                false
+            }
+        }
+    }
+
+    fn start_events(self: &Rc<Self>, session: &Rc<Session>, progress: &Rc<Progress>, reply: EventsReply) {
+        for (number, event) in reply.events {
+            let known = number <= progress.acknowledged.get()
+                || progress.done.borrow().contains(&number)
+                || !progress.running.borrow_mut().insert(number);
+            if known {
+                continue;
+            }
+            progress.seen.set(progress.seen.get().max(number));
+            let ino = match event {
+                Event::Invalidate { ino } | Event::RecallWrite { ino } => ino,
+            };
+            // At once, so that no reply that is just being handled is cached past it.
+            self.stamps.changed(ino);
+            let (client, session, progress) = (self.clone(), session.clone(), progress.clone());
+            self.handle.spawn(async move {
+                match event {
+                    Event::Invalidate { ino } => client.invalidate(ino).await,
+                    Event::RecallWrite { ino } => client.recalled(ino, &session).await,
+                }
+                progress.finish(number);
+            });
+        }
+    }
+
+    /// The server wants the write lease back.
+    async fn recalled(self: &Rc<Self>, ino: Ino, session: &Rc<Session>) {
+        let inode = self.inode(ino);
+        let turn = inode.order.acquire(1).await;
+        if !planted::is(Bug::ClientReturnLeaseDirty) {
+            // Writes that come in meanwhile are committed too: the lease ends with nothing dirty.
+            while !inode.state().dirty.is_empty() {
+                let _ = self.flush_in_turn(&inode).await;
+            }
+        }
+        inode.state().lease = None;
+        inode.state().lease_denied_until = self.now() + Duration::from_secs(1);
+        self.return_lease(&inode, session).await;
+        drop(turn);
+        self.invalidate(ino).await;
+    }
+
+    /// Tells the server that nothing dirty is left; called in turn, the lease already dropped.
+    pub(crate) async fn return_lease(self: &Rc<Self>, inode: &Inode, session: &Rc<Session>) {
+        let (outcome, _) = self.change_in(session, MetaOp::ReturnLease { ino: inode.ino }).await;
+        if let Err(error) = outcome {
+            tracing::debug!(ino = %inode.ino, ?error, "a write lease could not be returned");
+        }
+    }
+
+    /// The session is over: what it cached and what it had written are void. Files that were
+    /// open report the loss once; a new session takes over.
+    pub(crate) fn fence(self: &Rc<Self>, session: &Rc<Session>) {
+        if !session.set_fenced() {
+            return;
+        }
+        tracing::error!(session = %session.id, "the server has given up this client's session");
+        self.stamps.all_changed();
+        let inodes: Vec<Rc<Inode>> = self.inodes.borrow().values().cloned().collect();
+        let mut told = Vec::new();
+        for inode in inodes {
+            let mut state = inode.state();
+            if state.is_dirty() && !planted::is(Bug::ClientKeepFencedData) {
+                let bytes = state.discard_dirty();
+                state.fail(Errno::EIO);
+                self.dirty_inodes.borrow_mut().remove(&inode.ino);
+                self.dirty_less(bytes);
+            }
+            state.lease = None;
+            state.held = None;
+            state.commit_sequence = 0;
+            told.push((inode.ino, state.entries.keys().cloned().collect::<Vec<_>>()));
+            state.drop_cached();
+            self.pages.borrow_mut().drop_inode(inode.ino);
+        }
+        let client = self.clone();
+        self.handle.spawn(async move {
+            for (ino, names) in told {
+                client.tell_invalidator(ino, names).await;
+            }
+            client.replace_session().await;
+        });
+    }
+
+    async fn replace_session(self: &Rc<Self>) {
+        let session = loop {
+            if self.closed.get() {
+                return;
+            }
+            match calls::mount(&self.meta, &self.handle, &self.config).await {
+                Ok(session) => break session,
+                Err(detail) => {
+                    if let Some(detail) = detail {
+                        tracing::error!(detail, "no new session");
+                    }
+                    self.handle.sleep(Duration::from_millis(500)).await;
+                }
+            }
+        };
+        *self.session.borrow_mut() = session;
+        self.session_replaced.notify_all();
+        let inodes: Vec<Rc<Inode>> = self.inodes.borrow().values().cloned().collect();
+        for inode in inodes {
+            let open = inode.state().opens > 0;
+            if open && let Err(errno) = self.hold(&inode).await {
+                tracing::debug!(ino = %inode.ino, %errno, "an open file is gone");
+            }
+        }
+    }
+}
+
+impl Progress {
+    fn finish(&self, number: u64) {
+        self.running.borrow_mut().remove(&number);
+        self.done.borrow_mut().insert(number);
+        // Events come in order and without gaps, so what is not running is done.
+        let upto = match self.running.borrow().first() {
+            Some(first) => first.saturating_sub(1),
+            None => self.seen.get(),
+        };
+        let advanced = upto > self.acknowledged.get() && self.done.borrow().range(..=upto).next().is_some();
+        if advanced {
+            self.acknowledged.set(upto);
+            self.done.borrow_mut().retain(|done| *done > upto);
+            self.advanced.notify_all();
+        }
+    }
+}

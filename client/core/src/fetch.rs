@@ -1,0 +1,114 @@
+//! Calls of the data plane. Both may be repeated freely: `store` makes new garbage at worst.
+
+use crate::Client;
+use crate::calls::Backoff;
+use crate::link::LinkError;
+use bytes::{Bytes, BytesMut};
+use cfs_wire::data::{DataError, FetchCall, OP_FETCH, OP_STORE, Piece, StoreCall, StoreReply};
+use cfs_wire::limits::STORE_BYTES_MAX;
+use cfs_wire::{Errno, Ino, Policy, body};
+use std::rc::Rc;
+
+/// Pieces in one `fetch`: a MiB of 4 KiB extents.
+const FETCH_PIECES_MAX: usize = 256;
+
+/// Why stored bytes did not come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FetchError {
+    /// The extents have changed: ask for them again.
+    Gone,
+    Errno(Errno),
+}
+
+impl Client {
+    /// Makes bytes durable for a file; answers where they are.
+    pub(crate) async fn store(self: &Rc<Self>, ino: Ino, policy: Policy, bulk: Bytes) -> Result<StoreReply, Errno> {
+        let call = StoreCall { volume: self.volume(), ino, policy };
+        let encoded = body::encode(&call).map_err(|_| Errno::EIO)?;
+        let mut backoff = Backoff::new(self);
+        loop {
+            let answer = self.data.call(OP_STORE, encoded.clone(), bulk.clone(), self.config.data_timeout).await;
+            match answer.map(|message| body::decode::<Result<StoreReply, DataError>>(&message.body)) {
+                Ok(Ok(Ok(reply))) => return Ok(reply),
+                Ok(Ok(Err(DataError::NoSpace))) => return Err(Errno::ENOSPC),
+                Ok(Ok(Err(error))) if error.is_retryable() => {}
+                Ok(Ok(Err(error))) => {
+                    tracing::error!(%error, "bytes cannot be stored");
+                    return Err(Errno::EIO);
+                }
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "the data plane's answer is malformed");
+                    return Err(Errno::EIO);
+                }
+                Err(LinkError::Unanswered) => {}
+                Err(LinkError::Refused(error)) => {
+                    tracing::error!(%error, "bytes cannot be sent");
+                    return Err(Errno::EIO);
+                }
+            }
+            if !backoff.wait(self).await {
+                return Err(Errno::EIO);
+            }
+        }
+    }
+
+    /// Stored runs, one after the other.
+    pub(crate) async fn fetch(self: &Rc<Self>, pieces: Vec<Piece>) -> Result<Bytes, FetchError> {
+        let mut parts = Vec::new();
+        let mut call: Vec<Piece> = Vec::new();
+        let mut length = 0;
+        for piece in pieces {
+            if call.len() == FETCH_PIECES_MAX || length + piece.length as usize > STORE_BYTES_MAX {
+                parts.push(self.fetch_once(std::mem::take(&mut call), length).await?);
+                length = 0;
+            }
+            length += piece.length as usize;
+            call.push(piece);
+        }
+        if !call.is_empty() {
+            parts.push(self.fetch_once(call, length).await?);
+        }
+        if let [only] = &parts[..] {
+            return Ok(only.clone());
+        }
+        let mut joined = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
+        for part in &parts {
+            joined.extend_from_slice(part);
+        }
+        Ok(joined.freeze())
+    }
+
+    async fn fetch_once(self: &Rc<Self>, pieces: Vec<Piece>, length: usize) -> Result<Bytes, FetchError> {
+        let encoded = body::encode(&FetchCall { pieces }).map_err(|_| FetchError::Errno(Errno::EIO))?;
+        let mut backoff = Backoff::new(self);
+        loop {
+            match self.data.call(OP_FETCH, encoded.clone(), Bytes::new(), self.config.data_timeout).await {
+                Ok(message) => match body::decode::<Result<(), DataError>>(&message.body) {
+                    Ok(Ok(())) if message.bulk.len() == length => return Ok(message.bulk),
+                    Ok(Ok(())) => {
+                        tracing::error!(length, got = message.bulk.len(), "the data plane sent another length");
+                        return Err(FetchError::Errno(Errno::EIO));
+                    }
+                    Ok(Err(DataError::Gone)) => return Err(FetchError::Gone),
+                    Ok(Err(error)) if error.is_retryable() => {}
+                    Ok(Err(error)) => {
+                        tracing::error!(%error, "bytes cannot be read");
+                        return Err(FetchError::Errno(Errno::EIO));
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the data plane's answer is malformed");
+                        return Err(FetchError::Errno(Errno::EIO));
+                    }
+                },
+                Err(LinkError::Unanswered) => {}
+                Err(LinkError::Refused(error)) => {
+                    tracing::error!(%error, "a fetch cannot be sent");
+                    return Err(FetchError::Errno(Errno::EIO));
+                }
+            }
+            if !backoff.wait(self).await {
+                return Err(FetchError::Errno(Errno::EIO));
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! What happens without being asked: write-back of what is old, holds and leases given back,
+//! memory bounded, and the end.
+
+use crate::Client;
+use crate::inode::{Inode, WriteLease};
+use cfs_wire::Ino;
+use cfs_wire::meta::{MetaOp, Name};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often things are looked at while there is anything to do.
+const TICK: Duration = Duration::from_millis(200);
+/// Inodes remembered without a reason: some 500 bytes each.
+const INODES_MAX: usize = 100_000;
+/// The memory bounds are looked at every so many ticks.
+const SWEEP_TICKS: u32 = 25;
+
+impl Client {
+    pub(crate) fn spawn_upkeep(self: &Rc<Self>) {
+        let client = self.clone();
+        self.handle.spawn(async move {
+            let mut ticks = 0u32;
+            while !client.closed.get() {
+                let wanted = client.upkeep_wanted.notified();
+                if client.has_upkeep() {
+                    client.handle.sleep(TICK).await;
+                } else {
+                    wanted.await;
+                }
+                client.flush_old();
+                client.give_back_idle();
+                ticks = ticks.wrapping_add(1);
+                if ticks.is_multiple_of(SWEEP_TICKS) {
+                    client.sweep().await;
+                }
+            }
+        });
+    }
+
+    fn has_upkeep(&self) -> bool {
+        !self.dirty_inodes.borrow().is_empty() || !self.lingering.borrow().is_empty()
+    }
+
+    /// Looks after what an inode holds at the server once nobody has it open.
+    pub(crate) fn linger(&self, ino: Ino) {
+        if self.lingering.borrow_mut().insert(ino) {
+            self.upkeep_wanted.notify_all();
+        }
+    }
+
+    fn flush_old(self: &Rc<Self>) {
+        let now = self.now();
+        let inos: Vec<Ino> = self.dirty_inodes.borrow().iter().copied().collect();
+        for ino in inos {
+            let Some(inode) = self.known_inode(ino) else { continue };
+            if !inode.state().is_dirty() {
+                self.dirty_inodes.borrow_mut().remove(&ino);
+            } else if !inode.state().dirty.is_empty() && self.flush_due(&inode) <= now {
+                self.spawn_flush(&inode);
+            }
+        }
+    }
+
+    /// Gives back what files that were closed a while ago still hold at the server.
+    fn give_back_idle(self: &Rc<Self>) {
+        let now = self.now();
+        let lingering: Vec<Ino> = self.lingering.borrow().iter().copied().collect();
+        for ino in lingering {
+            let Some(inode) = self.known_inode(ino) else {
+                self.lingering.borrow_mut().remove(&ino);
+                continue;
+            };
+            let (wanted, due) = {
+                let state = inode.state();
+                let holds = state.held.is_some() || state.lease.is_some();
+                (state.opens == 0 && holds, state.last_close + self.config.linger <= now)
+            };
+            if !wanted {
+                // Opened again (its next close brings it back), or nothing is held any more.
+                self.lingering.borrow_mut().remove(&ino);
+            } else if due && inode.hold_order.available() > 0 {
+                let client = self.clone();
+                self.handle.spawn(async move { client.give_back(&inode).await });
+            }
+        }
+    }
+
+    /// Returns the write lease and the hold of a file that nobody has open.
+    pub(crate) async fn give_back(self: &Rc<Self>, inode: &Rc<Inode>) {
+        let _holding = inode.hold_order.acquire(1).await;
+        let session = self.session.borrow().clone();
+        {
+            let _turn = inode.order.acquire(1).await;
+            if inode.state().opens > 0 {
+                return;
+            }
+            let _ = self.flush_in_turn(inode).await;
+            let mut state = inode.state();
+            let leased = state.lease == Some(WriteLease { session: session.id });
+            if leased && !state.is_dirty() {
+                state.lease = None;
+                let unlinked = state.unlinked;
+                drop(state);
+                if !unlinked {
+                    self.return_lease(inode, &session).await;
+                }
+            }
+        }
+        let held = {
+            let mut state = inode.state();
+            if state.opens > 0 {
+                return;
+            }
+            state.held.take() == Some(session.id)
+        };
+        if held {
+            // Should it fail, the end of the session does the same.
+            let _ = self.change_in(&session, MetaOp::Release { ino: inode.ino }).await;
+        }
+    }
+
+    /// Keeps the caches within their bounds.
+    async fn sweep(self: &Rc<Self>) {
+        let mut dropped: Vec<(Ino, Vec<Name>)> = Vec::new();
+        {
+            let mut inodes = self.inodes.borrow_mut();
+            let entries: usize = inodes.values().map(|inode| inode.state().entries.len()).sum();
+            let excess = inodes.len() > INODES_MAX;
+            let now = self.now();
+            let mut surplus = entries.saturating_sub(self.config.entries_max);
+            inodes.retain(|ino, inode| {
+                let lapsed = inode.state().granted_until <= now;
+                if surplus > 0 || lapsed {
+                    let names: Vec<Name> = std::mem::take(&mut inode.state().entries).into_keys().collect();
+                    surplus = surplus.saturating_sub(names.len());
+                    if !lapsed && !names.is_empty() {
+                        dropped.push((*ino, names));
+                    }
+                }
+                let state = inode.state();
+                let needed = state.opens > 0
+                    || state.is_dirty()
+                    || state.lease.is_some()
+                    || state.held.is_some()
+                    || !state.entries.is_empty();
+                // An operation under way has a reference of its own.
+                needed || Rc::strong_count(inode) > 1 || !(lapsed || excess)
+            });
+        }
+        for (ino, names) in dropped {
+            self.tell_invalidator(ino, names).await;
+        }
+    }
+
+    /// Commits everything, gives everything back and ends the session. Data that could not be
+    /// committed is reported by the error.
+    pub async fn shutdown(self: &Rc<Self>) -> Result<(), cfs_wire::Errno> {
+        let outcome = self.syncfs().await;
+        self.closed.set(true);
+        self.upkeep_wanted.notify_all();
+        let session = self.session.borrow().clone();
+        let mut shards: Vec<u16> = (0..session.shards.max(1)).collect();
+        shards.retain(|shard| session.knows(cfs_wire::ShardId(*shard)));
+        for shard in shards {
+            // Closing releases the session's leases, locks and holds in that shard.
+            self.close_session(&session, cfs_wire::ShardId(shard)).await;
+        }
+        outcome
+    }
+}

@@ -1,0 +1,197 @@
+//! Writes: kept here under the inode's write lease, else stored and committed before they are
+//! answered.
+
+use crate::Client;
+use crate::calls::{Backoff, CallError};
+use crate::dirty::Frozen;
+use crate::files::OpenFile;
+use crate::flush::Placement;
+use crate::inode::{Inode, WriteLease};
+use bytes::Bytes;
+use cfs_reactor::Instant;
+use cfs_wire::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, STORE_BYTES_MAX};
+use cfs_wire::meta::{FileWrite, MetaOp, MetaReply};
+use cfs_wire::Errno;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A lease that another client needs is not asked for again before this: every asking is an
+/// entry in the shard's log.
+const LEASE_DENIED: Duration = Duration::from_secs(1);
+
+impl Client {
+    /// Writes `data` at `offset`, or at the end with O_APPEND; answers how much was written.
+    /// `kill_privileges`: the caller lacks CAP_FSETID.
+    pub async fn write(
+        self: &Rc<Self>,
+        file: &OpenFile,
+        offset: u64,
+        data: Bytes,
+        kill_privileges: bool,
+    ) -> Result<u32, Errno> {
+        let length = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
+        if length == 0 {
+            return Ok(0);
+        }
+        let inode = &file.inode;
+        loop {
+            self.wait_for_room(inode, data.len()).await;
+            if self.holds_lease(inode) {
+                if inode.state().attr.is_none() {
+                    self.getattr(inode.ino).await?;
+                    continue;
+                }
+                self.keep(file, offset, data, kill_privileges)?;
+                break;
+            }
+            let _turn = inode.order.acquire(1).await;
+            if self.holds_lease(inode) || self.acquire_lease(inode).await? {
+                continue;
+            }
+            self.write_through(file, offset, data, kill_privileges).await?;
+            return Ok(length);
+        }
+        if file.flags.sync {
+            self.flush_inode(inode).await?;
+            file.take_failure()?;
+        }
+        Ok(length)
+    }
+
+    /// Waits until so many bytes more may be dirty.
+    async fn wait_for_room(self: &Rc<Self>, inode: &Rc<Inode>, length: usize) {
+        loop {
+            let changed = self.dirty_changed.notified();
+            let (all, own) = (self.dirty_bytes.get(), inode.state().dirty_bytes());
+            if own > 0 && own + length > self.config.dirty_inode_bytes_max {
+                self.spawn_flush(inode);
+            } else if all > 0 && all + length > self.config.dirty_bytes_max {
+                let inos: Vec<_> = self.dirty_inodes.borrow().iter().copied().collect();
+                for inode in inos.into_iter().filter_map(|ino| self.known_inode(ino)) {
+                    self.spawn_flush(&inode);
+                }
+            } else {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Takes the bytes into the dirty map. Nothing is awaited, so writes are atomic to each other.
+    fn keep(self: &Rc<Self>, file: &OpenFile, offset: u64, data: Bytes, kill: bool) -> Result<(), Errno> {
+        let inode = &file.inode;
+        let mut state = inode.state();
+        let size = state.attr.as_ref().map_or(0, |attr| attr.size).max(state.dirty_end());
+        let offset = if file.flags.append { size } else { offset };
+        check_end(offset, data.len())?;
+        let before = state.dirty.bytes();
+        if before == 0 {
+            state.dirty_since = self.now();
+        }
+        state.dirty.insert(offset, data);
+        let after = state.dirty.bytes();
+        state.written_at = Some(self.handle.wall());
+        state.kill_privileges |= kill;
+        drop(state);
+        self.dirty_bytes.set(self.dirty_bytes.get() + after - before);
+        if self.dirty_inodes.borrow_mut().insert(inode.ino) {
+            self.upkeep_wanted.notify_all();
+        }
+        if after >= STORE_BYTES_MAX {
+            self.spawn_flush(inode);
+        }
+        Ok(())
+    }
+
+    /// Asks for the write lease; called in turn. False if another client needs the inode.
+    async fn acquire_lease(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<bool, Errno> {
+        if self.now() < inode.state().lease_denied_until {
+            return Ok(false);
+        }
+        let answer = self.change(MetaOp::AcquireLease { ino: inode.ino }).await?;
+        let MetaReply::Lease { granted, attr, grant } = &answer.reply else {
+            return Err(crate::cache::unexpected(&answer.reply));
+        };
+        let recalled = !self.stamps.unchanged_since(inode.ino, answer.stamp);
+        let read_only = cfs_wire::meta::Grant { write: false, ..*grant };
+        if *granted && !recalled && answer.session.is_live() {
+            if self.cache_left(inode).is_zero() {
+                inode.state().drop_cached();
+                self.pages.borrow_mut().drop_inode(inode.ino);
+            }
+            self.take_attr(attr, read_only, &answer);
+            inode.state().lease = Some(WriteLease { session: answer.session.id });
+            self.linger(inode.ino);
+            return Ok(true);
+        }
+        inode.state().lease_denied_until = self.now() + LEASE_DENIED;
+        Ok(false)
+    }
+
+    /// Stores and commits one write; called in turn.
+    async fn write_through(
+        self: &Rc<Self>,
+        file: &OpenFile,
+        offset: u64,
+        data: Bytes,
+        kill: bool,
+    ) -> Result<(), Errno> {
+        let inode = &file.inode;
+        let append = file.flags.append;
+        if !append {
+            check_end(offset, data.len())?;
+        }
+        let mtime = Some(self.handle.wall());
+        let fits = data.len() <= INLINE_BYTES_MAX && (append || offset <= (INLINE_BYTES_MAX - data.len()) as u64);
+        let mut inline = fits && inode.state().attr.as_ref().is_none_or(|attr| attr.size <= INLINE_BYTES_MAX as u64);
+        let mut backoff = Backoff::new(self);
+        loop {
+            let session = self.session().await?;
+            let writes = match (inline, append) {
+                (true, true) => vec![FileWrite::AppendInline { bytes: data.to_vec() }],
+                (true, false) => vec![FileWrite::Inline { offset, bytes: data.to_vec() }],
+                (false, _) => {
+                    let frozen = Frozen::from([(offset, data.clone())]);
+                    let placed = self.store_runs(inode, &frozen).await?;
+                    placed.into_iter().map(|extent| as_write(extent, append)).collect()
+                }
+            };
+            let outcome = self.commit(&session, inode, writes, mtime, kill).await;
+            inode.state().extents.clear();
+            self.pages.borrow_mut().drop_inode(inode.ino);
+            match outcome {
+                Ok(_) => return Ok(()),
+                Err(CallError::Errno(Errno::EFBIG)) if inline => inline = false,
+                Err(CallError::Stale | CallError::Fenced { executed: false }) if backoff.wait(self).await => {}
+                Err(error) => return Err(error.errno()),
+            }
+        }
+    }
+
+    pub(crate) fn dirty_less(&self, bytes: usize) {
+        self.dirty_bytes.set(self.dirty_bytes.get().saturating_sub(bytes));
+        self.dirty_changed.notify_all();
+    }
+
+    /// The age at which an inode's dirty data is due.
+    pub(crate) fn flush_due(&self, inode: &Inode) -> Instant {
+        inode.state().dirty_since + self.config.write_back_after
+    }
+}
+
+fn as_write(placement: Placement, append: bool) -> FileWrite {
+    let Placement { offset, length, location, epoch } = placement;
+    if append {
+        FileWrite::Append { length, location, epoch }
+    } else {
+        FileWrite::Data { offset, length, location, epoch }
+    }
+}
+
+/// Where a write may end.
+fn check_end(offset: u64, length: usize) -> Result<(), Errno> {
+    match offset.checked_add(length as u64) {
+        Some(end) if end <= FILE_BYTES_MAX => Ok(()),
+        _ => Err(Errno::EFBIG),
+    }
+}

@@ -1,0 +1,87 @@
+//! `cfs dev`: a whole one-node cluster on files in a directory, mounted, in one process.
+
+use crate::cli::DevArgs;
+use crate::mount;
+use crate::server::{self, Server, Settings};
+use crate::signals::Signals;
+use anyhow::{Context, Result, bail};
+use cfs::format::FormatSpec;
+use cfs_wire::TargetId;
+use std::path::{Path, PathBuf};
+
+/// Where tools find the address that was bound.
+const ADDRESS_FILE: &str = "address";
+/// How many targets and what they were made for; a later start needs no flags.
+const LAYOUT_FILE: &str = "cluster.toml";
+
+pub fn run(args: DevArgs) -> Result<()> {
+    if let Some(target) = args.replace {
+        return replace(&args.data, target);
+    }
+    let Some(mountpoint) = &args.mountpoint else { bail!("give a mountpoint") };
+    mount::check_mountpoint(mountpoint)?;
+    let targets = prepare(&args)?;
+    let signals = Signals::block()?;
+    let settings = Settings { listen: args.listen.clone(), targets, ..Settings::default() };
+    let server = Server::start(settings)?;
+    let address_file = args.data.join(ADDRESS_FILE);
+    std::fs::write(&address_file, server.address())
+        .with_context(|| format!("cannot write {}", address_file.display()))?;
+    println!("serving {} on {}", args.data.display(), server.address());
+    let mounted = mount::in_background(server.address(), mountpoint, &[], signals.waker()?)?;
+    println!("mounted at {}; Ctrl-C or umount ends it", mountpoint.display());
+    signals.wait()?;
+    // First the client, whose dirty bytes the server must still take.
+    mounted.unmount()?;
+    server.stop()
+}
+
+fn target_path(data: &Path, index: u32) -> PathBuf {
+    data.join(format!("target-{index}"))
+}
+
+/// The paths of the targets, formatted if the directory is new.
+fn prepare(args: &DevArgs) -> Result<Vec<PathBuf>> {
+    let data = &args.data;
+    std::fs::create_dir_all(data).with_context(|| format!("cannot create {}", data.display()))?;
+    let layout = data.join(LAYOUT_FILE);
+    if layout.exists() {
+        return read_layout(&layout).map(|count| (0..count).map(|index| target_path(data, index)).collect());
+    }
+    let paths: Vec<PathBuf> = (0..u32::from(args.targets)).map(|index| target_path(data, index)).collect();
+    // A crash between creating the files and the layout: what is there was never used.
+    for path in paths.iter().filter(|path| path.exists()) {
+        std::fs::remove_file(path).with_context(|| format!("cannot remove unfinished {}", path.display()))?;
+    }
+    let size = (args.size / u64::from(args.targets.max(1))) & !((1 << 20) - 1);
+    let spec = FormatSpec { policy: args.ec, shards: args.shards, zone_bytes: None, force: false };
+    if let Err(error) = server::format_files(&paths, Some(size), spec) {
+        for path in &paths {
+            let _ = std::fs::remove_file(path);
+        }
+        return Err(error);
+    }
+    let text = format!("targets = {}\n", args.targets);
+    std::fs::write(&layout, text).with_context(|| format!("cannot write {}", layout.display()))?;
+    println!("formatted {} targets of {} MiB, policy {}", args.targets, size >> 20, args.ec);
+    Ok(paths)
+}
+
+fn read_layout(path: &Path) -> Result<u32> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let table: toml::Table = toml::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+    let count = table.get("targets").and_then(toml::Value::as_integer).and_then(|count| u32::try_from(count).ok());
+    count.with_context(|| format!("{} does not say how many targets there are", path.display()))
+}
+
+fn replace(data: &Path, target: u32) -> Result<()> {
+    let layout = data.join(LAYOUT_FILE);
+    let count = read_layout(&layout)?;
+    if target >= count {
+        bail!("{} has targets 0 to {}, not {target}", data.display(), count - 1);
+    }
+    let survivors = (0..count).filter(|index| *index != target).map(|index| target_path(data, index)).collect();
+    server::replace_file(target_path(data, target), survivors, TargetId(target))?;
+    println!("target {target} is empty now; start again and run: cfsctl check --repair");
+    Ok(())
+}

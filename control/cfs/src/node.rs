@@ -1,0 +1,336 @@
+//! One storage node on given seams: opens targets, starts replicas, serves.
+
+use crate::background::{MoverIntervals, Movers};
+use crate::registrar::ShardRegistrar;
+use crate::replicas::{Replicas, ReplicasError, ShardFacts};
+use crate::service::Dispatch;
+use cfs_api::{CheckReport, CheckState};
+use cfs_device::BlockDevice;
+use cfs_fabric::{Address, Fabric, FabricError, Listener};
+use cfs_meta::service::{MetaService, ServiceConfig};
+use cfs_movers::check::Check;
+use cfs_movers::collector::Collector;
+use cfs_movers::orphans::OrphanSearch;
+use cfs_movers::packer::Packer;
+use cfs_movers::{MoverError, ShardCalls};
+use cfs_reactor::{Handle, Instant};
+use cfs_store::segment::{LocalTarget, Mirror, SegmentConfig, SegmentStore, TargetPool};
+use cfs_store::{StoreError, TargetStore};
+use cfs_wire::cluster::ClusterParameters;
+use cfs_wire::meta::{MetaError, ShardOp, ShardReply};
+use cfs_wire::{ClusterId, NodeId, ShardId, TargetId, VolumeId};
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// The first and, until volumes can be created, only volume.
+pub const VOLUME: VolumeId = VolumeId(1);
+
+/// A device that should be a target of this node.
+pub struct DeviceSlot {
+    /// For people: the path.
+    pub label: String,
+    /// The device, or why it could not be opened.
+    pub device: Result<Rc<dyn BlockDevice>, String>,
+}
+
+#[derive(Clone, Default)]
+pub struct NodeConfig {
+    pub meta: ServiceConfig,
+    pub segments: SegmentConfig,
+    pub movers: MoverIntervals,
+}
+
+/// The seams and settings of a node.
+pub struct NodeSetup {
+    pub handle: Handle,
+    pub fabric: Rc<dyn Fabric>,
+    pub listen: Address,
+    pub devices: Vec<DeviceSlot>,
+    pub config: NodeConfig,
+}
+
+/// Why a node does not start. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("no target was given")]
+    NoTargets,
+    #[error("none of the targets can be used: {0}")]
+    NoneUsable(String),
+    #[error("{label} belongs to {found}, the other targets to {expected}: check the configured paths")]
+    Foreign { label: String, found: ClusterId, expected: ClusterId },
+    #[error("{label} and {other} are both target {target}: one is a copy of the other; remove it")]
+    Duplicate { label: String, other: String, target: TargetId },
+    #[error("{missing} of {total} targets are missing and redundancy bridges {tolerated}: {detail}; bring them back")]
+    TooManyMissing { missing: usize, total: usize, tolerated: usize, detail: String },
+    #[error(transparent)]
+    Replicas(#[from] ReplicasError),
+    #[error(transparent)]
+    Movers(#[from] MoverError),
+    #[error(transparent)]
+    Listen(#[from] FabricError),
+}
+
+/// A running node. Dropping it ends its listener; its tasks end with its domain.
+pub struct Node {
+    handle: Handle,
+    config: NodeConfig,
+    started: Instant,
+    targets: Targets,
+    store: Rc<SegmentStore>,
+    replicas: Rc<Replicas>,
+    meta: MetaService,
+    movers: Rc<Movers>,
+    check: Rc<Check>,
+    listener: RefCell<Option<Box<dyn Listener>>>,
+}
+
+/// The targets of a node and what their superblocks agree on.
+struct Targets {
+    cluster: ClusterId,
+    node: NodeId,
+    parameters: ClusterParameters,
+    pool: Rc<TargetPool>,
+    labels: BTreeMap<TargetId, String>,
+}
+
+impl Node {
+    /// Opens the targets, recovers the log and the shards, and serves once every shard is led.
+    pub async fn start(setup: NodeSetup) -> Result<Rc<Node>, StartError> {
+        let NodeSetup { handle, fabric, listen, devices, config } = setup;
+        let started = handle.now();
+        let targets = open_targets(&handle, devices).await?;
+        let copies = usize::from(targets.parameters.tolerated) + 1;
+        let mirror = Mirror::new(&handle, targets.pool.clone(), copies);
+        let parameters = targets.parameters;
+        let replicas = Replicas::start(&handle, targets.node, parameters, mirror, fabric.clone()).await?;
+        let space = {
+            let pool = targets.pool.clone();
+            Rc::new(move || usable_space(&pool, &parameters))
+        };
+        let meta = replicas.serve(config.meta.clone(), space);
+        let calls: Rc<dyn ShardCalls> = Rc::new(LocalShards { meta: meta.clone(), shards: parameters.shards });
+        let registrar = ShardRegistrar::new(calls.clone());
+        let store = SegmentStore::new(&handle, targets.pool.clone(), registrar.clone(), config.segments);
+        let collector = Rc::new(Collector::new(calls.clone(), store.clone()));
+        let movers = Rc::new(Movers {
+            calls: calls.clone(),
+            orphans: OrphanSearch::new(calls.clone(), store.clone(), collector.clone()),
+            packer: Packer::new(calls.clone(), store.clone(), VOLUME),
+            collector,
+            registrar,
+        });
+        let minimum = movers.adopt_epoch().await?;
+        movers.clone().start(&handle, config.movers, minimum);
+        let check = Check::new(calls, store.clone());
+        let node = Rc::new(Node {
+            handle,
+            config,
+            started,
+            targets,
+            store,
+            replicas,
+            meta,
+            movers,
+            check,
+            listener: RefCell::new(None),
+        });
+        let listener = fabric.listen(&listen, Rc::new(Dispatch::new(&node)))?;
+        *node.listener.borrow_mut() = Some(listener);
+        Ok(node)
+    }
+
+    /// The address that was bound.
+    pub fn address(&self) -> Address {
+        let listener = self.listener.borrow();
+        listener.as_ref().map_or_else(|| Address(String::new()), |listener| listener.address())
+    }
+
+    /// Stops serving and makes applied state durable, so that the next start replays little.
+    pub async fn shutdown(&self) {
+        drop(self.listener.borrow_mut().take());
+        self.replicas.shutdown().await;
+    }
+
+    /// Checks everything and waits for the end.
+    pub async fn check(&self, repair: bool, deep: bool) -> CheckReport {
+        while !self.check.begin() {
+            self.handle.sleep(Duration::from_millis(10)).await;
+        }
+        self.check.run(repair, deep).await
+    }
+
+    /// Starts a check in the background unless one runs.
+    pub fn start_check(self: &Rc<Self>, repair: bool, deep: bool) {
+        if self.check.begin() {
+            let check = self.check.clone();
+            self.handle.spawn(async move { check.run(repair, deep).await });
+        }
+    }
+
+    pub fn check_state(&self) -> CheckState {
+        self.check.state()
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.targets.node
+    }
+
+    pub fn cluster(&self) -> ClusterId {
+        self.targets.cluster
+    }
+
+    pub fn parameters(&self) -> &ClusterParameters {
+        &self.targets.parameters
+    }
+
+    pub fn pool(&self) -> &Rc<TargetPool> {
+        &self.targets.pool
+    }
+
+    pub fn target_labels(&self) -> &BTreeMap<TargetId, String> {
+        &self.targets.labels
+    }
+
+    pub fn store(&self) -> &Rc<SegmentStore> {
+        &self.store
+    }
+
+    pub fn meta(&self) -> &MetaService {
+        &self.meta
+    }
+
+    pub fn replicas(&self) -> &Rc<Replicas> {
+        &self.replicas
+    }
+
+    pub fn movers(&self) -> &Rc<Movers> {
+        &self.movers
+    }
+
+    pub fn sessions(&self) -> u32 {
+        self.meta.session_count() as u32
+    }
+
+    pub fn shards_led(&self) -> u16 {
+        (0..self.targets.parameters.shards).filter(|shard| self.replicas.leads(ShardId(*shard))).count() as u16
+    }
+
+    pub fn shard_facts(&self, shard: ShardId) -> ShardFacts {
+        self.replicas.facts(shard)
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.handle.now() - self.started
+    }
+
+    /// Total and free bytes as the policy leaves them.
+    pub fn usable_space(&self) -> (u64, u64) {
+        usable_space(&self.targets.pool, &self.targets.parameters)
+    }
+}
+
+fn usable_space(pool: &TargetPool, parameters: &ClusterParameters) -> (u64, u64) {
+    let policy = parameters.policy;
+    let usable = |raw: u64| (u128::from(raw) * policy.data() as u128 / policy.total() as u128) as u64;
+    let capacity = pool.readable().iter().map(|target| target.space().capacity).sum();
+    (usable(capacity), usable(pool.free()))
+}
+
+/// Opens every slot, checks that all belong together, and fills the pool.
+async fn open_targets(handle: &Handle, slots: Vec<DeviceSlot>) -> Result<Targets, StartError> {
+    if slots.is_empty() {
+        return Err(StartError::NoTargets);
+    }
+    let opened = futures_util::future::join_all(slots.into_iter().map(|slot| async move {
+        let store = match slot.device {
+            Ok(device) => TargetStore::open(device, handle, None).await.map_err(|error: StoreError| error.to_string()),
+            Err(reason) => Err(reason),
+        };
+        (slot.label, store)
+    }))
+    .await;
+    let reasons = |opened: &[(String, Result<Rc<TargetStore>, String>)]| {
+        let failed = opened.iter().filter_map(|(label, store)| Some(format!("{label}: {}", store.as_ref().err()?)));
+        failed.collect::<Vec<_>>().join("; ")
+    };
+    let Some(first) = opened.iter().find_map(|(_, store)| store.as_ref().ok()) else {
+        return Err(StartError::NoneUsable(reasons(&opened)));
+    };
+    let identity = first.superblock().identity;
+    let parameters = first.superblock().parameters;
+    let pool = TargetPool::new(handle);
+    let mut labels: BTreeMap<TargetId, String> = BTreeMap::new();
+    let mut unopened = Vec::new();
+    let detail = reasons(&opened);
+    for (label, store) in opened {
+        let store = match store {
+            Ok(store) => store,
+            Err(reason) => {
+                tracing::warn!(target = %label, %reason, "a target can't be used");
+                unopened.push((label, reason));
+                continue;
+            }
+        };
+        let found = store.superblock().identity;
+        if found.cluster != identity.cluster {
+            return Err(StartError::Foreign { label, found: found.cluster, expected: identity.cluster });
+        }
+        if let Some(other) = labels.insert(found.target, label.clone()) {
+            return Err(StartError::Duplicate { label, other, target: found.target });
+        }
+        report_recovery(&label, &store);
+        pool.add(Rc::new(LocalTarget(store)));
+    }
+    let mut unopened = unopened.into_iter();
+    let total = usize::from(parameters.targets);
+    let missing: Vec<TargetId> = (0..u32::from(parameters.targets)).map(TargetId).filter(|id| !labels.contains_key(id)).collect();
+    for id in &missing {
+        // Which missing target an unreadable device was can't be known; it is one of them.
+        let (label, reason) = unopened.next().unwrap_or_else(|| ("(no device given)".into(), "missing".into()));
+        labels.insert(*id, label);
+        pool.add_absent(*id, reason);
+    }
+    let tolerated = usize::from(parameters.tolerated);
+    if missing.len() > tolerated {
+        return Err(StartError::TooManyMissing { missing: missing.len(), total, tolerated, detail });
+    }
+    Ok(Targets { cluster: identity.cluster, node: identity.node, parameters, pool, labels })
+}
+
+fn report_recovery(label: &str, store: &TargetStore) {
+    let recovery = store.recovery();
+    if recovery.corrupt.is_empty() {
+        tracing::info!(target = %label, ?recovery, "target opened");
+    } else {
+        tracing::warn!(target = %label, ?recovery, "target opened with damage; run cfsctl check --repair");
+    }
+}
+
+/// All shards are led here: calls go straight to the service.
+struct LocalShards {
+    meta: MetaService,
+    shards: u16,
+}
+
+impl ShardCalls for LocalShards {
+    fn shards(&self) -> u16 {
+        self.shards
+    }
+
+    fn shard_call(&self, shard: ShardId, op: ShardOp) -> LocalBoxFuture<'_, Result<ShardReply, MetaError>> {
+        self.meta.shard_call(shard, op).boxed_local()
+    }
+}
+

@@ -1,0 +1,170 @@
+//! The node's replicas: one Raft group per metadata shard, its ordered store below, the
+//! metadata service above.
+
+use crate::node::VOLUME;
+use cfs_consensus::host::{HostConfig, HostError, OPCODES};
+use cfs_consensus::{LogConfig, LogError, RaftHost, SharedLog};
+use cfs_fabric::{Address, Fabric, Message};
+use cfs_kv::{Inventory, Kv, KvConfig, KvError};
+use cfs_meta::service::applied::encode_entry;
+use cfs_meta::service::peers::NoPeers;
+use cfs_meta::service::{MetaService, ServiceConfig, ShardHandle, ShardMachine, Space};
+use cfs_meta::state::{self, Init, LogEntry, StateError};
+use cfs_reactor::Handle;
+use cfs_store::segment::Mirror;
+use cfs_wire::cluster::ClusterParameters;
+use cfs_wire::meta::ShardOp;
+use cfs_wire::{Ino, NodeId, ShardId};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// The level `apply` starts with.
+const FEATURE_LEVEL: u32 = 1;
+/// Memory for all memtables of a node: with 256 shards each gets 256 KiB, with 8 the full 8 MiB.
+const MEMTABLES_BYTES: usize = 64 << 20;
+const MEMTABLE_BYTES_MIN: usize = 256 << 10;
+const MEMTABLE_BYTES_MAX: usize = 8 << 20;
+
+/// Why the replicas could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicasError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Store(#[from] KvError),
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error("shard {shard} cannot be initialised: {detail}")]
+    Init { shard: ShardId, detail: String },
+}
+
+/// A shard's replica as an administrator sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ShardFacts {
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    pub applied: u64,
+    pub checkpointed: u64,
+    pub store_bytes: u64,
+}
+
+struct Replica {
+    kv: Rc<Kv>,
+    shard: ShardHandle,
+}
+
+pub struct Replicas {
+    handle: Handle,
+    node: NodeId,
+    host: Rc<RaftHost>,
+    replicas: BTreeMap<ShardId, Replica>,
+}
+
+impl Replicas {
+    /// Recovers the log and the stores, starts every shard's group, and creates the shards of a
+    /// new cluster.
+    pub async fn start(
+        handle: &Handle,
+        node: NodeId,
+        parameters: ClusterParameters,
+        mirror: Rc<Mirror>,
+        fabric: Rc<dyn Fabric>,
+    ) -> Result<Rc<Replicas>, ReplicasError> {
+        let (log, report) = SharedLog::open(mirror.clone(), handle.clone(), LogConfig::default()).await?;
+        tracing::info!(?report, "log recovered");
+        let host = RaftHost::new(node, handle.clone(), fabric, log, HostConfig::default());
+        let inventory = Inventory::load(&*mirror).await?;
+        let memtable = MEMTABLES_BYTES / usize::from(parameters.shards);
+        let config = KvConfig {
+            memtable_bytes_max: memtable.clamp(MEMTABLE_BYTES_MIN, MEMTABLE_BYTES_MAX),
+            ..KvConfig::default()
+        };
+        let mut replicas = BTreeMap::new();
+        for shard in (0..parameters.shards).map(ShardId) {
+            let kv = Kv::open_listed(mirror.clone(), handle, shard.0.into(), config.clone(), &inventory).await?;
+            let machine = ShardMachine::new(shard, kv.clone(), handle);
+            let members = vec![(node, Address(String::new()))];
+            replicas.insert(shard, Replica { kv, shard: machine.shard_handle() });
+            host.add_group(shard, machine, members, true).await?;
+        }
+        let replicas = Rc::new(Replicas { handle: handle.clone(), node, host, replicas });
+        for (shard, replica) in &replicas.replicas {
+            replicas.initialise(*shard, replica, &parameters).await?;
+        }
+        Ok(replicas)
+    }
+
+    /// Proposes a new shard's first entry, unless it has one. A crash before is repeated here.
+    async fn initialise(
+        &self,
+        shard: ShardId,
+        replica: &Replica,
+        parameters: &ClusterParameters,
+    ) -> Result<(), ReplicasError> {
+        let failed = |detail: String| ReplicasError::Init { shard, detail };
+        self.host.read_barrier(shard).await.map_err(|error| failed(error.to_string()))?;
+        let view = (replica.shard.view)();
+        match state::read_shard(&*view, shard, &ShardOp::GetEpoch).await {
+            Err(StateError::Uninitialised) => {}
+            Err(error) => return Err(failed(error.to_string())),
+            Ok(_) => return Ok(()),
+        }
+        let init = Init {
+            shards: parameters.shards,
+            volume: VOLUME,
+            root: Ino::ROOT,
+            root_mode: 0o755,
+            root_uid: 0,
+            root_gid: 0,
+            policy: parameters.policy,
+            name_key: parameters.name_key,
+            feature_level: FEATURE_LEVEL,
+            now: self.handle.wall(),
+        };
+        // Nobody waits for this entry's outcome: any nonce does.
+        let entry = encode_entry(self.handle.random_u64(), &LogEntry::Init(init));
+        self.host.propose(shard, entry).await.map(drop).map_err(|error| failed(error.to_string()))
+    }
+
+    /// The metadata service over these replicas.
+    pub fn serve(&self, config: ServiceConfig, space: Space) -> MetaService {
+        let shards = self.replicas.values().map(|replica| replica.shard.clone()).collect();
+        MetaService::new(&self.handle, self.node, shards, self.host.clone(), Rc::new(NoPeers), config, space)
+    }
+
+    /// Whether an opcode is consensus's own.
+    pub fn answers(&self, opcode: u16) -> bool {
+        OPCODES.contains(&opcode)
+    }
+
+    pub async fn handle(&self, request: Message) -> Message {
+        self.host.handle_rpc(request).await
+    }
+
+    pub fn leads(&self, shard: ShardId) -> bool {
+        self.host.is_leader(shard)
+    }
+
+    pub fn facts(&self, shard: ShardId) -> ShardFacts {
+        let Some(metrics) = self.host.metrics(shard) else { return ShardFacts::default() };
+        let stats = self.replicas.get(&shard).map(|replica| replica.kv.stats());
+        ShardFacts {
+            leader: metrics.leader,
+            term: metrics.term,
+            applied: metrics.applied_index.unwrap_or(0),
+            checkpointed: metrics.synced_index.unwrap_or(0),
+            store_bytes: stats.map_or(0, |stats| stats.run_bytes),
+        }
+    }
+
+    /// Checkpoints everything and stops.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.host.checkpoint_all().await {
+            tracing::warn!(%error, "not everything was checkpointed; the next start replays more of the log");
+        }
+        self.host.shutdown().await;
+        for replica in self.replicas.values() {
+            replica.kv.close().await;
+        }
+    }
+}

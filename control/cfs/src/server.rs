@@ -1,0 +1,163 @@
+//! A node on the real seams: io_uring devices, TCP, the kernel's clock. Its executor runs on a
+//! thread of its own.
+
+use anyhow::{Context, Result, anyhow, bail};
+use cfs::format::{FormatSpec, format_cluster, format_replacement};
+use cfs::node::{DeviceSlot, Node, NodeConfig, NodeSetup};
+use cfs_device::BlockDevice;
+use cfs_device::uring::{OpenOptions, UringDevice};
+use cfs_fabric::Address;
+use cfs_fabric::tcp::TcpFabric;
+use cfs_reactor::clock::KernelClock;
+use cfs_reactor::mailbox::{self, mailbox};
+use cfs_reactor::uring::Ring;
+use cfs_reactor::{Executor, Handle};
+use cfs_wire::{ClusterId, TargetId};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Operations in the kernel at once: devices and sockets together.
+const RING_ENTRIES: u32 = 1024;
+/// How long an idle reactor polls before it sleeps. A loopback round trip is about 20 µs: within
+/// it the answer of the other side arrives without a sleep, beyond it the core is better given
+/// away on a machine with two.
+const SPIN_DEFAULT: Duration = Duration::from_micros(20);
+
+/// What `cfs server` was told.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    pub listen: String,
+    pub targets: Vec<PathBuf>,
+    pub spin_us: Option<u64>,
+    pub session_lease_ms: Option<u32>,
+}
+
+/// A server that runs on its own thread.
+pub struct Server {
+    address: String,
+    stop: mailbox::Sender<()>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Server {
+    /// Starts the thread and waits until the node serves.
+    #[allow(clippy::disallowed_methods, reason = "this is where the reactor's thread is made")]
+    pub fn start(settings: Settings) -> Result<Server> {
+        if settings.targets.is_empty() {
+            bail!("no targets: name them with --target or in the configuration file, after `cfs format`");
+        }
+        let (stop, stopped) = mailbox(1);
+        let (ready, started) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("cfs-reactor".into())
+            .spawn(move || run(settings, ready, stopped))
+            .context("cannot start a thread")?;
+        match started.recv() {
+            Ok(address) => Ok(Server { address, stop, thread }),
+            Err(_) => match thread.join() {
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(())) => Err(anyhow!("the server ended at once")),
+                Err(_) => Err(anyhow!("the server's thread panicked; its message is above")),
+            },
+        }
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Ends in order and waits for it.
+    pub fn stop(self) -> Result<()> {
+        // A full mailbox means that it was told already.
+        let _ = self.stop.try_send(());
+        match self.thread.join() {
+            Ok(outcome) => outcome,
+            Err(_) => Err(anyhow!("the server's thread panicked; its message is above")),
+        }
+    }
+}
+
+fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Receiver<()>) -> Result<()> {
+    let spin = settings.spin_us.map_or(SPIN_DEFAULT, Duration::from_micros);
+    on_reactor(spin, move |handle, ring| async move {
+        let mut config = NodeConfig::default();
+        if let Some(lease) = settings.session_lease_ms {
+            config.meta.session_lease = Duration::from_millis(lease.into());
+        }
+        let devices = settings.targets.iter().map(|path| slot(path, &ring, &handle)).collect();
+        let fabric = TcpFabric::new(ring.clone(), &handle);
+        let listen = Address(settings.listen.clone());
+        let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices, config };
+        let node = Node::start(setup).await?;
+        // Nobody waits for the address only if the process is ending anyway.
+        let _ = ready.send(node.address().0);
+        stopped.recv().await;
+        node.shutdown().await;
+        Ok(())
+    })
+}
+
+fn slot(path: &Path, ring: &Rc<Ring>, handle: &Handle) -> DeviceSlot {
+    let device = UringDevice::open(path, ring, handle, OpenOptions { read_only: false, create_size: None });
+    DeviceSlot {
+        label: path.display().to_string(),
+        device: device.map(|device| device as Rc<dyn BlockDevice>).map_err(|error| error.to_string()),
+    }
+}
+
+/// Runs `main` on a fresh executor with its own ring, on this thread.
+pub fn on_reactor<T, F>(spin: Duration, main: impl FnOnce(Handle, Rc<Ring>) -> F) -> Result<T>
+where
+    T: 'static,
+    F: Future<Output = Result<T>> + 'static,
+{
+    let ring = Ring::new(RING_ENTRIES).context("io_uring is not usable here")?;
+    let executor = Executor::new(Rc::new(KernelClock::new()));
+    let handle = executor.domain();
+    let mut driver = ring.driver();
+    let main = main(handle.clone(), ring);
+    executor.run(&mut driver, spin, &handle, main).context("the reactor was stopped")?
+}
+
+/// Formats files (created with `size` bytes if missing) or block devices as a new cluster.
+pub fn format_files(paths: &[PathBuf], size: Option<u64>, spec: FormatSpec) -> Result<ClusterId> {
+    let paths = paths.to_vec();
+    on_reactor(Duration::ZERO, move |handle, ring| async move {
+        let mut devices: Vec<Rc<dyn BlockDevice>> = Vec::new();
+        for path in &paths {
+            let create_size = if path.exists() { None } else { size };
+            if create_size.is_none() && !path.exists() {
+                bail!("{} does not exist; give --size to create it", path.display());
+            }
+            devices.push(UringDevice::open(path, &ring, &handle, OpenOptions { read_only: false, create_size })?);
+        }
+        Ok(format_cluster(&handle, &devices, &spec).await?)
+    })
+}
+
+/// Creates an empty target at `path` in the place of target `id`; one of `survivors` tells of
+/// the cluster.
+pub fn replace_file(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId) -> Result<()> {
+    on_reactor(Duration::ZERO, move |handle, ring| async move {
+        for survivor in survivors {
+            let options = OpenOptions { read_only: true, create_size: None };
+            let Ok(device) = UringDevice::open(&survivor, &ring, &handle, options) else { continue };
+            let Ok(Some(superblock)) = cfs_store::probe(&*device).await else { continue };
+            if u32::from(superblock.parameters.targets) <= id.0 {
+                bail!("the cluster has targets 0 to {}, not {}", superblock.parameters.targets - 1, id.0);
+            }
+            if path.exists() {
+                bail!("{} exists; move it away first: replacing erases what it holds", path.display());
+            }
+            let create_size = Some(superblock.device_bytes);
+            let fresh = UringDevice::open(&path, &ring, &handle, OpenOptions { read_only: false, create_size })?;
+            format_replacement(&handle, &*fresh, &superblock, id, false).await?;
+            return Ok(());
+        }
+        bail!("no other target of the cluster can be read")
+    })
+}

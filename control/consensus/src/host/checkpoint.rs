@@ -1,0 +1,92 @@
+//! Keeping the log short: checkpoint state machines, purge below what they have synced, cut.
+
+use super::{Group, HostError, RaftHost};
+use crate::types::Mark;
+use cfs_wire::ShardId;
+use openraft::async_runtime::WatchReceiver;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long to wait for openraft to purge; a leader whose follower still reads the entries
+/// does it later, and the next checkpoint finds it done.
+const PURGE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause after a round that could not bring the log under its limit.
+const ROUND_PAUSE: Duration = Duration::from_millis(500);
+
+impl RaftHost {
+    /// Makes the group's state durable and purges its log up to there.
+    pub async fn checkpoint(&self, id: ShardId) -> Result<(), HostError> {
+        let group = self.group(id).ok_or(HostError::UnknownGroup(id))?;
+        let _alone = group.checkpointing.lock().await;
+        let Some(applied) = group.machine.applied() else { return Ok(()) };
+        let applied = Mark::decode(&applied).map_err(|_| HostError::BadMark(id))?.applied;
+        let reached = |raft: &openraft::RaftMetrics<crate::types::Raft>| raft.snapshot >= applied;
+        let stopped = |reason: String| HostError::Stopped { group: id, reason };
+        if !reached(&group.raft.metrics().borrow_watched()) {
+            group.raft.trigger().snapshot().await.map_err(|error| stopped(error.to_string()))?;
+            let wait = group.raft.wait(None);
+            wait.metrics(reached, "checkpoint").await.map_err(|error| stopped(error.to_string()))?;
+        }
+        let Some(upto) = group.raft.metrics().borrow_watched().snapshot else { return Ok(()) };
+        group.raft.trigger().purge_log(upto.index).await.map_err(|error| stopped(error.to_string()))?;
+        let wait = group.raft.wait(Some(PURGE_TIMEOUT));
+        if wait.metrics(|metrics| metrics.purged >= Some(upto), "purge").await.is_err() {
+            tracing::debug!(group = %id, "the log is still being read; it is purged later");
+        }
+        Ok(())
+    }
+
+    /// Checkpoints every group, then cuts the log: what a clean stop does.
+    pub async fn checkpoint_all(&self) -> Result<(), HostError> {
+        for id in self.group_ids() {
+            self.checkpoint(id).await?;
+        }
+        self.log.cut().await?;
+        Ok(())
+    }
+
+    /// Runs for the life of the host; sleeps until an append finds the log over its limit.
+    pub(super) async fn keep_log_short(self: Rc<Self>) {
+        let pressure = self.log.pressure();
+        loop {
+            let pressed = pressure.notified();
+            if self.stopping.get() {
+                return;
+            }
+            if !self.log.is_over_limit() {
+                pressed.await;
+                continue;
+            }
+            if let Err(error) = self.relieve().await {
+                tracing::error!(%error, "the Raft log can't be shortened");
+            }
+            if self.log.is_over_limit() {
+                self.handle.sleep(ROUND_PAUSE).await;
+            }
+        }
+    }
+
+    /// One round: the groups with most to purge, then whatever keeps the oldest batches.
+    async fn relieve(&self) -> Result<(), HostError> {
+        let mut groups: Vec<(u64, Rc<Group>)> =
+            self.groups.borrow().values().map(|group| (self.log.bytes_unpurged_of(group.id), group.clone())).collect();
+        groups.sort_by_key(|(bytes, group)| (std::cmp::Reverse(*bytes), group.id));
+        for (_, group) in groups.iter().filter(|(bytes, _)| *bytes > 0) {
+            if self.log.bytes_unpurged() <= self.log.limit_bytes() / 2 {
+                break;
+            }
+            self.checkpoint(group.id).await?;
+        }
+        self.log.cut().await?;
+        // Idle groups' short tails are copied forward by the cut; longer ones need a checkpoint.
+        while self.log.is_over_limit() {
+            for id in self.log.pinning() {
+                self.checkpoint(id).await?;
+            }
+            if self.log.cut().await? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

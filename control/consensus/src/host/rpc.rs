@@ -1,0 +1,93 @@
+//! The bytes of Raft messages: opcodes, statuses, and bodies in postcard.
+
+use crate::types::{SnapshotMeta, Vote};
+use bytes::Bytes;
+use cfs_fabric::Message;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Opcodes of this crate: the server hands requests in this range to `RaftHost::handle_rpc`.
+pub const OPCODES: std::ops::RangeInclusive<u16> = 0x0100..=0x010f;
+
+pub(super) const APPEND: u16 = 0x0100;
+pub(super) const VOTE: u16 = 0x0101;
+pub(super) const PRE_VOTE: u16 = 0x0102;
+pub(super) const TRANSFER_LEADER: u16 = 0x0103;
+pub(super) const SNAPSHOT_BEGIN: u16 = 0x0104;
+pub(super) const SNAPSHOT_CHUNK: u16 = 0x0105;
+pub(super) const SNAPSHOT_FINISH: u16 = 0x0106;
+
+/// How a request ended; the opcode field of its reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[repr(u16)]
+pub enum Status {
+    #[error("ok")]
+    Ok = 0,
+    #[error("the node does not host this group")]
+    UnknownGroup = 1,
+    #[error("the group has stopped on this node")]
+    Stopped = 2,
+    #[error("the request can't be read")]
+    Malformed = 3,
+    #[error("the snapshot's transfer was given up")]
+    NoTransfer = 4,
+    #[error("the opcode is unknown")]
+    UnknownOpcode = 5,
+    #[error("the snapshot can't be taken in")]
+    Refused = 6,
+}
+
+impl Status {
+    fn from_u16(raw: u16) -> Status {
+        use Status::*;
+        [Ok, UnknownGroup, Stopped, Malformed, NoTransfer, UnknownOpcode, Refused]
+            .into_iter()
+            .find(|status| *status as u16 == raw)
+            .unwrap_or(Malformed)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct SnapshotBegin {
+    pub vote: Vote,
+    pub meta: SnapshotMeta,
+}
+
+/// Names one transfer; a new `begin` for the group ends the one before.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Transfer {
+    pub id: u64,
+    /// Of the chunk; at the finish, how many there were.
+    pub number: u64,
+}
+
+pub(super) fn request<T: Serialize>(opcode: u16, group: u16, body: &T, bulk: Bytes) -> Message {
+    Message { opcode, body: encode(&(group, body)), bulk }
+}
+
+pub(super) fn reply<T: Serialize>(result: Result<T, Status>) -> Message {
+    match result {
+        Ok(body) => Message { opcode: Status::Ok as u16, body: encode(&body), bulk: Bytes::new() },
+        Err(status) => Message { opcode: status as u16, body: Bytes::new(), bulk: Bytes::new() },
+    }
+}
+
+pub(super) fn read_reply<T: DeserializeOwned>(reply: &Message) -> Result<T, Status> {
+    match Status::from_u16(reply.opcode) {
+        Status::Ok => postcard::from_bytes(&reply.body).map_err(|_| Status::Malformed),
+        status => Err(status),
+    }
+}
+
+/// The group a request is for, and the rest of its body.
+pub(super) fn read_group(body: &[u8]) -> Result<(u16, &[u8]), Status> {
+    postcard::take_from_bytes(body).map_err(|_| Status::Malformed)
+}
+
+pub(super) fn read_body<T: DeserializeOwned>(rest: &[u8]) -> Result<T, Status> {
+    postcard::from_bytes(rest).map_err(|_| Status::Malformed)
+}
+
+fn encode<T: Serialize>(value: &T) -> Bytes {
+    postcard::to_allocvec(value).expect("Raft messages hold nothing postcard can't encode").into()
+}

@@ -1,0 +1,225 @@
+//! A group of one replica: what today's single node runs.
+
+mod common;
+
+use bytes::Bytes;
+use cfs_consensus::host::{HostConfig, HostError, ProposeError, RaftHost};
+use cfs_consensus::{LogConfig, SharedLog};
+use cfs_fabric::Address;
+use cfs_fabric::mem::MemNetwork;
+use cfs_reactor::Handle;
+use cfs_wire::{NodeId, ShardId};
+use common::blobs::Medium;
+use common::machine::{Disk, List};
+use common::simulate;
+use std::rc::Rc;
+use std::time::Duration;
+
+const GROUP: ShardId = ShardId(0);
+
+/// One node's disks.
+#[derive(Default)]
+struct Disks {
+    log: Option<Rc<Medium>>,
+    states: Vec<Rc<Disk>>,
+}
+
+impl Disks {
+    fn new(groups: usize) -> Disks {
+        Disks { log: Some(Medium::new()), states: (0..groups).map(|_| Rc::default()).collect() }
+    }
+
+    fn log(&self) -> &Rc<Medium> {
+        self.log.as_ref().expect("a log medium")
+    }
+}
+
+struct Node {
+    host: Rc<RaftHost>,
+    log: Rc<SharedLog>,
+    lists: Vec<Rc<List>>,
+}
+
+async fn start(disks: &Disks, handle: &Handle, config: LogConfig) -> Result<Node, HostError> {
+    let (log, _) = SharedLog::open(disks.log().open(handle), handle.clone(), config).await?;
+    let fabric = MemNetwork::new(1).endpoint("n1", handle);
+    let host = RaftHost::new(NodeId(1), handle.clone(), fabric, log.clone(), HostConfig::default());
+    let mut lists = Vec::new();
+    for (number, state) in disks.states.iter().enumerate() {
+        let list = List::open(state, handle);
+        let members = vec![(NodeId(1), Address("n1".into()))];
+        host.add_group(ShardId(number as u16), list.clone(), members, true).await?;
+        lists.push(list);
+    }
+    Ok(Node { host, log, lists })
+}
+
+fn item(number: u64) -> Bytes {
+    Bytes::from(format!("item {number}"))
+}
+
+/// Proposes many at once; answers the place of each in the list.
+async fn propose_all(host: &Rc<RaftHost>, handle: &Handle, group: ShardId, numbers: std::ops::Range<u64>) -> Vec<u64> {
+    let tasks: Vec<_> = numbers
+        .map(|number| {
+            let host = host.clone();
+            handle.spawn(async move { host.propose(group, item(number)).await })
+        })
+        .collect();
+    let mut places = Vec::new();
+    for task in tasks {
+        let reply = task.await.expect("not killed").expect("committed");
+        places.push(u64::from_le_bytes(reply[..].try_into().expect("eight bytes")));
+    }
+    places
+}
+
+#[test]
+fn a_thousand_proposals_at_once_share_batches_and_survive_a_restart() {
+    simulate(11, |handle| async move {
+        let disks = Disks::new(1);
+        let node = handle.new_domain();
+        let first = start(&disks, &node, LogConfig::default()).await.unwrap();
+        assert!(first.host.is_leader(GROUP), "the only voter leads before add_group returns");
+        let before = disks.log().puts.get();
+        let places = propose_all(&first.host, &node, GROUP, 0..1000).await;
+        let puts = disks.log().puts.get() - before;
+        assert!(puts <= 40, "{puts} batches for 1000 concurrent proposals");
+        let list = first.lists[0].list();
+        assert_eq!(list.len(), 1000);
+        for (number, place) in places.iter().enumerate() {
+            assert_eq!(list[*place as usize], item(number as u64));
+        }
+        node.kill();
+        drop(first);
+
+        let node = handle.new_domain();
+        let second = start(&disks, &node, LogConfig::default()).await.unwrap();
+        second.host.read_barrier(GROUP).await.unwrap();
+        assert_eq!(second.lists[0].list(), list, "after the barrier the restarted replica has all of it");
+    });
+}
+
+#[test]
+fn a_lone_replicas_read_barrier_writes_nothing_and_waits_for_nothing() {
+    simulate(12, |handle| async move {
+        let disks = Disks::new(1);
+        let node = start(&disks, &handle, LogConfig::default()).await.unwrap();
+        node.host.propose(GROUP, item(1)).await.unwrap();
+        node.host.read_barrier(GROUP).await.unwrap();
+        let (puts, at) = (disks.log().puts.get(), handle.now());
+        for _ in 0..100 {
+            node.host.read_barrier(GROUP).await.unwrap();
+        }
+        assert_eq!((disks.log().puts.get(), handle.now()), (puts, at));
+    });
+}
+
+#[test]
+fn nine_idle_groups_do_not_wake() {
+    let polled = |idle: u64| {
+        let story = move |handle: Handle| async move {
+            let disks = Disks::new(9);
+            let node = start(&disks, &handle, LogConfig::default()).await.unwrap();
+            handle.sleep(Duration::from_secs(10)).await;
+            let tasks = handle.task_count();
+            handle.sleep(Duration::from_secs(idle)).await;
+            drop(node);
+            tasks
+        };
+        simulate(13, story).1
+    };
+    // Every poll folds its task and time into the hash: if nothing but the sleeper was polled in
+    // the idle time, only its own wake-up differs. A hash can't be counted, so count timers:
+    // with none but ours, a clock that jumps gets to any time in one step.
+    assert_eq!(polled(1000), polled(1000));
+    let executor = cfs_reactor::Executor::new(Rc::new(cfs_reactor::clock::SimClock::new(13)));
+    let handle = executor.domain();
+    let outer = handle.clone();
+    let run = executor.run_simulated(&handle, async move {
+        let disks = Disks::new(9);
+        let node = start(&disks, &outer, LogConfig::default()).await.unwrap();
+        outer.sleep(Duration::from_secs(10)).await;
+        // Nobody sets a timer any more: waiting for what never comes stalls at once.
+        std::future::pending::<()>().await;
+        drop(node);
+    });
+    assert_eq!(run.map(drop), Err(cfs_reactor::executor::Stalled));
+}
+
+#[test]
+fn a_proposal_beyond_the_limit_is_refused_and_the_largest_is_taken() {
+    simulate(14, |handle| async move {
+        let node = start(&Disks::new(1), &handle, LogConfig::default()).await.unwrap();
+        let limit = cfs_consensus::host::PROPOSAL_BYTES_MAX;
+        let refused = node.host.propose(GROUP, vec![7; limit + 1].into()).await;
+        assert_eq!(refused, Err(ProposeError::TooLarge { length: limit + 1, limit }));
+        node.host.propose(GROUP, vec![7; limit].into()).await.unwrap();
+        assert_eq!(node.lists[0].list().len(), 1);
+        let elsewhere = node.host.propose(ShardId(9), item(1)).await;
+        assert_eq!(elsewhere, Err(ProposeError::UnknownGroup(ShardId(9))));
+    });
+}
+
+#[test]
+fn the_log_stays_short_while_groups_idle_and_others_write() {
+    simulate(15, |handle| async move {
+        let disks = Disks::new(9);
+        let config = LogConfig { limit_bytes: 400_000, copy_bytes_max: 64 << 10, ..LogConfig::default() };
+        let node = handle.new_domain();
+        let first = start(&disks, &node, config.clone()).await.unwrap();
+        // Group 8 leaves a short tail and idles; group 0 writes 3 MB.
+        propose_all(&first.host, &node, ShardId(8), 0..3).await;
+        let mut most = 0;
+        for round in 0..300u64 {
+            let filler = Bytes::from(vec![round as u8; 10_000]);
+            first.host.propose(GROUP, filler).await.unwrap();
+            most = most.max(first.log.bytes_stored());
+        }
+        assert!(most < 800_000, "the log grew to {most} bytes");
+        assert!(disks.states[0].checkpoints.get() > 2);
+        let metrics = first.host.metrics(GROUP).unwrap();
+        assert!(metrics.purged_index <= metrics.synced_index && metrics.purged_index.is_some(), "{metrics:?}");
+        node.kill();
+        drop(first);
+
+        let node = handle.new_domain();
+        let second = start(&disks, &node, config).await.unwrap();
+        for (group, expected) in [(0usize, 300), (8, 3), (5, 0)] {
+            second.host.read_barrier(ShardId(group as u16)).await.unwrap();
+            assert_eq!(second.lists[group].list().len(), expected, "group {group}");
+        }
+    });
+}
+
+#[test]
+fn state_without_its_log_is_refused() {
+    simulate(16, |handle| async move {
+        let mut disks = Disks::new(1);
+        let node = handle.new_domain();
+        let first = start(&disks, &node, LogConfig::default()).await.unwrap();
+        first.host.propose(GROUP, item(1)).await.unwrap();
+        first.host.checkpoint_all().await.unwrap();
+        first.host.shutdown().await;
+        node.kill();
+        disks.log = Some(Medium::new());
+        let lost = start(&disks, &handle.new_domain(), LogConfig::default()).await;
+        assert_eq!(lost.err(), Some(HostError::LogLost(GROUP)));
+    });
+}
+
+#[test]
+fn shutdown_ends_what_waits() {
+    simulate(17, |handle| async move {
+        let disks = Disks::new(1);
+        let node = start(&disks, &handle, LogConfig::default()).await.unwrap();
+        disks.log().halt_at(Some(1), common::blobs::Torn::Nothing);
+        let host = node.host.clone();
+        let waiting = handle.spawn(async move { host.propose(GROUP, item(1)).await });
+        handle.sleep(Duration::from_millis(10)).await;
+        assert!(!waiting.is_finished(), "nothing is answered before it is durable");
+        handle.timeout(Duration::from_secs(5), node.host.shutdown()).await.expect("shutdown ends");
+        let answer = waiting.await.unwrap();
+        assert!(matches!(answer, Err(ProposeError::Stopped { .. })), "{answer:?}");
+    });
+}

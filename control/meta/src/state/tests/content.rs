@@ -1,0 +1,174 @@
+//! Extents, the inline head, commit order and removal.
+
+use super::check::check;
+use super::*;
+use cfs_wire::limits::FILE_BYTES_MAX;
+
+fn new_file(shard: &mut Shard) -> Ino {
+    shard.create(ROOT, "f", file()).unwrap().ino
+}
+
+fn run_of(blob: u128, from: u32, to: u32) -> Vec<u8> {
+    (from..to).map(|offset| byte_at(&hot(blob, offset))).collect()
+}
+
+#[test]
+fn a_write_in_the_middle_splits_the_extent_and_moves_its_back_references() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    shard.write(ino, vec![data(0, 100, 1)]).unwrap();
+    let attr = shard.write(ino, vec![data(40, 10, 2)]).unwrap();
+    assert_eq!((attr.size, attr.allocated), (100, 100));
+    let extents: Vec<_> = shard.extents(ino).extents.into_iter().map(|e| (e.offset, e.length, e.location)).collect();
+    assert_eq!(extents, [(0, 40, hot(1, 0)), (40, 10, hot(2, 0)), (50, 50, hot(1, 50))]);
+    let holders = |shard: &mut Shard, blob| shard.shard_op(ShardOp::Holders { referent: hot(blob, 0).referent() });
+    assert_eq!(holders(&mut shard, 1), ShardReply::Holders(vec![(ino, 0), (ino, 50)]));
+    assert_eq!(holders(&mut shard, 2), ShardReply::Holders(vec![(ino, 40)]));
+    check(&[(shard.id, &shard.state)]).unwrap();
+}
+
+#[test]
+fn data_over_an_inline_file_keeps_the_rest_and_a_punched_extent_shows_nothing_old() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    shard.write(ino, vec![FileWrite::Inline { offset: 0, bytes: vec![7; 100] }]).unwrap();
+    shard.write(ino, vec![data(20, 30, 1)]).unwrap();
+    let mut expected = vec![7; 100];
+    expected[20..50].copy_from_slice(&run_of(1, 0, 30));
+    assert_eq!(shard.content(ino), expected);
+    shard.write(ino, vec![FileWrite::Punch { offset: 20, length: 30 }]).unwrap();
+    expected[20..50].fill(0);
+    assert_eq!(shard.content(ino), expected);
+    // Data over the rest of the head leaves only what is before it.
+    let attr = shard.write(ino, vec![data(10, 5000, 2)]).unwrap();
+    assert_eq!((attr.size, attr.allocated), (5010, 5010));
+    assert_eq!(shard.extents(ino).inline, Some(vec![7; 10]));
+}
+
+#[test]
+fn a_small_file_is_given_whole_however_it_came_to_its_size() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    assert_eq!(shard.extents(ino).inline, Some(Vec::new()));
+    shard.write(ino, vec![FileWrite::AppendInline { bytes: vec![1, 2] }, FileWrite::Extend { size: 5 }]).unwrap();
+    assert_eq!(shard.extents(ino).inline, Some(vec![1, 2, 0, 0, 0]));
+    shard.write(ino, vec![FileWrite::Extend { size: 5000 }]).unwrap();
+    assert_eq!(shard.extents(ino).inline, Some(vec![1, 2]));
+}
+
+#[test]
+fn inline_bytes_past_the_limit_are_refused_and_nothing_of_the_commit_applies() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    shard.write(ino, vec![FileWrite::Inline { offset: 4095, bytes: vec![1] }]).unwrap();
+    let before = shard.attr(ino);
+    let writes = vec![FileWrite::Truncate { size: 10 }, FileWrite::Inline { offset: 4090, bytes: vec![1; 7] }];
+    assert_eq!(errno(shard.write(ino, writes)), Errno::EFBIG);
+    assert_eq!(shard.attr(ino), before);
+}
+
+#[test]
+fn offsets_end_where_lseek_does() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    let attr = shard.write(ino, vec![data(FILE_BYTES_MAX - 1, 1, 1)]).unwrap();
+    assert_eq!((attr.size, attr.allocated), (FILE_BYTES_MAX, 1));
+    for write in [data(FILE_BYTES_MAX, 1, 2), data(u64::MAX, 1, 2), FileWrite::Extend { size: FILE_BYTES_MAX + 1 }] {
+        assert_eq!(errno(shard.write(ino, vec![write])), Errno::EFBIG);
+    }
+    let append = FileWrite::Append { length: 1, location: hot(3, 0), epoch: Epoch(0) };
+    assert_eq!(errno(shard.write(ino, vec![append])), Errno::EFBIG);
+    assert!(matches!(shard.write(ino, vec![data(0, 0, 1)]), Err(MetaError::Malformed(_))));
+    let beyond = FileWrite::Data { offset: 0, length: 2, location: hot(1, u32::MAX), epoch: Epoch(0) };
+    assert!(matches!(shard.write(ino, vec![beyond]), Err(MetaError::Malformed(_))));
+}
+
+#[test]
+fn listing_extents_says_how_far_it_got() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    shard.write(ino, (0..5).map(|n| data(n * 100, 10, u128::from(n) + 1)).collect()).unwrap();
+    let ask = |offset, length, extents_max| match shard.read(MetaOp::GetExtents { ino, offset, length, extents_max }) {
+        Ok(MetaReply::Extents(reply)) => (reply.extents.iter().map(|e| e.offset).collect::<Vec<_>>(), reply.covered),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ask(0, 1000, 10), (vec![0, 100, 200, 300, 400], 1000));
+    assert_eq!(ask(5, 200, 10), (vec![0, 100, 200], 205));
+    assert_eq!(ask(10, 90, 10), (vec![], 100));
+    assert_eq!(ask(0, 1000, 2), (vec![0, 100], 200));
+}
+
+#[test]
+fn commits_of_a_session_apply_in_order_and_once() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    let mut commit = |session, sequence| {
+        let writes = vec![FileWrite::AppendInline { bytes: vec![sequence as u8] }];
+        let commit = Commit { ino, sequence, writes, mtime: None, kill_privileges: false };
+        shard.call_as(session, MetaOp::Commit(commit))
+    };
+    assert!(matches!(commit(ALICE, 2), Err(MetaError::Unavailable(_))));
+    assert!(commit(ALICE, 1).is_ok());
+    assert!(matches!(commit(ALICE, 3), Err(MetaError::Unavailable(_))));
+    assert!(commit(BOB, 1).is_ok());
+    assert!(commit(ALICE, 2).is_ok());
+    assert!(matches!(commit(ALICE, 2), Err(MetaError::Malformed(_))));
+    assert!(commit(ALICE, 3).is_ok());
+    assert_eq!(shard.content(ino), [1, 1, 2, 3]);
+}
+
+#[test]
+fn the_first_append_of_a_commit_says_where_it_went() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    shard.write(ino, vec![data(0, 9000, 1)]).unwrap();
+    let append = |blob| FileWrite::Append { length: 10, location: hot(blob, 0), epoch: Epoch(0) };
+    let commit = Commit { ino, sequence: 1, writes: vec![append(2), append(3)], mtime: Some(at(5)), kill_privileges: false };
+    match shard.call(MetaOp::Commit(commit)) {
+        Ok(MetaReply::Committed { attr, append_offset }) => {
+            assert_eq!((attr.size, append_offset, attr.mtime, attr.ctime), (9020, Some(9000), at(5), at(5)));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_huge_file_goes_in_several_entries_and_its_bytes_are_released() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    for batch in 0..6u64 {
+        shard.write(ino, (0..200).map(|n| data((batch * 200 + n) * 10, 10, u128::from(batch * 200 + n))).collect()).unwrap();
+    }
+    assert_eq!(shard.unlink(ROOT, "f"), Ok(MetaReply::Removed { ino, nlink: 0 }));
+    assert_eq!(shard.follow_up, [FollowUp::Reap { ino }]);
+    let follow_up = shard.follow_up.clone();
+    // Half removed is gone for everyone.
+    assert_eq!(errno(shard.call(MetaOp::Open { ino })), Errno::ESTALE);
+    shard.follow_up = follow_up;
+    let entries = shard.log.len();
+    shard.reap();
+    assert_eq!(shard.log.len() - entries, 2);
+    assert_eq!(errno(shard.attr(ino)), Errno::ESTALE);
+    match shard.shard_op(ShardOp::ListReleased { max: 4096 }) {
+        ShardReply::Released(list) => assert_eq!(list.len(), 1200),
+        other => panic!("{other:?}"),
+    }
+    check(&[(shard.id, &shard.state)]).unwrap();
+}
+
+#[test]
+fn a_write_lease_keeps_other_sessions_commits_and_truncations_out() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    let lease = |result| matches!(result, Ok(MetaReply::Lease { granted: true, .. }));
+    assert!(lease(shard.call(MetaOp::AcquireLease { ino })));
+    assert!(!lease(shard.call_as(BOB, MetaOp::AcquireLease { ino })));
+    let commit = Commit { ino, sequence: 1, writes: vec![data(0, 1, 1)], mtime: None, kill_privileges: false };
+    let truncate = MetaOp::SetAttr { ino, changes: AttrChanges { size: Some(9), ..Default::default() } };
+    for op in [MetaOp::Commit(commit.clone()), truncate] {
+        assert!(matches!(shard.call_as(BOB, op), Err(MetaError::Unavailable(_))));
+    }
+    assert!(shard.call(MetaOp::ReturnLease { ino }).is_ok());
+    assert!(shard.call_as(BOB, MetaOp::Commit(commit)).is_ok());
+    assert!(lease(shard.call_as(BOB, MetaOp::AcquireLease { ino })));
+}

@@ -1,0 +1,116 @@
+//! Sessions, stored replies, holds and fencing.
+
+use super::check::check;
+use super::*;
+use cfs_wire::limits::SESSION_REPLIES_MAX;
+use cfs_wire::meta::{LockFamily, LockKind, LockRange};
+
+#[test]
+fn a_session_must_be_opened_and_a_fenced_one_stays_out() {
+    let mut shard = Shard::new();
+    let stranger = SessionId(77);
+    let create = || MetaOp::Create { dir: ROOT, name: name("f"), node: file(), hold: false };
+    assert_eq!(shard.call_as(stranger, create()), Err(MetaError::SessionUnknown));
+    shard.entry(LogEntry::Fence { session: stranger });
+    for op in [create(), MetaOp::OpenSession { client: "again".into() }, MetaOp::CloseSession] {
+        assert_eq!(shard.call_as(stranger, op), Err(MetaError::Fenced));
+    }
+    assert_eq!(errno(shard.lookup(ROOT, "f")), Errno::ENOENT);
+}
+
+#[test]
+fn fencing_takes_leases_locks_and_holds_and_reaps_what_only_they_kept() {
+    let mut shard = Shard::new();
+    let create = MetaOp::Create { dir: ROOT, name: name("f"), node: file(), hold: true };
+    let ino = match shard.call_as(BOB, create) {
+        Ok(MetaReply::Entry(entry)) => entry.attr.ino,
+        other => panic!("{other:?}"),
+    };
+    let lock = LockRange { family: LockFamily::Posix, kind: LockKind::Write, start: 0, end: 9, owner: 1, pid: 1 };
+    shard.call_as(BOB, MetaOp::Lock { ino, lock, wait: false }).unwrap();
+    shard.call_as(BOB, MetaOp::AcquireLease { ino }).unwrap();
+    assert_eq!(shard.unlink(ROOT, "f"), Ok(MetaReply::Removed { ino, nlink: 0 }));
+    assert_eq!(shard.attr(ino).unwrap().nlink, 0);
+    check(&[(shard.id, &shard.state)]).unwrap();
+    shard.entry(LogEntry::Fence { session: BOB });
+    assert_eq!(errno(shard.attr(ino)), Errno::ESTALE);
+    check(&[(shard.id, &shard.state)]).unwrap();
+    let commit = Commit { ino, sequence: 1, writes: vec![data(0, 1, 1)], mtime: None, kill_privileges: false };
+    assert_eq!(shard.call_as(BOB, MetaOp::Commit(commit)), Err(MetaError::Fenced));
+}
+
+#[test]
+fn an_unlinked_file_lives_until_the_last_session_releases_it() {
+    let mut shard = Shard::new();
+    let ino = shard.create(ROOT, "f", file()).unwrap().ino;
+    for session in [ALICE, BOB] {
+        shard.call_as(session, MetaOp::Open { ino }).unwrap();
+        shard.call_as(session, MetaOp::Open { ino }).unwrap();
+    }
+    shard.unlink(ROOT, "f").unwrap();
+    // Not a file made without a name: it can't come back.
+    let link = MetaOp::Link { ino, dir: ROOT, name: name("g") };
+    assert_eq!(errno(shard.call(link)), Errno::ENOENT);
+    shard.call(MetaOp::Release { ino }).unwrap();
+    shard.write(ino, vec![data(0, 5, 1)]).unwrap();
+    assert_eq!(shard.attr(ino).unwrap().size, 5);
+    shard.call_as(BOB, MetaOp::CloseSession).unwrap();
+    assert_eq!(errno(shard.attr(ino)), Errno::ESTALE);
+    check(&[(shard.id, &shard.state)]).unwrap();
+}
+
+#[test]
+fn a_nameless_file_is_linked_once_and_is_a_file_like_any_other() {
+    let mut shard = Shard::new();
+    let ino = match shard.call(MetaOp::Tmpfile { dir: ROOT, node: file() }) {
+        Ok(MetaReply::Entry(entry)) => entry.attr.ino,
+        other => panic!("{other:?}"),
+    };
+    let link = |called| MetaOp::Link { ino, dir: ROOT, name: name(called) };
+    assert_eq!(errno(shard.call_as(BOB, link("b"))), Errno::ENOENT);
+    shard.call(link("a")).unwrap();
+    shard.call(MetaOp::Release { ino }).unwrap();
+    assert_eq!(shard.lookup(ROOT, "a").unwrap().nlink, 1);
+    check(&[(shard.id, &shard.state)]).unwrap();
+}
+
+#[test]
+fn replies_are_kept_until_acknowledged_and_bounded() {
+    let mut shard = Shard::new();
+    let call = |sequence, lowest_unacknowledged, called: &str| {
+        let op = MetaOp::Create { dir: ROOT, name: name(called), node: file(), hold: false };
+        let id = RequestId { session: ALICE, sequence };
+        let call = MetaCall { id, lowest_unacknowledged, shard: ShardId(0), op };
+        LogEntry::Client { call, now: at(3000), facts: Facts::default() }
+    };
+    let mut first = None;
+    for sequence in 0..SESSION_REPLIES_MAX as u64 {
+        let reply = shard.entry(call(10 + sequence, 0, &format!("f{sequence}")));
+        assert!(matches!(reply, Reply::Meta(Ok(_))), "{sequence}: {reply:?}");
+        first.get_or_insert(reply);
+    }
+    let next = 10 + SESSION_REPLIES_MAX as u64;
+    assert!(matches!(shard.entry(call(next, 0, "one more")), Reply::Meta(Err(MetaError::Unavailable(_)))));
+    assert_eq!(Some(shard.entry(call(10, 0, "f0"))), first);
+    assert!(matches!(shard.entry(call(next, 12, "one more")), Reply::Meta(Ok(_))));
+    // A late repeat of what was acknowledged is not run again.
+    shard.sequence = 5000;
+    shard.unlink(ROOT, "f0").unwrap();
+    assert!(matches!(shard.entry(call(10, 0, "f0")), Reply::Meta(Err(MetaError::Malformed(_)))));
+    assert_eq!(errno(shard.lookup(ROOT, "f0")), Errno::ENOENT);
+}
+
+#[test]
+fn a_shard_is_initialised_once_and_only_as_it_can_be() {
+    let mut shard = Shard::new();
+    let before = shard.state.clone();
+    assert_eq!(shard.entry(LogEntry::Init(init(1))), Reply::Done);
+    assert!(matches!(shard.entry(LogEntry::Init(init(2))), Reply::Meta(Err(MetaError::Malformed(_)))));
+    assert_eq!(shard.state, before);
+    let fence = LogEntry::Fence { session: ALICE };
+    let fresh = MemoryState::default();
+    assert_eq!(apply(&fresh, ShardId(0), &fence).now_or_never().unwrap(), Err(StateError::Uninitialised));
+    let newer = Init { feature_level: 2, ..init(1) };
+    let outcome = now_or_never(apply(&fresh, ShardId(0), &LogEntry::Init(newer)));
+    assert!(matches!(outcome.reply, Reply::Meta(Err(MetaError::Malformed(_)))) && outcome.batch.is_empty());
+}

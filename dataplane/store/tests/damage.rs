@@ -1,0 +1,317 @@
+//! Torn or corrupt, lost and misdirected writes, damaged headers: reported, never wrong bytes.
+
+mod common;
+
+use cfs_device::mem::Faults;
+use cfs_reactor::clock::SplitMix64;
+use cfs_store::{CorruptRegion, Damage, StoreError};
+use cfs_wire::blobs::BlobKind;
+use cfs_wire::{BlobId, ZoneNo};
+use common::crash::{Journal, check, work_until_error};
+use common::*;
+use std::collections::BTreeMap;
+
+const PAGE: u32 = 4096;
+/// Where appends start in a zone.
+const FIRST: u32 = 2 * PAGE;
+
+fn at(zone: u32, offset: u32) -> u64 {
+    AREA + u64::from(zone) * u64::from(ZONE) + u64::from(offset)
+}
+
+#[test]
+fn a_header_damaged_below_the_durable_mark_is_corruption_and_the_scan_goes_past_it() {
+    run(1, |handle| async move {
+        let disk = formatted(&handle, 16, 1).await;
+        let store = open(&disk, &handle).await;
+        for id in 1..=3 {
+            put(&store, id, BlobKind::Data, 6000).await.unwrap();
+        }
+        let extent = 3 * PAGE;
+        disk.corrupt(at(0, FIRST + extent + 40), 4, 1);
+        let store = reopen(store, &disk, &handle).await;
+        let (offset, length) = (FIRST + extent, extent);
+        let expected = CorruptRegion { zone: ZoneNo(0), offset, length, damage: Damage::Appends };
+        assert_eq!(store.recovery().corrupt, vec![expected]);
+        assert_eq!(store.recovery().torn_tails, vec![]);
+        expect_blob(&store, 1, 6000, "before the damage").await;
+        expect_absent(&store, 2, "the damaged one").await;
+        expect_blob(&store, 3, 6000, "behind the damage").await;
+        // Written again from redundancy.
+        put(&store, 2, BlobKind::Data, 6000).await.unwrap();
+        let store = reopen(store, &disk, &handle).await;
+        expect_blob(&store, 2, 6000, "repaired").await;
+    });
+}
+
+#[test]
+fn the_last_append_is_a_torn_tail_unless_a_later_mark_says_it_was_durable() {
+    for later in [false, true] {
+        run(2, move |handle| async move {
+            let disk = formatted(&handle, 16, 2).await;
+            let store = open(&disk, &handle).await;
+            put(&store, 1, BlobKind::Data, 6000).await.unwrap();
+            put(&store, 2, BlobKind::Data, 6000).await.unwrap();
+            if later {
+                // In another stream's zone: its header knows how far the data zone was durable.
+                put(&store, 3, BlobKind::Log, 10).await.unwrap();
+            }
+            let (offset, length) = (FIRST + 3 * PAGE, 3 * PAGE);
+            disk.corrupt(at(0, offset + 40), 4, 1);
+            let store = reopen(store, &disk, &handle).await;
+            let region = CorruptRegion { zone: ZoneNo(0), offset, length, damage: Damage::Appends };
+            let report = store.recovery();
+            assert_eq!(report.corrupt, if later { vec![region] } else { vec![] });
+            assert_eq!(report.torn_tails, if later { vec![] } else { vec![(ZoneNo(0), offset)] });
+            expect_blob(&store, 1, 6000, "before").await;
+            expect_absent(&store, 2, "damaged").await;
+            put(&store, 4, BlobKind::Data, 9000).await.unwrap();
+            let store = reopen(store, &disk, &handle).await;
+            expect_blob(&store, 4, 9000, "after").await;
+            expect_absent(&store, 2, "damaged, second time").await;
+        });
+    }
+}
+
+#[test]
+fn a_payload_torn_above_the_mark_is_dropped_and_below_it_kept_and_reported_by_reads() {
+    for later in [false, true] {
+        run(3, move |handle| async move {
+            let disk = formatted(&handle, 16, 3).await;
+            let store = open(&disk, &handle).await;
+            put(&store, 1, BlobKind::Data, 6000).await.unwrap();
+            if later {
+                put(&store, 2, BlobKind::Data, 10).await.unwrap();
+            }
+            disk.corrupt(at(0, FIRST + PAGE + 5), 1, 1);
+            let store = reopen(store, &disk, &handle).await;
+            assert_eq!(store.recovery().corrupt, vec![]);
+            if later {
+                assert!(matches!(store.get(BlobId(1), 0, 6000).await, Err(StoreError::Corrupt { page: 0, .. })));
+                assert_eq!(store.get(BlobId(1), 4096, 100).await.unwrap(), payload(1, 6000).slice(4096..4196));
+            } else {
+                assert_eq!(store.recovery().torn_tails, vec![(ZoneNo(0), FIRST)]);
+                expect_absent(&store, 1, "torn").await;
+                // The leftover header is not taken for a durable one once there are later marks.
+                put(&store, 7, BlobKind::Log, 10).await.unwrap();
+                let store = reopen(store, &disk, &handle).await;
+                expect_absent(&store, 1, "torn, second time").await;
+            }
+        });
+    }
+}
+
+#[test]
+fn one_damaged_zone_header_is_mended_and_two_void_the_zone() {
+    run(4, |handle| async move {
+        let disk = formatted(&handle, 16, 4).await;
+        let store = open(&disk, &handle).await;
+        put(&store, 1, BlobKind::Data, 6000).await.unwrap();
+        put(&store, 2, BlobKind::Log, 6000).await.unwrap();
+        for copy in [0, PAGE] {
+            disk.corrupt(at(0, copy + 50), 1, 1);
+            let store = open(&disk, &handle).await;
+            assert_eq!(store.recovery().corrupt, vec![]);
+            expect_blob(&store, 1, 6000, "one copy damaged").await;
+        }
+        disk.corrupt(at(0, 0), FIRST as usize, 1);
+        let store = reopen(store, &disk, &handle).await;
+        let region = CorruptRegion { zone: ZoneNo(0), offset: 0, length: ZONE, damage: Damage::ZoneHeader };
+        assert_eq!(store.recovery().corrupt, vec![region]);
+        expect_absent(&store, 1, "voided").await;
+        expect_blob(&store, 2, 6000, "another zone").await;
+        put(&store, 1, BlobKind::Data, 6000).await.unwrap();
+        let store = reopen(store, &disk, &handle).await;
+        expect_blob(&store, 1, 6000, "stored again").await;
+    });
+}
+
+#[test]
+fn a_damaged_footer_loses_nothing() {
+    run(5, |handle| async move {
+        let disk = formatted(&handle, 20, 5).await;
+        let store = open(&disk, &handle).await;
+        for id in 1..=6 {
+            put(&store, id, BlobKind::Data, 60_000).await.unwrap();
+        }
+        handle.sleep(std::time::Duration::from_secs(1)).await;
+        disk.corrupt(at(0, ZONE - PAGE), 100, 1);
+        let store = reopen(store, &disk, &handle).await;
+        let damage: Vec<_> = store.recovery().corrupt.iter().map(|region| (region.zone, region.damage)).collect();
+        assert_eq!(damage, vec![(ZoneNo(0), Damage::ZoneFooter)]);
+        for id in 1..=6 {
+            expect_blob(&store, id, 60_000, "footer lost").await;
+        }
+        let store = reopen(store, &disk, &handle).await;
+        assert_eq!(store.recovery().corrupt, vec![], "the footer was written again");
+    });
+}
+
+#[test]
+fn a_zone_that_was_reset_never_shows_its_past_even_without_its_header() {
+    run(6, |handle| async move {
+        let disk = formatted(&handle, 16, 6).await;
+        let store = open(&disk, &handle).await;
+        let ids: Vec<u128> = (1..=8).collect();
+        for id in &ids {
+            put(&store, *id, BlobKind::Data, 60_000).await.unwrap();
+        }
+        delete(&store, &ids).await.unwrap();
+        handle.sleep(std::time::Duration::from_secs(1)).await;
+        assert!(store.zones_collected() > 0);
+        disk.corrupt(at(0, 0), FIRST as usize, 1);
+        let store = reopen(store, &disk, &handle).await;
+        for id in ids {
+            expect_absent(&store, id, "reset").await;
+        }
+    });
+}
+
+#[test]
+fn what_a_device_refuses_to_read_is_left_alone_and_comes_back_with_it() {
+    run(7, |handle| async move {
+        let disk = formatted(&handle, 16, 7).await;
+        let store = open(&disk, &handle).await;
+        for id in 1..=20 {
+            put(&store, id, BlobKind::Data, 20_000).await.unwrap();
+        }
+        drop(store);
+        handle.sleep(std::time::Duration::from_secs(1)).await;
+        let mut hidden = 0;
+        for _ in 0..20 {
+            disk.set_faults(Faults { read_error: 0.1, ..Faults::default() });
+            let Ok(store) = try_open(&disk, &handle).await else { continue };
+            disk.set_faults(Faults::default());
+            for id in 1..=20 {
+                match store.stat(BlobId(id)) {
+                    Some(_) => expect_blob(&store, id, 20_000, "readable").await,
+                    None => {
+                        hidden += 1;
+                        assert!(!store.recovery().corrupt.is_empty(), "missing without a report");
+                    }
+                }
+            }
+        }
+        assert!(hidden > 0, "no read fault struck");
+        let store = open(&disk, &handle).await;
+        for id in 1..=20 {
+            expect_blob(&store, id, 20_000, "faults gone").await;
+        }
+    });
+}
+
+#[test]
+fn lost_misdirected_and_torn_writes_and_flipped_bits_never_give_wrong_bytes() {
+    let mut refused = 0;
+    for seed in 1..=40u64 {
+        refused += run(seed, move |handle| async move {
+            let disk = formatted(&handle, 16, seed).await;
+            let mut store = open(&disk, &handle).await;
+            let fault = |bad: u64| if seed % 4 == bad { 0.05 } else { 0.0 };
+            let faults = Faults {
+                lost_write: fault(0),
+                misdirected_write: fault(1),
+                torn_write: fault(2),
+                bit_flip_on_read: fault(3),
+                ..Faults::default()
+            };
+            let mut random = SplitMix64::new(seed);
+            let mut lengths = BTreeMap::new();
+            let mut refused = 0;
+            for id in 1..=120u128 {
+                let length = 1 + random.below(30_000) as usize;
+                disk.set_faults(faults.clone());
+                match put(&store, id, BlobKind::ALL[random.below(6) as usize], length).await {
+                    Ok(()) => _ = lengths.insert(id, length),
+                    Err(error) => assert!(matches!(error, StoreError::NoSpace { .. }), "seed {seed}: {error}"),
+                }
+                if random.one_in(3) && !lengths.is_empty() {
+                    let victim = *lengths.keys().nth(random.below(lengths.len() as u64) as usize).unwrap();
+                    delete(&store, &[victim]).await.unwrap();
+                    lengths.remove(&victim);
+                }
+                if random.one_in(40) {
+                    disk.set_faults(Faults::default());
+                    drop(store);
+                    handle.sleep(std::time::Duration::from_secs(1)).await;
+                    store = match try_open(&disk, &handle).await {
+                        Ok(store) => store,
+                        // Both superblocks may have been hit by a misdirected write.
+                        Err(StoreError::SuperblockCorrupt { .. } | StoreError::Foreign { .. }) => return refused + 1,
+                        Err(error) => panic!("seed {seed}: {error}"),
+                    };
+                }
+            }
+            for (id, length) in &lengths {
+                match store.get(BlobId(*id), 0, *length as u32).await {
+                    Ok(bytes) => assert!(bytes == payload(*id, *length), "seed {seed}: wrong bytes in {id}"),
+                    Err(StoreError::Corrupt { .. } | StoreError::NotFound(_)) => refused += 1,
+                    Err(error) => panic!("seed {seed}: {error}"),
+                }
+            }
+            refused
+        });
+    }
+    assert!(refused > 20, "the faults hardly struck: {refused}");
+}
+
+#[test]
+fn after_a_failed_write_nothing_answered_is_lost_and_nothing_more_is_taken() {
+    let mut fenced = 0;
+    for seed in 1..=40u64 {
+        fenced += run(seed, move |handle| async move {
+            let disk = formatted(&handle, 16, seed).await;
+            let journal = Journal::default();
+            let mut fenced = 0;
+            for life in 0..3 {
+                let store = open(&disk, &handle).await;
+                check(&store, &journal, &format!("seed {seed} life {life}")).await;
+                disk.set_faults(Faults { write_error: 0.02, ..Faults::default() });
+                if let Some(error) = work_until_error(&store, &journal, seed + 1000 * life, 40).await {
+                    assert!(error.is_device_failure(), "seed {seed}: {error}");
+                    assert!(store.is_failed().is_some(), "seed {seed}");
+                    fenced += 1;
+                }
+                disk.set_faults(Faults::default());
+                drop(store);
+                handle.sleep(std::time::Duration::from_secs(1)).await;
+                disk.power_cut();
+            }
+            let store = open(&disk, &handle).await;
+            assert_eq!(store.recovery().corrupt, vec![], "seed {seed}");
+            check(&store, &journal, &format!("seed {seed} at the end")).await;
+            fenced
+        });
+    }
+    assert!(fenced > 20, "{fenced}");
+}
+
+#[test]
+fn a_damaged_blob_is_moved_by_the_collector_and_stays_recognisable() {
+    run(9, |handle| async move {
+        let disk = formatted(&handle, 16, 9).await;
+        let store = open(&disk, &handle).await;
+        let ids: Vec<u128> = (1..=20).collect();
+        for id in &ids {
+            put(&store, *id, BlobKind::Data, 20_000).await.unwrap();
+        }
+        // A damaged blob is moved as it is and stays recognisable; the others are sound.
+        disk.corrupt(at(0, FIRST + PAGE + 5), 1, 1);
+        for round in 0..30u128 {
+            let filler: Vec<u128> = (0..8).map(|index| 100 + round * 8 + index).collect();
+            for id in &filler {
+                put(&store, *id, BlobKind::Data, 20_000).await.unwrap();
+            }
+            // All of the first zone but two blobs dies, so that it is collected.
+            let old: Vec<u128> = ids.iter().copied().filter(|id| *id > 2).take(if round == 0 { 9 } else { 0 }).collect();
+            delete(&store, &old).await.unwrap();
+            delete(&store, &filler).await.unwrap();
+        }
+        assert!(store.zones_collected() > 5);
+        assert!(matches!(store.get(BlobId(1), 0, 20_000).await, Err(StoreError::Corrupt { page: 0, zone, .. }) if zone != 0));
+        assert_eq!(store.get(BlobId(1), 4096, 5000).await.unwrap(), payload(1, 20_000).slice(4096..9096));
+        expect_blob(&store, 2, 20_000, "neighbour").await;
+        let damaged = store.scrub(None).await.corrupt;
+        assert_eq!(damaged, vec![info(1, BlobKind::Data, 20_000)]);
+    });
+}

@@ -1,0 +1,49 @@
+//! The same verbs on a real file, through io_uring and O_DIRECT.
+
+mod common;
+
+use cfs_device::uring::{OpenOptions, UringDevice};
+use cfs_reactor::Executor;
+use cfs_reactor::clock::KernelClock;
+use cfs_reactor::uring::Ring;
+use cfs_store::{FormatOptions, TargetStore, format};
+use cfs_wire::blobs::BlobKind;
+use common::*;
+use std::rc::Rc;
+use std::time::Duration;
+
+#[test]
+fn blobs_written_to_a_file_are_there_when_it_is_opened_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("target");
+    for life in 0..3u128 {
+        let ring = Ring::new(64).unwrap();
+        let executor = Executor::new(Rc::new(KernelClock::new()));
+        let handle = executor.domain();
+        let main = handle.clone();
+        let (path, ring_of_story) = (path.clone(), ring.clone());
+        let story = async move {
+            let create_size = (life == 0).then_some(64 << 20);
+            let opening = OpenOptions { create_size, ..OpenOptions::default() };
+            let device = UringDevice::open(&path, &ring_of_story, &main, opening).unwrap();
+            if life == 0 {
+                let formatting = FormatOptions { zone_bytes: Some(4 << 20), ..options() };
+                format(&*device, &formatting).await.unwrap();
+            }
+            let store = TargetStore::open(device, &main, Some(identity())).await.unwrap();
+            assert_eq!(store.recovery().corrupt, vec![]);
+            for id in 1..=life * 12 {
+                expect_blob(&store, id, 1 + id as usize * 40_000, "earlier life").await;
+            }
+            let puts = (life * 12 + 1..=life * 12 + 12).map(|id| {
+                let store = store.clone();
+                main.spawn(async move { put(&store, id, BlobKind::Data, 1 + id as usize * 40_000).await })
+            });
+            for put in puts.collect::<Vec<_>>() {
+                put.await.unwrap().unwrap();
+            }
+            assert!(store.scrub(None).await.is_clean());
+        };
+        executor.run(&mut ring.driver(), Duration::ZERO, &handle, story).unwrap();
+    }
+}
