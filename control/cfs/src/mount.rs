@@ -3,22 +3,26 @@
 use crate::cli::MountArgs;
 use crate::signals::Signals;
 use anyhow::{Context, Result, bail};
+use cfs_fabric::Address;
+use cfs_fuse::{MountConfig, MountOptions, Unmounter, run_mount};
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 
 /// Under the name `mount.cfs` the arguments are `ADDRESS MOUNTPOINT [-sfnv] [-o OPTIONS]`.
 pub fn helper_arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let name = arguments.first().map(|program| Path::new(program).file_name().unwrap_or_default().to_owned());
     if name.is_some_and(|name| name == "mount.cfs") {
-        arguments.retain(|argument| !["-s", "-n", "-v"].iter().any(|flag| argument == flag));
+        arguments.retain(|argument| !["-s", "-f", "-n", "-v"].iter().any(|flag| argument == flag));
         arguments.insert(1, "mount".into());
     }
     arguments
 }
 
-/// Refuses early, with one line, what FUSE would refuse late.
+/// Refuses before anything is started what could not be mounted on.
 pub fn check_mountpoint(mountpoint: &Path) -> Result<()> {
     if !Path::new("/dev/fuse").exists() {
         bail!("/dev/fuse is missing; load the kernel module with: modprobe fuse");
@@ -26,6 +30,127 @@ pub fn check_mountpoint(mountpoint: &Path) -> Result<()> {
     match std::fs::metadata(mountpoint) {
         Ok(found) if found.is_dir() => Ok(()),
         Ok(_) => bail!("mountpoint {} is not a directory", mountpoint.display()),
-        Err(error) => bail!("mountpoint {}: {error}; create it or unmount what is left there", mountpoint.display()),
+        Err(error) => bail!("mountpoint {}: {error}; create it, or unmount what is left there", mountpoint.display()),
     }
+}
+
+/// Mounts in this process, or in a child that outlives it, as mount helpers do.
+pub fn run(args: MountArgs) -> Result<()> {
+    check_mountpoint(&args.mountpoint)?;
+    let config = configure(&args.address, &args.mountpoint, &args.options)?;
+    if !args.foreground {
+        return detach();
+    }
+    let signals = Signals::block()?;
+    let mounted = spawn(config, signals.waker()?)?;
+    // A parent that waits for the mount reads this line.
+    println!("mounted at {}", args.mountpoint.display());
+    signals.wait()?;
+    mounted.unmount()
+}
+
+/// Runs this very command again with --foreground in a session of its own, and waits until it
+/// has mounted or failed.
+fn detach() -> Result<()> {
+    use std::io::BufRead;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let arguments = helper_arguments(std::env::args_os().collect());
+    let mut command = Command::new(program);
+    command.args(&arguments[1..]).arg("--foreground").stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().context("cannot start the mount process")?;
+    let output = child.stdout.take().context("the mount process has no output")?;
+    let mut line = String::new();
+    std::io::BufReader::new(output).read_line(&mut line).context("cannot hear from the mount process")?;
+    if line.is_empty() {
+        child.wait().context("cannot wait for the mount process")?;
+        bail!("not mounted; the reason is above");
+    }
+    Ok(())
+}
+
+/// A mount that runs on its own threads.
+pub struct Mounted {
+    unmounter: Unmounter,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Mounted {
+    /// Unmounts, waits until everything written is committed, and tells of failures.
+    pub fn unmount(self) -> Result<()> {
+        self.unmounter.unmount()?;
+        self.thread.join().unwrap_or_else(|_| bail!("the mount's thread panicked; its message is above"))
+    }
+}
+
+/// Mounts `address` at `mountpoint`; whoever unmounts it wakes `ended`.
+pub fn in_background(
+    address: &str,
+    mountpoint: &Path,
+    options: &[String],
+    ended: UnixStream,
+) -> Result<Mounted> {
+    spawn(configure(address, mountpoint, options)?, ended)
+}
+
+#[allow(clippy::disallowed_methods, reason = "a mount has threads; nothing here is simulated")]
+fn spawn(config: MountConfig, mut ended: UnixStream) -> Result<Mounted> {
+    let (ready, mounted) = mpsc::channel();
+    let thread = std::thread::Builder::new()
+        .name("cfs-mount".into())
+        .spawn(move || {
+            let outcome = run_mount(config, |unmounter| {
+                let _ = ready.send(unmounter);
+            });
+            // The main thread may be past waiting already.
+            let _ = ended.write_all(&[0]);
+            outcome.map_err(anyhow::Error::from)
+        })
+        .context("cannot start a thread")?;
+    match mounted.recv() {
+        Ok(unmounter) => Ok(Mounted { unmounter, thread }),
+        Err(_) => match thread.join() {
+            Ok(Err(error)) => Err(error),
+            _ => bail!("the mount ended at once"),
+        },
+    }
+}
+
+fn configure(address: &str, mountpoint: &Path, options: &[String]) -> Result<MountConfig> {
+    let mut config = MountConfig::new(mountpoint, Address(address.to_owned()));
+    config.client.name = format!("mount {} (pid {})", mountpoint.display(), std::process::id());
+    parse_options(&mut config.options, options)?;
+    Ok(config)
+}
+
+/// Mount options known to fstab; those that are the kernel's own or mean nothing here pass.
+fn parse_options(parsed: &mut MountOptions, options: &[String]) -> Result<()> {
+    for option in options {
+        match option.as_str() {
+            "ro" => parsed.read_only = true,
+            "rw" => parsed.read_only = false,
+            "suid" => parsed.suid = true,
+            "nosuid" => parsed.suid = false,
+            "dev" => parsed.dev = true,
+            "nodev" => parsed.dev = false,
+            "exec" => parsed.exec = true,
+            "noexec" => parsed.exec = false,
+            "noatime" => parsed.noatime = true,
+            "allow_other" => parsed.allow_other = Some(true),
+            "defaults" | "relatime" | "_netdev" | "auto" | "noauto" | "nofail" | "user" | "users" | "nouser" => {}
+            other => match other.split_once('=') {
+                Some(("threads", count)) => {
+                    parsed.threads = count.parse().with_context(|| format!("mount option {other}: not a number"))?;
+                }
+                Some(("read_ahead_kib", count)) => {
+                    parsed.read_ahead_kib =
+                        count.parse().with_context(|| format!("mount option {other}: not a number"))?;
+                }
+                _ if other.starts_with("x-") || other.starts_with("comment=") => {}
+                _ => bail!("mount option '{other}' is unknown; known: ro, nosuid, nodev, noexec, noatime, allow_other, threads=N, read_ahead_kib=N"),
+            },
+        }
+    }
+    Ok(())
 }

@@ -16,6 +16,8 @@ pub mod log;
 pub mod runtime;
 pub mod types;
 
-pub use host::{AppliedEntry, HostConfig, ProposeError, RaftHost, SnapshotSink, SnapshotSource, StateError, StateMachine};
+pub use host::{
+    AppliedEntry, HostConfig, ProposeError, RaftHost, SnapshotSink, SnapshotSource, StateError, StateMachine,
+};
 pub use log::{LogConfig, LogError, RecoveryReport, SharedLog};
 pub use types::Mark;

@@ -142,10 +142,8 @@ mod tests {
     fn a_mark_survives_encoding_and_a_damaged_one_is_refused() {
         let members = BTreeMap::from([(1, Member { address: "a".into() }), (2, Member { address: "b".into() })]);
         let membership = Membership::new(vec![[1].into(), [1, 2].into()], members).unwrap();
-        let mark = Mark {
-            applied: Some(log_id(7, 99)),
-            membership: StoredMembership::new(Some(log_id(3, 4)), membership),
-        };
+        let mark =
+            Mark { applied: Some(log_id(7, 99)), membership: StoredMembership::new(Some(log_id(3, 4)), membership) };
         let bytes = mark.encode();
         assert_eq!(Mark::decode(&bytes), Ok(mark));
         assert_eq!(Mark::decode(&Mark::default().encode()), Ok(Mark::default()));

@@ -223,3 +223,33 @@ fn shutdown_ends_what_waits() {
         assert!(matches!(answer, Err(ProposeError::Stopped { .. })), "{answer:?}");
     });
 }
+
+/// A purge above the checkpoint is noticed after the next crash: the state has a hole.
+#[cfg(feature = "planted")]
+#[test]
+fn a_log_cut_early_is_found() {
+    use cfs_wire::planted::{Bug, activate};
+    let lost = |bug| {
+        activate(bug);
+        let (outcome, _) = simulate(18, |handle| async move {
+            let disks = Disks::new(1);
+            let node = handle.new_domain();
+            let first = start(&disks, &node, LogConfig::default()).await.unwrap();
+            propose_all(&first.host, &node, GROUP, 0..20).await;
+            first.host.checkpoint(GROUP).await.unwrap();
+            first.log.flush().await.unwrap();
+            node.kill();
+            match start(&disks, &handle.new_domain(), LogConfig::default()).await {
+                Ok(second) => {
+                    second.host.read_barrier(GROUP).await.unwrap();
+                    second.lists[0].list().len() != 20
+                }
+                Err(_) => true,
+            }
+        });
+        activate(None);
+        outcome
+    };
+    assert!(!lost(None));
+    assert!(lost(Some(Bug::LogCutEarly)), "LogCutEarly went unnoticed");
+}

@@ -158,10 +158,17 @@ impl Check {
     }
 
     async fn check_segments(&self, gathered: &Gathered, repair: bool, deep: bool, report: &mut CheckReport) {
+        let segment_of = |extent: &Extent| match &extent.location {
+            Location::Chunk { segment, .. } => Some(*segment),
+            Location::Hot { .. } => None,
+        };
+        let referenced: BTreeSet<SegmentId> = gathered.extents.values().filter_map(segment_of).collect();
         for (registration, dead) in gathered.registrations.values() {
             self.step();
             report.segments += 1;
-            if dead.len() == registration.slots.len() {
+            // A crash between registration and the last put leaves a segment without all its
+            // shards and without references: garbage for the orphan search, not damage.
+            if dead.len() == registration.slots.len() || !referenced.contains(&registration.segment) {
                 continue;
             }
             let missing = self.store.missing_shards(registration, deep).await;

@@ -148,17 +148,21 @@ impl Core {
 
     /// Copies what lives in the zone elsewhere; durable when answered.
     async fn move_out(self: &Rc<Self>, zone: u32) -> Result<(), StoreError> {
-        let blobs = self.state.borrow().live_blobs(zone);
-        let mut rest = blobs.as_slice();
-        while !rest.is_empty() {
-            let (mut count, mut bytes) = (0, 0);
-            while count < rest.len().min(BATCH_BLOBS) && (count == 0 || bytes < BATCH_BYTES) {
-                bytes += rest[count].footprint();
-                count += 1;
+        // In the order they were appended; a sealed zone gets no more.
+        let ids = self.state.borrow().zones.get(zone).blobs.clone();
+        for ids in ids.chunks(BATCH_BLOBS) {
+            let living = self.state.borrow().living_in(zone, ids);
+            let mut rest = living.as_slice();
+            while !rest.is_empty() {
+                let (mut count, mut bytes) = (0, 0);
+                while count < rest.len() && (count == 0 || bytes < BATCH_BYTES) {
+                    bytes += rest[count].footprint();
+                    count += 1;
+                }
+                let (batch, after) = rest.split_at(count);
+                self.move_blobs(zone, batch).await?;
+                rest = after;
             }
-            let (batch, after) = rest.split_at(count);
-            self.move_blobs(zone, batch).await?;
-            rest = after;
             self.handle.yield_now().await;
         }
         if planted::is(Bug::StoreForgetTombstoneAtCollection) {

@@ -400,9 +400,7 @@ impl Core {
 
     fn check_not_fenced(&self) -> Result<(), StoreError> {
         match &*self.failed.borrow() {
-            Some(reason) => {
-                Err(StoreError::Fenced { device: self.device.name().to_owned(), reason: reason.clone() })
-            }
+            Some(reason) => Err(StoreError::Fenced { device: self.device.name().to_owned(), reason: reason.clone() }),
             None => Ok(()),
         }
     }

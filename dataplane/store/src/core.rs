@@ -44,9 +44,7 @@ impl Core {
             return Err(StoreError::Closed);
         }
         match &*self.failed.borrow() {
-            Some(reason) => {
-                Err(StoreError::Fenced { device: self.device.name().to_owned(), reason: reason.clone() })
-            }
+            Some(reason) => Err(StoreError::Fenced { device: self.device.name().to_owned(), reason: reason.clone() }),
             None => Ok(()),
         }
     }

@@ -25,7 +25,9 @@ pub enum StoreError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// A write or flush failed earlier, so what is durable is not known any more.
-    #[error("device {device} takes no writes since an earlier failure: {reason}; replace it, or restart after repairing it")]
+    #[error(
+        "device {device} takes no writes since an earlier failure: {reason}; replace it, or restart after repairing it"
+    )]
     Fenced { device: String, reason: String },
     #[error("the store is closed")]
     Closed,
@@ -40,7 +42,9 @@ pub enum StoreError {
     Foreign { device: String },
     #[error("device {device} is not formatted: run cfs format")]
     Blank { device: String },
-    #[error("device {device}: both superblock copies are damaged ({detail}); restore from redundancy: format it with --force and let repair fill it")]
+    #[error(
+        "device {device}: both superblock copies are damaged ({detail}); restore from redundancy: format it with --force and let repair fill it"
+    )]
     SuperblockCorrupt { device: String, detail: String },
     #[error("device {device} belongs to {found}, expected was {expected}: check the configured device paths")]
     WrongIdentity { device: String, found: Identity, expected: Identity },

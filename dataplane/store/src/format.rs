@@ -2,9 +2,7 @@
 
 use crate::error::StoreError;
 use crate::layout::Invalid;
-use crate::layout::superblock::{
-    COPIES, Identity, Superblock, VERSION, ZONE_BYTES_MAX, ZONE_BYTES_MIN, ZONES_MIN,
-};
+use crate::layout::superblock::{COPIES, Identity, Superblock, VERSION, ZONE_BYTES_MAX, ZONE_BYTES_MIN, ZONES_MIN};
 use crate::layout::{AREA_BYTES, PAGE_BYTES};
 use crate::transfer;
 use bytes::Bytes;
@@ -129,7 +127,8 @@ fn check_size(device: &dyn BlockDevice, superblock: &Superblock) -> Result<(), S
 /// Why neither copy can be used; `None` when both are blank.
 fn refusal(device: &dyn BlockDevice, pages: &[Bytes], decoded: &[Result<Superblock, Invalid>]) -> Option<StoreError> {
     let name = device.name().to_owned();
-    let invalid = || decoded.iter().zip(pages).filter_map(|(copy, page)| copy.as_ref().err().map(|error| (error, page)));
+    let invalid =
+        || decoded.iter().zip(pages).filter_map(|(copy, page)| copy.as_ref().err().map(|error| (error, page)));
     for (error, page) in invalid() {
         match error {
             Invalid::Version(version) if *version > VERSION => {

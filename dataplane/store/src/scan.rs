@@ -29,7 +29,9 @@ const PAGES_PER_YIELD: u32 = 256;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Header {
     /// `stale_copy`: one of the two copies must be written anew.
-    Valid { stale_copy: bool },
+    Valid {
+        stale_copy: bool,
+    },
     /// Never used since the format, or damaged beyond recognition.
     Void,
     /// Was a header of this target, but neither copy verifies any more.

@@ -236,13 +236,10 @@ impl State {
         self.zones.give_back(number);
     }
 
-    /// Live blobs of a zone, by place.
-    pub fn live_blobs(&self, number: u32) -> Vec<Entry> {
-        let of_zone = self.zones.get(number).blobs.iter().filter_map(|id| self.index.get(id));
-        let mut entries: Vec<Entry> = of_zone.filter(|entry| entry.place.zone == number).cloned().collect();
-        entries.sort_unstable_by_key(|entry| entry.place);
-        entries.dedup_by_key(|entry| entry.place);
-        entries
+    /// Those of `ids` whose primary copy is in a zone.
+    pub fn living_in(&self, number: u32, ids: &[BlobId]) -> Vec<Entry> {
+        let entries = ids.iter().filter_map(|id| self.index.get(id));
+        entries.filter(|entry| entry.place.zone == number).cloned().collect()
     }
 
     /// Live tombstones whose record is in a zone.

@@ -1,6 +1,6 @@
 //! The zones of a target in memory: state, what lives in each, and who may take a free one.
 
-use crate::layout::append::{Tail, TAILS_MAX, ZoneUse};
+use crate::layout::append::{TAILS_MAX, Tail, ZoneUse};
 use crate::layout::{ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
 use cfs_device::Placement;
 use cfs_wire::blobs::BlobKind;

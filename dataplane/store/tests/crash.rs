@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 #[test]
 fn whatever_was_answered_survives_a_power_cut_at_every_write() {
-    // Every boundary of one seed, every third of another.
-    for (seed, step) in [(1, 1), (2, 3)] {
+    // Every boundary of one seed, every fifth of another.
+    for (seed, step) in [(1, 1), (2, 5)] {
         let mut halt = 1;
         while crash_at(seed, halt, 60) {
             halt += step;
@@ -17,6 +17,16 @@ fn whatever_was_answered_survives_a_power_cut_at_every_write() {
         assert!(halt > 150, "the workload wrote {halt} times only");
         println!("seed {seed}: {halt} write boundaries");
     }
+}
+
+#[test]
+fn a_target_with_a_zone_for_every_stream_survives_power_cuts_too() {
+    let (mut halt, mut runs) = (1, 0);
+    while crash_on(34, 1500 << 10, 3, halt, 150) {
+        halt += 19;
+        runs += 1;
+    }
+    assert!(runs > 10, "{runs} crashes only");
 }
 
 #[test]

@@ -11,9 +11,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug)]
 enum Verb {
-    Put { id: u128, kind: usize, length: usize },
+    Put {
+        id: u128,
+        kind: usize,
+        length: usize,
+    },
     Delete(Vec<u128>),
-    Get { id: u128, from: u32, length: u32 },
+    Get {
+        id: u128,
+        from: u32,
+        length: u32,
+    },
     /// Power is cut and the target opened again.
     PowerCut,
 }

@@ -33,11 +33,11 @@ fn blobs_written_to_a_file_are_there_when_it_is_opened_again() {
             let store = TargetStore::open(device, &main, Some(identity())).await.unwrap();
             assert_eq!(store.recovery().corrupt, vec![]);
             for id in 1..=life * 12 {
-                expect_blob(&store, id, 1 + id as usize * 40_000, "earlier life").await;
+                expect_blob(&store, id, 1 + id as usize * 25_000, "earlier life").await;
             }
             let puts = (life * 12 + 1..=life * 12 + 12).map(|id| {
                 let store = store.clone();
-                main.spawn(async move { put(&store, id, BlobKind::Data, 1 + id as usize * 40_000).await })
+                main.spawn(async move { put(&store, id, BlobKind::Data, 1 + id as usize * 25_000).await })
             });
             for put in puts.collect::<Vec<_>>() {
                 put.await.unwrap().unwrap();

@@ -31,7 +31,8 @@ fn a_blob_comes_back_whole_and_in_ranges_before_and_after_a_restart() {
             assert_eq!(store.get(BlobId(2), 500, 12).await, Err(beyond));
             let overflow = StoreError::OutOfRange { id: BlobId(2), offset: u32::MAX, length: 2, size: 511 };
             assert_eq!(store.get(BlobId(2), u32::MAX, 2).await, Err(overflow));
-            let mut expected: Vec<_> = (1..).zip(lengths).map(|(id, length)| info(id, BlobKind::Data, length)).collect();
+            let mut expected: Vec<_> =
+                (1..).zip(lengths).map(|(id, length)| info(id, BlobKind::Data, length)).collect();
             expected.sort_by_key(|blob| (blob.owner, blob.id));
             assert_eq!(store.list(BlobKind::Data), expected, "{round}");
             assert_eq!(store.list(BlobKind::Log), vec![]);
@@ -53,8 +54,8 @@ fn an_id_takes_equal_bytes_again_and_refuses_others() {
         assert_eq!(put(&store, 5, BlobKind::Hot, 4999).await, Err(StoreError::Conflict(BlobId(5))));
         expect_blob(&store, 5, 5000, "after conflicts").await;
         // Two at once: one stores, the other finds it stored.
-        let both = futures_util::future::join(
-            put(&store, 7, BlobKind::Hot, 100), put(&store, 7, BlobKind::Hot, 100)).await;
+        let both =
+            futures_util::future::join(put(&store, 7, BlobKind::Hot, 100), put(&store, 7, BlobKind::Hot, 100)).await;
         assert_eq!(both, (Ok(()), Ok(())));
         for length in [0, 131_073] {
             let refused = put(&store, 8, BlobKind::Hot, length).await;

@@ -21,3 +21,5 @@ pub mod scenario;
 pub mod sideline;
 pub mod workload;
 pub mod world;
+#[cfg(feature = "planted")]
+pub mod planted;

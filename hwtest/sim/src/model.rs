@@ -86,6 +86,11 @@ impl Model {
         self.nodes.keys().copied().collect()
     }
 
+    /// The number that the next node will get.
+    pub fn next_id(&self) -> NodeId {
+        NodeId(self.next)
+    }
+
     pub fn kind(&self, id: NodeId) -> FileKind {
         self.nodes[&id].new.kind
     }

@@ -80,10 +80,11 @@ impl RaftHost {
         self.log.cut().await?;
         // Idle groups' short tails are copied forward by the cut; longer ones need a checkpoint.
         while self.log.is_over_limit() {
+            let before = self.log.bytes_stored();
             for id in self.log.pinning() {
                 self.checkpoint(id).await?;
             }
-            if self.log.cut().await? == 0 {
+            if self.log.cut().await? == 0 || self.log.bytes_stored() >= before {
                 break;
             }
         }

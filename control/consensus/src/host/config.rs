@@ -47,6 +47,10 @@ impl HostConfig {
             enable_heartbeat: ticking,
             enable_elect: ticking,
             enable_pre_vote: Some(true),
+            // A leader replicates entries before its own disk has them. Restarted, it must not
+            // lead on in the same term: it may have lost entries that its followers hold, and
+            // would give their log ids to others.
+            enable_leader_restore: Some(false),
             ..openraft::Config::default()
         })
     }

@@ -16,9 +16,7 @@ mod serve;
 pub use applier::{Applier, SnapshotData};
 pub use config::HostConfig;
 pub use error::{HostError, LeaderHint, ProposeError};
-pub use machine::{
-    AppliedEntry, SNAPSHOT_CHUNK_BYTES_MAX, SnapshotSink, SnapshotSource, StateError, StateMachine,
-};
+pub use machine::{AppliedEntry, SNAPSHOT_CHUNK_BYTES_MAX, SnapshotSink, SnapshotSource, StateError, StateMachine};
 pub use rpc::{OPCODES, Status};
 
 use crate::log::{ENTRY_BYTES_MAX, SharedLog};

@@ -10,6 +10,7 @@ use cfs_fabric::{Address, Connection, Fabric, FabricError, Message};
 use cfs_reactor::Handle;
 use cfs_wire::ShardId;
 use futures_util::future::{Either, select};
+use openraft::OptionalSend;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
@@ -17,7 +18,6 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::SnapshotOf;
-use openraft::OptionalSend;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::cell::RefCell;
@@ -146,7 +146,11 @@ impl RaftNetworkV2<Raft> for PeerNetwork {
         self.call(RPCTypes::AppendEntries, (rpc::APPEND, &request, Bytes::new()), option.hard_ttl()).await
     }
 
-    async fn vote(&mut self, request: VoteRequest<Raft>, option: RPCOption) -> Result<VoteResponse<Raft>, RPCError<Raft>> {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Raft>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Raft>, RPCError<Raft>> {
         self.call(RPCTypes::Vote, (rpc::VOTE, &request, Bytes::new()), option.hard_ttl()).await
     }
 

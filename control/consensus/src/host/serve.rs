@@ -85,7 +85,8 @@ async fn chunk(group: &Group, rest: &[u8], bytes: Bytes) -> Result<(), Status> {
     let transfer: Transfer = rpc::read_body(rest)?;
     let mut sink = {
         let mut receiving = group.receiving.borrow_mut();
-        let current = receiving.as_mut().filter(|current| current.id == transfer.id && current.chunks == transfer.number);
+        let current =
+            receiving.as_mut().filter(|current| current.id == transfer.id && current.chunks == transfer.number);
         current.and_then(|current| current.sink.take()).ok_or(Status::NoTransfer)?
     };
     sink.push(bytes).await.map_err(refused)?;

@@ -231,12 +231,8 @@ pub(super) fn decode(bytes: &Bytes, expected: u64) -> Result<(Header, Vec<(Shard
 
 fn read_header(fields: &mut Fields<'_>) -> Option<(Header, u32, u32)> {
     let _flags = fields.u16()?;
-    let header = Header {
-        sequence: fields.u64()?,
-        durable: fields.u64()?,
-        first: fields.u64()?,
-        incarnation: fields.u64()?,
-    };
+    let header =
+        Header { sequence: fields.u64()?, durable: fields.u64()?, first: fields.u64()?, incarnation: fields.u64()? };
     Some((header, fields.u32()?, fields.u32()?))
 }
 

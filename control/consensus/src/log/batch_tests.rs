@@ -2,9 +2,11 @@ use super::*;
 use crate::types::Member;
 
 fn sample() -> Bytes {
-    let membership =
-        openraft::Membership::new(vec![[1].into()], std::collections::BTreeMap::from([(1, Member { address: "n1".into() })]))
-            .unwrap();
+    let membership = openraft::Membership::new(
+        vec![[1].into()],
+        std::collections::BTreeMap::from([(1, Member { address: "n1".into() })]),
+    )
+    .unwrap();
     let mut writer = BatchWriter::new();
     for record in records(membership) {
         writer.push(ShardId(3), &record);
@@ -53,7 +55,10 @@ fn every_damaged_byte_and_every_cut_is_noticed() {
 #[test]
 fn the_first_bytes_are_those_of_the_document() {
     let mut writer = BatchWriter::new();
-    writer.push(ShardId(3), &Record::Entry(Entry { log_id: log_id(2, 6), payload: EntryPayload::Normal(Command("hi".into())) }));
+    writer.push(
+        ShardId(3),
+        &Record::Entry(Entry { log_id: log_id(2, 6), payload: EntryPayload::Normal(Command("hi".into())) }),
+    );
     let bytes = writer.seal(Header { sequence: 9, durable: 7, first: 2, incarnation: 5 });
     let mut expected = Vec::new();
     expected.extend(b"CFLG\x01\x00\x00\x00");

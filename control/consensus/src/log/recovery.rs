@@ -66,7 +66,8 @@ pub(super) async fn recover(blobs: &dyn MirroredBlobs, handle: &Handle) -> Resul
         None => (1, 0),
     };
     let durable = good.values().map(|found| found.header.durable).max().unwrap_or(0);
-    let kept: Vec<Found> = good.into_iter().filter(|(at, _)| (first..=last).contains(at)).map(|(_, found)| found).collect();
+    let kept: Vec<Found> =
+        good.into_iter().filter(|(at, _)| (first..=last).contains(at)).map(|(_, found)| found).collect();
     let report = discard(blobs, &listed, &kept, first, last).await?;
     // Batches above the mark were never answered and may have one copy only; they count from
     // now on, so they get all of them.

@@ -276,7 +276,8 @@ impl State {
     /// Everyone still waiting; nothing will be written any more.
     pub fn fail(&mut self, error: LogError) -> Vec<Waiter> {
         self.failed.get_or_insert(error);
-        let mut told: Vec<Waiter> = self.batches.values_mut().flat_map(|batch| std::mem::take(&mut batch.waiters)).collect();
+        let mut told: Vec<Waiter> =
+            self.batches.values_mut().flat_map(|batch| std::mem::take(&mut batch.waiters)).collect();
         told.extend(std::mem::take(&mut self.pending).into_iter().filter_map(|pending| pending.waiter));
         told
     }
@@ -287,16 +288,22 @@ impl State {
     }
 
     /// The lowest sequence that would have to stay if up to `copy_bytes` of the oldest live
-    /// records were copied forward. Batches below it are durable.
+    /// records were copied forward. Batches below it are durable, and cutting them frees
+    /// clearly more than the copies and the batches of the cut itself take: else a log full of
+    /// live entries would be moved for ever.
     pub fn cut_point(&self, copy_bytes: u64) -> u64 {
-        let mut copied = 0;
+        let (mut copied, mut freed) = (0, 0);
         let mut point = self.first;
         for (sequence, batch) in self.batches.range(self.first..=self.durable) {
             copied += batch.live_bytes;
+            freed += batch.stored;
             if copied > copy_bytes {
                 break;
             }
-            point = sequence + 1;
+            let own_batches = if copied > 0 { 4 } else { 2 };
+            if freed >= 4 * copied + own_batches * BATCH_OVERHEAD_BYTES {
+                point = sequence + 1;
+            }
         }
         point
     }
@@ -306,7 +313,9 @@ impl State {
         let old = |slot: &Slot| slot.batch != 0 && slot.batch < point;
         let mut copies = Vec::new();
         for (id, group) in &self.groups {
-            copies.extend(group.purged.iter().filter(|held| old(&held.slot)).map(|held| (*id, Record::Purge(held.value))));
+            copies.extend(
+                group.purged.iter().filter(|held| old(&held.slot)).map(|held| (*id, Record::Purge(held.value))),
+            );
             copies.extend(group.vote.iter().filter(|held| old(&held.slot)).map(|held| (*id, Record::Vote(held.value))));
             let entries = group.entries.values().filter(|held| old(&held.slot));
             copies.extend(entries.map(|held| (*id, Record::Entry(held.value.clone()))));
@@ -364,7 +373,9 @@ impl State {
         let mut gone: Vec<Slot> = Vec::new();
         match record {
             Record::Vote(value) => gone.extend(group.vote.replace(Held { value, slot }).map(|held| held.slot)),
-            Record::Committed(value) => gone.extend(group.committed.replace(Held { value, slot }).map(|held| held.slot)),
+            Record::Committed(value) => {
+                gone.extend(group.committed.replace(Held { value, slot }).map(|held| held.slot))
+            }
             Record::Entry(value) => {
                 group.unpurged += bytes;
                 let before = group.entries.insert(value.log_id.index, Held { value, slot });

@@ -4,6 +4,7 @@
 
 pub mod blobs;
 pub mod machine;
+pub mod script;
 
 use cfs_reactor::clock::SimClock;
 use cfs_reactor::{Executor, Handle};

@@ -8,8 +8,9 @@ use super::call::unreadable;
 use super::shard::Shard;
 use super::MetaService;
 use super::transactions::Left;
-use crate::state::{self, LogEntry};
+use crate::state::{self, Init, LogEntry, Reply};
 use cfs_wire::SessionId;
+use cfs_wire::planted::{self, Bug};
 use cfs_wire::meta::{MetaError, MetaResult};
 use std::rc::Rc;
 use std::time::Duration;
@@ -49,6 +50,18 @@ impl MetaService {
         }
     }
 
+    /// Writes the first entry of every shard that this node leads; once is enough, more do no
+    /// harm. Refused if a shard was initialised otherwise.
+    pub async fn initialise(&self, init: &Init) -> Result<(), MetaError> {
+        for shard in self.inner.shards.values() {
+            if let Reply::Meta(result) = self.propose(shard, &LogEntry::Init(init.clone())).await?.outcome.reply {
+                result?;
+            }
+            shard.wanted.notify_all();
+        }
+        Ok(())
+    }
+
     /// Forgets what only a leader knows.
     fn dismiss(&self, shard: &Shard) {
         shard.serving.set(None);
@@ -70,7 +83,7 @@ impl MetaService {
         for session in &known {
             self.inner.contacts.borrow_mut().entry(*session).or_insert(now);
         }
-        if !cfs_wire::planted::is(cfs_wire::planted::Bug::MetaForgetReaders) {
+        if !planted::is(Bug::MetaForgetReaders) {
             shard.readers().restart(known, now + self.inner.config.read_lease());
         }
         self.finish_transactions(shard, Left::All).await?;

@@ -9,6 +9,7 @@ use super::MetaService;
 use crate::state::{self, Change, ChangeKind};
 use cfs_reactor::Instant;
 use cfs_wire::meta::{Event, MetaError, MetaOp, MetaReply, Name};
+use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Ino, SessionId};
 use std::rc::Rc;
 
@@ -47,7 +48,7 @@ impl MetaService {
         for ino in &inos {
             self.recall_writer(shard, *ino, session).await?;
         }
-        if !cfs_wire::planted::is(cfs_wire::planted::Bug::MetaSkipInvalidate) {
+        if !planted::is(Bug::MetaSkipInvalidate) {
             self.invalidate(shard, session, &inos).await;
         }
         Ok(recall)

@@ -15,6 +15,7 @@ use crate::state::transaction::{Driver, TxnState};
 use crate::state::{self, Action, FollowUp, LogEntry, Refusal, Reply, TxnId};
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Permit;
+use cfs_wire::planted::{self, Bug};
 use cfs_wire::meta::{FileKind, MetaError, MetaResult, Name};
 use cfs_wire::{Errno, Ino, RequestId, SessionId, ShardId};
 use std::rc::Rc;
@@ -110,7 +111,8 @@ impl MetaService {
         let mut attempts = 0;
         let mut backoff = Backoff::default();
         while let Some((target, entry)) = driver.next(self.inner.handle.wall()) {
-            if matches!(entry, LogEntry::Forget { .. }) {
+            let early = decided.is_some() && planted::is(Bug::MetaAnswerBeforeCommit);
+            if matches!(entry, LogEntry::Forget { .. }) || early {
                 break;
             }
             if target == shard.id {

@@ -27,8 +27,7 @@ pub async fn apply(reader: &dyn Reader, shard: ShardId, entry: &LogEntry) -> Res
         }
     };
     view.settle_released().await?;
-    let (batch, changes, follow_up) = view.finish();
-    Ok(Outcome { batch, reply, changes, follow_up })
+    Ok(view.finish(reply))
 }
 
 fn refusal(fail: Fail, entry: &LogEntry) -> Result<Reply, StateError> {
@@ -40,10 +39,9 @@ fn refusal(fail: Fail, entry: &LogEntry) -> Result<Reply, StateError> {
             Reply::Meta(Err(MetaError::Unavailable("the names changed meanwhile".to_owned())))
         }
         // Fencing and reaping refuse nothing, and what was prepared can be carried out.
-        (_, LogEntry::Fence { .. } | LogEntry::Reap { .. }) => Reply::Done,
         (fail, _) => {
-            tracing::error!(?fail, ?entry, "a prepared transaction can't be carried out");
-            return Err(StateError::Corrupt { key: Vec::new(), reason: "a prepared transaction does not fit the state" });
+            tracing::error!(?fail, ?entry, "an entry that must apply does not");
+            return Err(StateError::Corrupt { key: Vec::new(), reason: "the state does not fit the entry" });
         }
     })
 }
@@ -87,9 +85,8 @@ async fn client(view: &mut View<'_>, call: &MetaCall, now: Timestamp, facts: &Fa
     if let Some(result) = view.stored_reply(id).await? {
         return Ok(Reply::Meta(result));
     }
-    if let Some(txn) = view.get(&keys::request_txn(view.shard, id)).await? {
-        return Err(Fail::Blocked(txn));
-    }
+    // The request is under way in a transaction.
+    view.unlocked(&keys::request_txn(view.shard, id)).await?;
     view.acknowledge(call, &mut session).await?;
     if !View::has_room_for_reply(&session) {
         return Err(MetaError::Unavailable("too many unacknowledged requests".to_owned()).into());
@@ -167,8 +164,7 @@ async fn initialise(reader: &dyn Reader, shard: ShardId, init: &Init) -> Result<
     if root.shard() == shard {
         view.add_inode(&root_inode(init), &Vec::new());
     }
-    let (batch, changes, follow_up) = view.finish();
-    Ok(Outcome { batch, reply: Reply::Done, changes, follow_up })
+    Ok(view.finish(Reply::Done))
 }
 
 fn root_inode(init: &Init) -> Inode {
@@ -197,6 +193,7 @@ fn root_inode(init: &Init) -> Inode {
         default_acl: false,
         tmpfile: false,
         commits: Vec::new(),
+        trim: None,
         commits_forgotten: false,
     }
 }

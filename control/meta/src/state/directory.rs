@@ -35,24 +35,6 @@ pub(crate) fn name_hash(key: &[u8; 32], name: &[u8]) -> u64 {
     hash.max(1)
 }
 
-/// Makes hashes collide, in tests.
-#[cfg(test)]
-pub(crate) mod collide {
-    use std::cell::Cell;
-
-    thread_local! {
-        static MASK: Cell<u64> = const { Cell::new(u64::MAX) };
-    }
-
-    pub(crate) fn mask() -> u64 {
-        MASK.get()
-    }
-
-    pub(crate) fn set_mask(mask: u64) {
-        MASK.set(mask);
-    }
-}
-
 /// The shard a directory directly under the root is placed on.
 pub(crate) fn placement(key: &[u8; 32], name: &[u8], shards: u16) -> ShardId {
     let digest = blake3::keyed_hash(key, name);
@@ -218,4 +200,22 @@ pub(crate) fn entry_of(key: &[u8], value: &[u8]) -> Result<EntryRecord, StateErr
 fn free_cookie(first: u64, slots: &[(u64, EntryRecord)]) -> Option<u64> {
     let used = |cookie: u64| slots.iter().any(|(at, record)| *at == cookie && !record.name.is_empty());
     (first..first + ORDINALS).find(|cookie| !used(*cookie))
+}
+
+/// Makes hashes collide, in tests.
+#[cfg(test)]
+pub(crate) mod collide {
+    use std::cell::Cell;
+
+    thread_local! {
+        static MASK: Cell<u64> = const { Cell::new(u64::MAX) };
+    }
+
+    pub(crate) fn mask() -> u64 {
+        MASK.get()
+    }
+
+    pub(crate) fn set_mask(mask: u64) {
+        MASK.set(mask);
+    }
 }

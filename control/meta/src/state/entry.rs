@@ -29,7 +29,8 @@ pub enum LogEntry {
     /// Fences a session in this shard: from here on it can do nothing, and its leases, locks
     /// and holds are gone. Also written for sessions the shard never saw.
     Fence { session: SessionId },
-    /// Goes on releasing the extents of an orphan without holds, a bounded batch at a time.
+    /// Goes on releasing the extents of an orphan without holds, or those behind a truncated
+    /// file's end: a bounded batch at a time.
     Reap { ino: Ino, now: Timestamp },
     /// On the shard of the volume's root. `steal`: the holder is presumed dead.
     TakeRenameLock { holder: RequestId, steal: bool },

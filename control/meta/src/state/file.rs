@@ -6,7 +6,8 @@
 //! extent is punched out, and they end before an extent that reaches their end. So a `Data`
 //! over an inline file loses nothing of the rest and needs no bytes read.
 
-use super::entry::ChangeKind;
+use super::entry::{ChangeKind, FollowUp};
+use super::inode::REAP_EXTENTS_MAX;
 use super::records::{CommitMark, ExtentRecord, Inode, LeaseRecord, Versioned, decode};
 use super::view::{Attempt, Fail, View, bad_key};
 use super::{StateError, keys};
@@ -22,6 +23,10 @@ const COMMIT_MARKS_MAX: usize = 8;
 const PAGE_ROWS: usize = 128;
 /// Extents in one reply: with five targets each well below the body limit.
 const EXTENTS_MAX: u32 = 8192;
+
+/// Extents that the entry of a truncation drops itself: 256 MiB of 64 KiB chunks. More are
+/// released by entries of their own. In tests nearly every truncation goes that way.
+const TRIM_EXTENTS_MAX: usize = if cfg!(test) { 3 } else { 4096 };
 
 fn malformed(what: &str) -> Fail {
     MetaError::Malformed(what.to_owned()).into()
@@ -191,15 +196,62 @@ impl View<'_> {
         if size > FILE_BYTES_MAX {
             return Err(Errno::EFBIG.into());
         }
+        self.check_trimmed(inode)?;
         if size < inode.size {
-            self.punch_extents(inode, size, u64::MAX).await?;
             clear_inline(inode, size, u64::MAX);
+            inode.trim = Some(size);
+            self.put(keys::trimming(self.shard, inode.ino), &());
+            self.trim(inode, TRIM_EXTENTS_MAX).await?;
+            if inode.trim.is_some() {
+                self.follow_up.push(FollowUp::Reap { ino: inode.ino });
+            }
         }
         inode.size = size;
         Ok(())
     }
 
+    /// Drops up to `max` extents that a truncation left behind. What reaches over the new end
+    /// is cut by the first call, the truncation's own.
+    async fn trim(&mut self, inode: &mut Inode, max: usize) -> Result<(), StateError> {
+        let Some(size) = inode.trim else {
+            return Ok(());
+        };
+        let mut hit = self.extents(inode.ino, size, u64::MAX, max.saturating_add(1)).await?;
+        if hit.len() <= max {
+            inode.trim = None;
+            self.delete(keys::trimming(self.shard, inode.ino));
+        }
+        hit.truncate(max);
+        for extent in &hit {
+            self.drop_extent(inode, extent);
+            if extent.offset < size {
+                self.add_extent(inode, &cut(extent, extent.offset, size));
+            }
+        }
+        Ok(())
+    }
+
+    /// `LogEntry::Reap` of a truncated file.
+    pub(crate) async fn go_on_trimming(&mut self, mut inode: Inode) -> Attempt<()> {
+        self.trim(&mut inode, REAP_EXTENTS_MAX).await?;
+        self.put_versioned(keys::inode(self.shard, inode.ino), &inode);
+        if inode.trim.is_some() {
+            self.follow_up.push(FollowUp::Reap { ino: inode.ino });
+        }
+        Ok(())
+    }
+
+    /// Content waits until nothing of a truncated past lies where it might come to lie.
+    fn check_trimmed(&self, inode: &Inode) -> Attempt<()> {
+        match inode.trim {
+            Some(_) => Err(MetaError::Unavailable("a truncation is being finished".to_owned()).into()),
+            None => Ok(()),
+        }
+    }
+
     async fn write(&mut self, inode: &mut Inode, write: &FileWrite, appended: &mut Option<u64>) -> Attempt<()> {
+        // After a truncation in the same commit.
+        self.trim(inode, usize::MAX).await?;
         match write {
             FileWrite::Data { offset, length, location, epoch } => {
                 let (offset, length, location, epoch) = (*offset, *length, location.clone(), *epoch);
@@ -252,6 +304,7 @@ impl View<'_> {
             return Err(malformed("too many writes in one commit"));
         }
         self.check_lease(commit.ino, session).await?;
+        self.check_trimmed(&inode)?;
         take_turn(&mut inode, session, commit.sequence)?;
         let mut append_offset = None;
         for write in &commit.writes {
@@ -322,10 +375,17 @@ impl View<'_> {
     }
 
     /// Extents of a range as a client asks for them, and how far they describe it.
-    pub(crate) async fn describe(&self, ino: Ino, offset: u64, length: u64, max: u32) -> Attempt<(Vec<Extent>, u64)> {
+    pub(crate) async fn describe(
+        &self,
+        inode: &Inode,
+        offset: u64,
+        length: u64,
+        max: u32,
+    ) -> Attempt<(Vec<Extent>, u64)> {
         let end = offset.saturating_add(length);
         let max = max.clamp(1, EXTENTS_MAX) as usize;
-        let mut extents = self.extents(ino, offset, end, max + 1).await?;
+        let content_end = end.min(inode.trim.unwrap_or(u64::MAX));
+        let mut extents = self.extents(inode.ino, offset, content_end, max + 1).await?;
         let covered = extents.get(max).map_or(end, |next| next.offset);
         extents.truncate(max);
         Ok((extents, covered))

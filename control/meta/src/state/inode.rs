@@ -4,7 +4,7 @@
 use super::acl::{self, Acl};
 use super::entry::{ChangeKind, FollowUp};
 use super::records::{Inode, XattrList};
-use super::view::{Attempt, Fail, View, bad_key};
+use super::view::{Attempt, View, bad_key};
 use super::{StateError, keys};
 use cfs_wire::limits::SYMLINK_BYTES_MAX;
 use cfs_wire::meta::{FileKind, NewNode};
@@ -133,6 +133,7 @@ impl View<'_> {
             default_acl: false,
             tmpfile: false,
             commits: Vec::new(),
+            trim: None,
             commits_forgotten: false,
         };
         if parent.mode & S_ISGID != 0 {
@@ -199,6 +200,11 @@ impl View<'_> {
         self.delete(key);
         self.delete(keys::session_ino(self.shard, keys::SESSION_HOLD, session, ino));
         match self.inode_raw(ino).await? {
+            // A transaction is about to link it: what comes of that decides.
+            Some(_) if self.exists(&keys::locked_inode(self.shard, ino)).await? => {
+                self.follow_up.push(FollowUp::Reap { ino });
+                Ok(())
+            }
             Some(inode) if inode.nlink == 0 => self.unlinked(inode).await,
             _ => Ok(()),
         }
@@ -238,26 +244,22 @@ impl View<'_> {
         self.drop_locks_of_inode(ino).await?;
         self.drop_lease_of_inode(ino).await?;
         self.delete(keys::orphan(self.shard, ino));
+        if inode.trim.is_some() {
+            self.delete(keys::trimming(self.shard, ino));
+        }
         self.delete(keys::inode(self.shard, ino));
         self.counters.inodes = self.counters.inodes.saturating_sub(1);
         self.changed(ino, ChangeKind::Removed);
         Ok(())
     }
 
-    /// `LogEntry::Reap`: nothing when the inode is held, linked or gone by now.
+    /// `LogEntry::Reap`: nothing when there is nothing to release any more.
     pub(crate) async fn reap_orphan(&mut self, ino: Ino) -> Attempt<()> {
         self.unlocked(&keys::locked_inode(self.shard, ino)).await?;
         match self.inode_raw(ino).await? {
             Some(inode) if inode.nlink == 0 && !self.is_held(ino).await? => self.reap(inode).await,
+            Some(inode) if inode.trim.is_some() => self.go_on_trimming(inode).await,
             _ => Ok(()),
         }
-    }
-}
-
-/// A failure that only the state itself can have caused.
-pub(crate) fn storage(fail: Fail) -> Option<StateError> {
-    match fail {
-        Fail::Storage(error) => Some(error),
-        _ => None,
     }
 }

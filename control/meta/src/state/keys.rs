@@ -28,12 +28,12 @@ pub(crate) const SESSION_LEASE: u8 = 0x35;
 pub(crate) const LOCK: u8 = 0x36;
 pub(crate) const SESSION_LOCK: u8 = 0x37;
 pub(crate) const ORPHAN: u8 = 0x38;
+pub(crate) const TRIMMING: u8 = 0x39;
 pub(crate) const TRANSACTION: u8 = 0x40;
 pub(crate) const KEY_LOCK: u8 = 0x41;
 pub(crate) const REQUEST_TXN: u8 = 0x42;
 pub(crate) const RENAME_LOCK: u8 = 0x43;
-/// Reserved: versions of inodes, entries, extents and xattrs that a snapshot still needs.
-pub(crate) const HISTORY: u8 = 0xf0;
+// 0xf0 is reserved for versions of inodes, entries, extents and xattrs that a snapshot needs.
 
 const LOCKED_INODE: u8 = 1;
 const LOCKED_NAME: u8 = 2;
@@ -202,6 +202,10 @@ pub(crate) fn lock(
 
 pub(crate) fn orphan(shard: ShardId, ino: Ino) -> Vec<u8> {
     Key::new(shard, ORPHAN).ino(ino).0
+}
+
+pub(crate) fn trimming(shard: ShardId, ino: Ino) -> Vec<u8> {
+    Key::new(shard, TRIMMING).ino(ino).0
 }
 
 pub(crate) fn transaction(shard: ShardId, txn: TxnId) -> Vec<u8> {

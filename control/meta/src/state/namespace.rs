@@ -303,7 +303,9 @@ impl View<'_> {
         let stored: Option<RenameLockRecord> = self.get(&key).await?;
         match stored.and_then(|lock| Some((lock.token, lock.holder?))) {
             Some((token, by)) if by == holder => return Ok(Some(token)),
-            Some(_) if !steal || self.exists(&keys::locked_rename_lock(self.shard)).await? => return Ok(None),
+            Some(_) if !steal => return Ok(None),
+            // An undecided rename still relies on it, whatever became of its driver.
+            _ if self.exists(&keys::locked_rename_lock(self.shard)).await? => return Ok(None),
             _ => {}
         }
         let token = self.next_token();
@@ -312,6 +314,7 @@ impl View<'_> {
     }
 
     pub(crate) async fn release_rename_lock(&mut self, token: u64) -> Attempt<()> {
+        self.unlocked(&keys::locked_rename_lock(self.shard)).await?;
         let key = keys::rename_lock(self.shard);
         match self.get::<RenameLockRecord>(&key).await? {
             Some(lock) if lock.token == token => self.put(key, &RenameLockRecord { token, holder: None }),
@@ -370,10 +373,9 @@ impl Rename<'_> {
         if self.crosses() && is_dir(self.source.1) {
             walks.push(AncestorWalk { from: self.to_dir, avoid: self.source.0, errno: Errno::EINVAL });
         }
-        if let Some((ino, kind)) = self.target.filter(|_| self.crosses() && self.exchange) {
-            if is_dir(kind) {
-                walks.push(AncestorWalk { from: self.dir, avoid: ino, errno: Errno::EINVAL });
-            }
+        let back = self.target.filter(|(_, kind)| self.crosses() && self.exchange && is_dir(*kind));
+        if let Some((ino, _)) = back {
+            walks.push(AncestorWalk { from: self.dir, avoid: ino, errno: Errno::EINVAL });
         }
         walks
     }

@@ -12,6 +12,7 @@ use cfs_wire::meta::{
     Entry, ExtentsReply, FileKind, Grant, MetaError, MetaOp, MetaReply, MetaResult, ShardOp, StatFs,
 };
 use cfs_wire::{Errno, Ino, SessionId, ShardId};
+use std::collections::BTreeMap;
 
 /// Answers a read. Grants come out empty but for `write`, space figures 0: they are the
 /// service's to fill in.
@@ -59,7 +60,7 @@ async fn answer(view: &View<'_>, session: SessionId, op: &MetaOp) -> MetaAttempt
             if inode.kind != FileKind::File {
                 return Err(Errno::EINVAL.into());
             }
-            let (extents, covered) = view.describe(*ino, *offset, *length, *extents_max).await?;
+            let (extents, covered) = view.describe(&inode, *offset, *length, *extents_max).await?;
             let grant = grant(view, session, *ino).await?;
             let (attr, policy) = (inode.attr(), view.config.policy);
             MetaReply::Extents(ExtentsReply { attr, grant, inline: inline(inode), extents, covered, policy })
@@ -157,7 +158,8 @@ pub async fn list_transactions(reader: &dyn Reader, shard: ShardId) -> Result<Ve
     Ok(list)
 }
 
-/// Orphans after an inode, and whether each is held. Those that are not want reaping.
+/// Inodes after one that have extents to be released or a last close to wait for: orphans, with
+/// whether they are held open, and truncated files. Those that are not held want reaping.
 pub async fn list_orphans(
     reader: &dyn Reader,
     shard: ShardId,
@@ -165,14 +167,16 @@ pub async fn list_orphans(
     max: usize,
 ) -> Result<Vec<(Ino, bool)>, StateError> {
     let view = View::open(reader, shard).await?;
-    let table = keys::table(shard, keys::ORPHAN);
-    let start = after.map_or(table.clone(), |ino| [keys::orphan(shard, ino).as_slice(), &[0]].concat());
-    let mut list = Vec::new();
-    for (key, _) in view.scan(start, &keys::after_prefix(&table), max).await? {
-        let ino = Ino::from_u64(keys::u64_at(&key, keys::FIELDS).ok_or_else(|| bad_key(&key))?);
-        list.push((ino, view.is_held(ino).await?));
+    let mut list = BTreeMap::new();
+    for table in [keys::ORPHAN, keys::TRIMMING] {
+        let prefix = keys::table(shard, table);
+        let start = after.map_or(prefix.clone(), |ino| [keys::of_ino(shard, table, ino).as_slice(), &[0]].concat());
+        for (key, _) in view.scan(start, &keys::after_prefix(&prefix), max).await? {
+            let ino = Ino::from_u64(keys::u64_at(&key, keys::FIELDS).ok_or_else(|| bad_key(&key))?);
+            list.insert(ino, table == keys::ORPHAN && view.is_held(ino).await?);
+        }
     }
-    Ok(list)
+    Ok(list.into_iter().take(max).collect())
 }
 
 /// Sessions that are not fenced, with the name their client gave. A new leader treats each as a

@@ -108,6 +108,9 @@ pub struct Inode {
     pub tmpfile: bool,
     /// The newest first, bounded.
     pub commits: Vec<CommitMark>,
+    /// A truncation to this size left extents behind it that are still being released. They
+    /// don't count as content, and content doesn't change until they are gone.
+    pub trim: Option<u64>,
     /// Some session's mark was dropped from `commits`.
     pub commits_forgotten: bool,
 }

@@ -1,6 +1,6 @@
 //! The state as one entry sees it: what is stored, and over it what the entry has written.
 
-use super::entry::{Change, ChangeKind, FollowUp, Reply, TxnId};
+use super::entry::{Change, ChangeKind, FollowUp, Outcome, Reply, TxnId};
 use super::records::{Config, Counters, Versioned, decode, encode};
 use super::{Reader, StateError, keys};
 use bytes::Bytes;
@@ -215,13 +215,13 @@ impl<'a> View<'a> {
     }
 
     /// What is to be written, in key order, and what changed.
-    pub(crate) fn finish(mut self) -> (Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<Change>, Vec<FollowUp>) {
+    pub(crate) fn finish(mut self, reply: Reply) -> Outcome {
         if self.counters != self.stored_counters {
             let counters = self.counters.clone();
             self.put(keys::table(self.shard, keys::COUNTERS), &counters);
         }
         let batch = self.writes.into_iter().map(|(key, value)| (key, value.map(|bytes| bytes.to_vec()))).collect();
-        (batch, self.changes.into_iter().collect(), self.follow_up)
+        Outcome { batch, reply, changes: self.changes.into_iter().collect(), follow_up: self.follow_up }
     }
 
     /// Waits (by failing) for a transaction that holds `key`.

@@ -138,7 +138,8 @@ impl Superblock {
             return Err(Invalid::Field("geometry"));
         }
         let identity = Identity { cluster, node, target, device };
-        let superblock = Superblock { identity, incarnation, device_bytes, zone_bytes, zones, lanes, created, parameters };
+        let superblock =
+            Superblock { identity, incarnation, device_bytes, zone_bytes, zones, lanes, created, parameters };
         if superblock.end() > device_bytes {
             return Err(Invalid::Field("size"));
         }

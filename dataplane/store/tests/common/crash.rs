@@ -13,9 +13,12 @@ pub enum Known {
     Deleted,
 }
 
-/// What the workload was answered, by blob: kind, length, and how far it got.
+/// Kind, length, and how far a blob got.
+type Noted = (BlobKind, usize, Known);
+
+/// What the workload was answered, by blob.
 #[derive(Clone, Default)]
-pub struct Journal(pub Rc<RefCell<BTreeMap<u128, (BlobKind, usize, Known)>>>);
+pub struct Journal(pub Rc<RefCell<BTreeMap<u128, Noted>>>);
 
 impl Journal {
     pub fn set(&self, id: u128, known: Known) {
@@ -29,7 +32,12 @@ impl Journal {
     }
 
     pub fn live_bytes(&self) -> usize {
-        self.0.borrow().values().filter(|entry| entry.2 == Known::Present).map(|entry| entry.1.div_ceil(4096) * 4096).sum()
+        self.0
+            .borrow()
+            .values()
+            .filter(|entry| entry.2 == Known::Present)
+            .map(|entry| entry.1.div_ceil(4096) * 4096)
+            .sum()
     }
 }
 
@@ -43,7 +51,8 @@ pub async fn work(store: Rc<TargetStore>, handle: Handle, journal: Journal, seed
                 let present = journal.present(worker);
                 if present.len() > 2 && (journal.live_bytes() > fill || random.one_in(4)) {
                     let count = 1 + random.below(2) as usize;
-                    let ids: Vec<u128> = (0..count).map(|_| present[random.below(present.len() as u64) as usize]).collect();
+                    let ids: Vec<u128> =
+                        (0..count).map(|_| present[random.below(present.len() as u64) as usize]).collect();
                     ids.iter().for_each(|id| journal.set(*id, Known::Deleting));
                     delete(&store, &ids).await.expect("deletes");
                     ids.iter().for_each(|id| journal.set(*id, Known::Deleted));
@@ -59,14 +68,7 @@ pub async fn work(store: Rc<TargetStore>, handle: Handle, journal: Journal, seed
     }
 }
 
-async fn put_one(
-    store: &TargetStore,
-    journal: &Journal,
-    random: &mut SplitMix64,
-    worker: u128,
-    seed: u64,
-    step: u32,
-) {
+async fn put_one(store: &TargetStore, journal: &Journal, random: &mut SplitMix64, worker: u128, seed: u64, step: u32) {
     let id = (worker << 64) | (u128::from(seed as u32) << 32) | u128::from(step);
     let kind = BlobKind::ALL[random.below(6) as usize];
     let length = match random.below(3) {
@@ -166,23 +168,33 @@ pub const FILL: usize = 250 << 10;
 /// One life until the `halt`-th write, a power cut, perhaps another during recovery, then the
 /// check, a second life, a plain process kill, and the check again. True if the first life crashed.
 pub fn crash_at(seed: u64, halt: u64, steps: u32) -> bool {
+    crash_on(ZONES, FILL, seed, halt, steps)
+}
+
+/// [`crash_at`] on a target of so many zones.
+pub fn crash_on(zones: u32, fill: usize, seed: u64, halt: u64, steps: u32) -> bool {
     run(seed, move |handle| async move {
         let context = format!("seed {seed} halt {halt}");
-        let disk = formatted(&handle, ZONES, seed ^ halt).await;
+        let disk = formatted(&handle, zones, seed ^ halt).await;
         let journal = Journal::default();
         let mut random = SplitMix64::new(seed ^ (halt << 20));
         let life = |journal: Journal, seed: u64, steps: u32| {
             let disk = disk.clone();
             move |node: cfs_reactor::Handle| async move {
                 let store = open(&disk, &node).await;
-                work(store, node, journal, seed, steps, FILL).await;
+                work(store, node, journal, seed, steps, fill).await;
             }
         };
         let crashed = live(&handle, &disk, Some(halt), life(journal.clone(), seed, steps)).await;
         disk.power_cut();
         if random.one_in(2) {
             let again = 1 + random.below(4);
-            let reopen = { let disk = disk.clone(); move |node: cfs_reactor::Handle| async move { open(&disk, &node).await; } };
+            let reopen = {
+                let disk = disk.clone();
+                move |node: cfs_reactor::Handle| async move {
+                    open(&disk, &node).await;
+                }
+            };
             live(&handle, &disk, Some(again), reopen).await;
             disk.power_cut();
         }
@@ -201,6 +213,11 @@ pub fn crash_at(seed: u64, halt: u64, steps: u32) -> bool {
         let store = open(&disk, &handle).await;
         assert_eq!(store.recovery().corrupt, vec![], "{context}, second life");
         check(&store, &journal, &format!("{context}, second life")).await;
+        drop(store);
+        // What a restarted store showed must not be lost by a later power cut.
+        disk.power_cut();
+        let store = open(&disk, &handle).await;
+        check(&store, &journal, &format!("{context}, shown before")).await;
         assert_eq!(store.space().capacity, space.capacity);
         crashed
     })

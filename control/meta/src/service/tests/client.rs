@@ -93,7 +93,8 @@ impl Client {
 
     /// Repeats a call until it is answered.
     pub async fn send(&self, call: MetaCall) -> MetaResult {
-        loop {
+        for attempt in 0.. {
+            assert!(attempt < 1000, "seed {}: {call:?} is never answered", self.cluster.seed);
             let answer = match self.cluster.service() {
                 Some(service) => {
                     let died = self.wait_for_death();
@@ -114,6 +115,7 @@ impl Client {
                 Some(answer) => return answer,
             }
         }
+        unreachable!("the loop has no end")
     }
 
     async fn wait_for_death(&self) {

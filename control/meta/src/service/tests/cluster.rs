@@ -2,12 +2,19 @@
 //! random delay. The shards' states outlive the node.
 
 use crate::service::applied::{decode_entry, encode_entry};
-use crate::service::{Applied, MetaService, NoPeers, ProposeError, Proposer, ServiceConfig, ShardHandle};
+use crate::service::{Applied, MetaService, NoPeers, ProposeError, Proposer, ServiceConfig, ShardHandle, ShardMachine};
 use crate::state::{self, Init, LogEntry, MemoryState, Reader};
 use bytes::Bytes;
+use cfs_consensus::host::{HostConfig, RaftHost};
+use cfs_consensus::{LogConfig, SharedLog};
+use cfs_fabric::Address;
+use cfs_fabric::mem::MemNetwork;
+use cfs_kv::testing::MemMedium;
+use cfs_kv::{Kv, KvConfig};
 use cfs_reactor::clock::SimClock;
 use cfs_reactor::sync::Semaphore;
 use cfs_reactor::{Executor, Handle};
+use cfs_wire::blobs::MirroredBlobs;
 use cfs_wire::{Ino, NodeId, ShardId, VolumeId};
 use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
@@ -18,13 +25,27 @@ use std::time::Duration;
 
 pub const SHARDS: u16 = 4;
 
-/// Runs a story on virtual time; a failure names its seed.
-pub fn simulate<F: Future<Output = ()> + 'static>(seed: u64, story: impl FnOnce(Rc<Cluster>) -> F) {
+/// Runs a story on virtual time; a failure names its seed. Answers the hash of all that happened.
+pub fn simulate<F: Future<Output = ()> + 'static>(seed: u64, story: impl FnOnce(Rc<Cluster>) -> F) -> u64 {
+    run(seed, None, story)
+}
+
+/// The same on the real ordered store and Raft log, over blobs in memory.
+pub fn simulate_on_raft<F: Future<Output = ()> + 'static>(seed: u64, story: impl FnOnce(Rc<Cluster>) -> F) {
+    run(seed, Some(MemMedium::new(seed)), story);
+}
+
+fn run<F: Future<Output = ()> + 'static>(
+    seed: u64,
+    medium: Option<Rc<MemMedium>>,
+    story: impl FnOnce(Rc<Cluster>) -> F,
+) -> u64 {
     let executor = Executor::new(Rc::new(SimClock::new(seed)));
     let handle = executor.domain();
-    let cluster = Cluster::new(&handle, seed);
+    let cluster = Cluster::new(&handle, seed, medium);
     let run = story(cluster);
     executor.run_simulated(&handle, run).unwrap_or_else(|error| panic!("seed {seed}: {error}")).unwrap();
+    executor.trace_hash()
 }
 
 struct Replica {
@@ -41,6 +62,12 @@ pub struct Disk {
     delay_micros_max: Cell<u64>,
 }
 
+struct Node {
+    handle: Handle,
+    service: MetaService,
+    shards: Vec<ShardHandle>,
+}
+
 /// A node, restarted whenever it died.
 pub struct Cluster {
     /// The clients' domain.
@@ -48,13 +75,15 @@ pub struct Cluster {
     pub seed: u64,
     pub disk: Rc<Disk>,
     pub config: RefCell<ServiceConfig>,
-    node: RefCell<Option<(Handle, MetaService)>>,
+    node: Rc<RefCell<Option<Node>>>,
+    /// Of nodes on the real store: what survives them.
+    pub medium: Option<Rc<MemMedium>>,
     /// Counts starts of the node.
     pub starts: Cell<u64>,
 }
 
 impl Cluster {
-    fn new(handle: &Handle, seed: u64) -> Rc<Cluster> {
+    fn new(handle: &Handle, seed: u64, medium: Option<Rc<MemMedium>>) -> Rc<Cluster> {
         let replica = |shard| (ShardId(shard), Replica { state: RefCell::default(), turn: Semaphore::new(1) });
         let disk = Disk {
             shards: (0..SHARDS).map(replica).collect(),
@@ -67,7 +96,8 @@ impl Cluster {
             seed,
             disk: Rc::new(disk),
             config: RefCell::new(ServiceConfig::default()),
-            node: RefCell::new(None),
+            node: Rc::default(),
+            medium,
             starts: Cell::new(0),
         };
         Rc::new(cluster)
@@ -87,10 +117,11 @@ impl Cluster {
             feature_level: state::entry::FEATURE_LEVEL,
             now: self.handle.wall(),
         };
-        for (id, replica) in &self.disk.shards {
-            replica.apply(*id, &LogEntry::Init(init.clone())).await;
-        }
         self.restart();
+        while self.service().is_none() {
+            self.handle.sleep(Duration::from_millis(5)).await;
+        }
+        self.service().expect("just seen").initialise(&init).await.unwrap();
     }
 
     /// Kills the node if it lives, and starts it anew from the shards' states.
@@ -98,6 +129,16 @@ impl Cluster {
         self.kill();
         self.starts.set(self.starts.get() + 1);
         let handle = self.handle.new_domain();
+        let config = self.config.borrow().clone();
+        let slot = self.node.clone();
+        if let Some(medium) = &self.medium {
+            let (medium, domain) = (medium.clone(), handle.clone());
+            handle.spawn(async move {
+                let (host, shards) = start_on_raft(&medium, &domain).await;
+                *slot.borrow_mut() = Some(Node::new(domain, shards, host, config));
+            });
+            return;
+        }
         let proposer = LocalProposer { handle: handle.clone(), disk: self.disk.clone(), applied: RefCell::default() };
         let mut shards = Vec::new();
         for shard in self.disk.shards.keys().copied() {
@@ -106,29 +147,36 @@ impl Cluster {
             let view = Rc::new(move || disk.shards[&shard].state.borrow().clone() as Rc<dyn Reader>);
             shards.push(ShardHandle { shard, view, applied });
         }
-        let config = self.config.borrow().clone();
-        let space = Rc::new(|| (1 << 40, 1 << 39));
-        let service =
-            MetaService::new(&handle, NodeId(1), shards, Rc::new(proposer), Rc::new(NoPeers), config, space);
-        *self.node.borrow_mut() = Some((handle, service));
+        *slot.borrow_mut() = Some(Node::new(handle, shards, Rc::new(proposer), config));
     }
 
     pub fn kill(&self) {
         let node = self.node.borrow_mut().take();
-        if let Some((handle, service)) = node {
-            handle.kill();
-            drop(service);
+        if let Some(node) = node {
+            node.handle.kill();
+            drop(node);
         }
     }
 
     /// The service, if the node lives.
     pub fn service(&self) -> Option<MetaService> {
         let node = self.node.borrow();
-        node.as_ref().filter(|(handle, _)| handle.is_alive()).map(|(_, service)| service.clone())
+        node.as_ref().filter(|node| node.handle.is_alive()).map(|node| node.service.clone())
     }
 
     /// The node dies at the n-th entry from now.
     pub fn die_after(&self, entries: Option<u64>) {
+        if let (Some(medium), Some(entries)) = (&self.medium, entries) {
+            medium.halt_after(entries);
+            let (medium, node) = (medium.clone(), self.node.clone());
+            self.handle.spawn(async move {
+                medium.halted().await;
+                if let Some(node) = node.borrow_mut().take() {
+                    node.handle.kill();
+                }
+            });
+            return;
+        }
         self.disk.die_at.set(entries.map(|entries| self.disk.entries.get() + entries));
     }
 
@@ -146,18 +194,26 @@ impl Cluster {
                 if cluster.service().is_none() {
                     cluster.die_after(None);
                     cluster.restart();
+                    cluster.handle.sleep(Duration::from_secs(1)).await;
                 }
             }
         });
     }
 
-    pub fn state(&self, shard: ShardId) -> Rc<MemoryState> {
-        self.disk.shards[&shard].state.borrow().clone()
+    /// A shard's state as it is now.
+    pub fn state(&self, shard: ShardId) -> Rc<dyn Reader> {
+        let node = self.node.borrow();
+        let shards = &node.as_ref().expect("the node lives").shards;
+        (shards.iter().find(|handle| handle.shard == shard).expect("a shard of the node").view)()
     }
 
     /// Waits until no shard has a record of a transaction.
     pub async fn settle(&self) {
         for _ in 0..400 {
+            if self.service().is_none() {
+                self.handle.sleep(Duration::from_millis(100)).await;
+                continue;
+            }
             let mut left = 0;
             for shard in self.disk.shards.keys() {
                 left += state::list_transactions(&*self.state(*shard), *shard).await.unwrap().len();
@@ -169,6 +225,35 @@ impl Cluster {
         }
         panic!("seed {}: transactions are left behind", self.seed);
     }
+}
+
+impl Node {
+    fn new(handle: Handle, shards: Vec<ShardHandle>, proposer: Rc<dyn Proposer>, config: ServiceConfig) -> Node {
+        let space = Rc::new(|| (1 << 40, 1 << 39));
+        let service =
+            MetaService::new(&handle, NodeId(1), shards.clone(), proposer, Rc::new(NoPeers), config, space);
+        Node { handle, service, shards }
+    }
+}
+
+/// Opens log, stores and groups as a server does, with limits so small that everything is
+/// checkpointed and cut all the time.
+async fn start_on_raft(medium: &Rc<MemMedium>, handle: &Handle) -> (Rc<RaftHost>, Vec<ShardHandle>) {
+    let blobs: Rc<dyn MirroredBlobs> = medium.open(handle);
+    let config = LogConfig { limit_bytes: 32 << 10, ..LogConfig::default() };
+    let (log, _) = SharedLog::open(blobs.clone(), handle.clone(), config).await.expect("the log opens");
+    let fabric = MemNetwork::new(1).endpoint("n1", handle);
+    let host = RaftHost::new(NodeId(1), handle.clone(), fabric, log, HostConfig::default());
+    let mut shards = Vec::new();
+    for shard in (0..SHARDS).map(ShardId) {
+        let config = KvConfig { memtable_bytes_max: 8 << 10, ..KvConfig::default() };
+        let kv = Kv::open(blobs.clone(), handle, shard.0.into(), config).await.expect("the store opens");
+        let machine = ShardMachine::new(shard, kv, handle);
+        shards.push(machine.shard_handle());
+        let members = vec![(NodeId(1), Address("n1".into()))];
+        host.add_group(shard, machine, members, true).await.expect("the group starts");
+    }
+    (host, shards)
 }
 
 impl Replica {

@@ -7,7 +7,7 @@ use cfs_wire::{Errno, Ino};
 use std::time::Duration;
 
 #[test]
-fn nobody_reads_stale_attributes_after_a_change_was_answered() {
+pub fn nobody_reads_stale_attributes_after_a_change_was_answered() {
     for seed in 0..20 {
         simulate(seed, move |cluster| async move {
             cluster.start().await;
@@ -32,7 +32,7 @@ fn nobody_reads_stale_attributes_after_a_change_was_answered() {
 }
 
 #[test]
-fn a_name_that_is_gone_takes_its_cached_attributes_along() {
+pub fn a_name_that_is_gone_takes_its_cached_attributes_along() {
     simulate(1, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -48,7 +48,7 @@ fn a_name_that_is_gone_takes_its_cached_attributes_along() {
 }
 
 #[test]
-fn a_change_waits_for_a_silent_reader_no_longer_than_its_lease() {
+pub fn a_change_waits_for_a_silent_reader_no_longer_than_its_lease() {
     simulate(2, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -69,7 +69,7 @@ fn a_change_waits_for_a_silent_reader_no_longer_than_its_lease() {
 }
 
 #[test]
-fn a_new_leader_takes_every_session_for_a_reader() {
+pub fn a_new_leader_takes_every_session_for_a_reader() {
     simulate(3, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -85,7 +85,7 @@ fn a_new_leader_takes_every_session_for_a_reader() {
 }
 
 #[test]
-fn a_read_recalls_the_writers_size() {
+pub fn a_read_recalls_the_writers_size() {
     simulate(4, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -102,7 +102,7 @@ fn a_read_recalls_the_writers_size() {
 }
 
 #[test]
-fn two_writers_share_and_neither_gets_the_lease() {
+pub fn two_writers_share_and_neither_gets_the_lease() {
     simulate(5, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -122,7 +122,7 @@ fn two_writers_share_and_neither_gets_the_lease() {
 }
 
 #[test]
-fn a_silent_writer_is_fenced_before_its_lease_is_given_away() {
+pub fn a_silent_writer_is_fenced_before_its_lease_is_given_away() {
     simulate(6, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -144,7 +144,7 @@ fn a_silent_writer_is_fenced_before_its_lease_is_given_away() {
 }
 
 #[test]
-fn a_client_that_heartbeats_is_never_fenced() {
+pub fn a_client_that_heartbeats_is_never_fenced() {
     simulate(7, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -161,7 +161,7 @@ fn a_client_that_heartbeats_is_never_fenced() {
 }
 
 #[test]
-fn sessions_that_do_not_come_back_after_a_restart_are_fenced() {
+pub fn sessions_that_do_not_come_back_after_a_restart_are_fenced() {
     simulate(8, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -174,7 +174,7 @@ fn sessions_that_do_not_come_back_after_a_restart_are_fenced() {
 }
 
 #[test]
-fn a_closed_session_is_waited_for_by_nobody() {
+pub fn a_closed_session_is_waited_for_by_nobody() {
     simulate(9, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;

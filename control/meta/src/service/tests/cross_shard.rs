@@ -30,7 +30,7 @@ async fn audit(cluster: &Cluster) -> Vec<AuditRecord> {
 }
 
 /// Names, link counts and parents agree. Answers the names below the root.
-async fn check(cluster: &Cluster) -> BTreeMap<(Ino, String), Ino> {
+pub async fn check(cluster: &Cluster) -> BTreeMap<(Ino, String), Ino> {
     cluster.settle().await;
     let records = audit(cluster).await;
     let seed = cluster.seed;
@@ -84,7 +84,7 @@ async fn directories(client: &Client) -> BTreeMap<ShardId, Ino> {
 }
 
 /// A story that crosses shards with every step.
-async fn wander(client: &Client) {
+pub async fn wander(client: &Client) {
     let dirs = directories(client).await;
     let (one, two, three) = (dirs[&ShardId(1)], dirs[&ShardId(2)], dirs[&ShardId(3)]);
     let file = client.create(one, "file").await.unwrap();
@@ -108,7 +108,7 @@ async fn wander(client: &Client) {
 }
 
 #[test]
-fn names_and_inodes_agree_whatever_entry_the_node_dies_at() {
+pub fn names_and_inodes_agree_whatever_entry_the_node_dies_at() {
     let mut entries = 0;
     simulate_counting(&mut entries);
     assert!(entries > 60, "the story takes {entries} entries");
@@ -141,7 +141,7 @@ fn simulate_counting(entries: &mut u64) {
 }
 
 #[test]
-fn a_directory_does_not_move_into_itself_across_shards() {
+pub fn a_directory_does_not_move_into_itself_across_shards() {
     simulate(1, |cluster| async move {
         cluster.start().await;
         let client = Client::open(&cluster, 1).await;
@@ -159,7 +159,7 @@ fn a_directory_does_not_move_into_itself_across_shards() {
 }
 
 #[test]
-fn opposite_renames_neither_deadlock_nor_close_a_loop() {
+pub fn opposite_renames_neither_deadlock_nor_close_a_loop() {
     for seed in 0..40 {
         simulate(seed, move |cluster| async move {
             cluster.start().await;
@@ -183,7 +183,7 @@ fn opposite_renames_neither_deadlock_nor_close_a_loop() {
 }
 
 #[test]
-fn clients_that_fight_over_names_in_all_shards_leave_a_sound_volume() {
+pub fn clients_that_fight_over_names_in_all_shards_leave_a_sound_volume() {
     for seed in 0..15 {
         simulate(seed, move |cluster| async move {
             cluster.start().await;
@@ -246,7 +246,7 @@ async fn fight(client: &Client, dirs: &[Ino]) {
 }
 
 #[test]
-fn an_answered_rename_is_seen_in_both_shards_at_once() {
+pub fn an_answered_rename_is_seen_in_both_shards_at_once() {
     for seed in 0..10 {
         simulate(seed, move |cluster| async move {
             cluster.start().await;
@@ -264,7 +264,7 @@ fn an_answered_rename_is_seen_in_both_shards_at_once() {
 }
 
 #[test]
-fn a_participant_whose_coordinator_knows_nothing_gives_up() {
+pub fn a_participant_whose_coordinator_knows_nothing_gives_up() {
     simulate(2, |cluster| async move {
         cluster.start().await;
         let client = Client::open(&cluster, 1).await;
@@ -295,4 +295,19 @@ fn a_participant_whose_coordinator_knows_nothing_gives_up() {
         assert!(cluster.handle.now() - started < Duration::from_secs(10));
         check(&cluster).await;
     });
+}
+
+#[test]
+fn one_seed_tells_one_story() {
+    let tell = |seed| {
+        simulate(seed, |cluster| async move {
+            cluster.start().await;
+            let client = Client::open(&cluster, 1).await;
+            cluster.die_after(Some(30));
+            cluster.keep_alive();
+            wander(&client).await;
+        })
+    };
+    assert_eq!(tell(7), tell(7));
+    assert_ne!(tell(7), tell(8));
 }

@@ -5,4 +5,7 @@ mod cluster;
 mod coherence;
 mod cross_shard;
 mod locks;
+mod on_raft;
+#[cfg(feature = "planted")]
+mod planted;
 mod requests;

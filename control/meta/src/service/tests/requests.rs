@@ -7,7 +7,7 @@ use cfs_wire::{Errno, Ino, SessionId, ShardId};
 use std::time::Duration;
 
 #[test]
-fn a_single_client_creates_finds_renames_and_waits_for_nobody() {
+pub fn a_single_client_creates_finds_renames_and_waits_for_nobody() {
     simulate(1, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -26,7 +26,7 @@ fn a_single_client_creates_finds_renames_and_waits_for_nobody() {
 }
 
 #[test]
-fn a_repeated_request_is_answered_from_the_stored_reply() {
+pub fn a_repeated_request_is_answered_from_the_stored_reply() {
     simulate(2, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -43,7 +43,7 @@ fn a_repeated_request_is_answered_from_the_stored_reply() {
 }
 
 #[test]
-fn a_repetition_joins_the_call_that_still_runs() {
+pub fn a_repetition_joins_the_call_that_still_runs() {
     simulate(3, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -59,7 +59,7 @@ fn a_repetition_joins_the_call_that_still_runs() {
 }
 
 #[test]
-fn a_lost_reply_is_found_whatever_entry_the_node_dies_at() {
+pub fn a_lost_reply_is_found_whatever_entry_the_node_dies_at() {
     for die_after in 1..12 {
         simulate(100 + die_after, move |cluster| async move {
             cluster.start().await;
@@ -76,7 +76,7 @@ fn a_lost_reply_is_found_whatever_entry_the_node_dies_at() {
 }
 
 #[test]
-fn a_call_for_the_wrong_shard_or_an_unknown_session_is_refused() {
+pub fn a_call_for_the_wrong_shard_or_an_unknown_session_is_refused() {
     simulate(4, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
@@ -93,7 +93,7 @@ fn a_call_for_the_wrong_shard_or_an_unknown_session_is_refused() {
 }
 
 #[test]
-fn an_unlinked_file_is_reaped_when_nobody_holds_it() {
+pub fn an_unlinked_file_is_reaped_when_nobody_holds_it() {
     simulate(5, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;

@@ -157,7 +157,7 @@ fn a_huge_file_goes_in_several_entries_and_its_bytes_are_released() {
 }
 
 #[test]
-fn a_write_lease_keeps_other_sessions_commits_and_truncations_out() {
+pub(super) fn a_write_lease_keeps_other_sessions_commits_and_truncations_out() {
     let mut shard = Shard::new();
     let ino = new_file(&mut shard);
     let lease = |result| matches!(result, Ok(MetaReply::Lease { granted: true, .. }));
@@ -171,4 +171,30 @@ fn a_write_lease_keeps_other_sessions_commits_and_truncations_out() {
     assert!(shard.call(MetaOp::ReturnLease { ino }).is_ok());
     assert!(shard.call_as(BOB, MetaOp::Commit(commit)).is_ok());
     assert!(lease(shard.call_as(BOB, MetaOp::AcquireLease { ino })));
+}
+
+#[test]
+fn a_truncation_of_many_extents_shows_at_once_and_is_finished_by_entries_of_its_own() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    for batch in 0..4u64 {
+        shard.write(ino, (0..200).map(|n| data((batch * 200 + n) * 10, 10, 50)).collect()).unwrap();
+    }
+    let attr = shard.set(ino, AttrChanges { size: Some(25), ..Default::default() }).unwrap();
+    assert_eq!(attr.size, 25);
+    assert_eq!(shard.follow_up, [FollowUp::Reap { ino }]);
+    let expected: Vec<u8> = [run_of(50, 0, 10), run_of(50, 0, 10), run_of(50, 0, 5)].concat();
+    assert_eq!(shard.content(ino), expected);
+    check(&[(shard.id, &shard.state)]).unwrap();
+    let follow_up = shard.follow_up.clone();
+    assert!(matches!(shard.write(ino, vec![data(100, 5, 9)]), Err(MetaError::Unavailable(_))));
+    // A new leader finds the work too.
+    let listed = now_or_never(super::super::list_orphans(&shard.state, shard.id, None, 10));
+    assert_eq!(listed, [(ino, false)]);
+    shard.follow_up = follow_up;
+    shard.reap();
+    assert_eq!(shard.attr(ino).unwrap().allocated, 25);
+    shard.write(ino, vec![data(100, 5, 9)]).unwrap();
+    assert_eq!(shard.content(ino), [expected, vec![0; 75], run_of(9, 0, 5)].concat());
+    assert_eq!(now_or_never(super::super::list_orphans(&shard.state, shard.id, None, 10)), []);
 }

@@ -24,7 +24,7 @@ fn freeze(shard: &mut Shard, blobs: &[u128], epoch: u64) -> Vec<bool> {
 }
 
 #[test]
-fn a_frozen_referent_takes_no_new_reference_until_thawed() {
+pub(super) fn a_frozen_referent_takes_no_new_reference_until_thawed() {
     let mut shard = Shard::new();
     let ino = shard.create(ROOT, "f", file()).unwrap().ino;
     shard.write(ino, vec![data(0, 10, 1)]).unwrap();

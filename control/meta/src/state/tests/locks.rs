@@ -44,7 +44,7 @@ fn ranges_split_convert_and_merge_per_owner() {
 }
 
 #[test]
-fn readers_share_writers_do_not_and_flock_is_another_space() {
+pub(super) fn readers_share_writers_do_not_and_flock_is_another_space() {
     let mut shard = Shard::new();
     let ino = shard.create(ROOT, "f", file()).unwrap().ino;
     let mine = range(LockKind::Read, 5, 9, 1);

@@ -8,6 +8,8 @@ mod liveness;
 mod locks;
 mod model;
 mod names;
+#[cfg(feature = "planted")]
+mod planted;
 mod random;
 mod sessions;
 mod transactions;

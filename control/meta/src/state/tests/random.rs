@@ -206,7 +206,7 @@ fn run(seed: u64, operations: usize, succeeded: &mut BTreeMap<String, usize>) ->
 }
 
 #[test]
-fn replies_and_trees_equal_the_models() {
+pub(super) fn replies_and_trees_equal_the_models() {
     let mut succeeded = BTreeMap::new();
     for seed in 1..=8 {
         run(seed, 700, &mut succeeded);

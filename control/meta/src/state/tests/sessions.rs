@@ -19,7 +19,7 @@ fn a_session_must_be_opened_and_a_fenced_one_stays_out() {
 }
 
 #[test]
-fn fencing_takes_leases_locks_and_holds_and_reaps_what_only_they_kept() {
+pub(super) fn fencing_takes_leases_locks_and_holds_and_reaps_what_only_they_kept() {
     let mut shard = Shard::new();
     let create = MetaOp::Create { dir: ROOT, name: name("f"), node: file(), hold: true };
     let ino = match shard.call_as(BOB, create) {

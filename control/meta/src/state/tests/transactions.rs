@@ -270,7 +270,7 @@ fn link_source(op: &MetaOp) -> Option<Ino> {
 }
 
 #[test]
-fn operations_across_shards_equal_the_models() {
+pub(super) fn operations_across_shards_equal_the_models() {
     let begun: usize = (1..=7).map(|seed| against_the_model(seed, 0).begun).sum();
     assert!(begun > 100, "only {begun} spanned shards");
 }
@@ -282,7 +282,7 @@ fn a_driver_that_dies_at_any_step_leaves_what_recovery_finishes() {
 }
 
 #[test]
-fn interleaved_transactions_leave_every_record_consistent() {
+pub(super) fn interleaved_transactions_leave_every_record_consistent() {
     for seed in 21..=24 {
         let mut cluster = Cluster::new(3, seed, 0);
         let mut model = Model::new(at(1000));

@@ -1,0 +1,381 @@
+//! Files through the client: one client, then two, then with faults.
+
+mod common;
+
+use bytes::Bytes;
+use cfs_client::{Caller, Client, NewFile, OpenFile, OpenFlags, Whence};
+use cfs_reactor::clock::SplitMix64;
+use cfs_wire::meta::AttrChanges;
+use cfs_wire::{Errno, Ino};
+use common::{Server, simulate};
+use std::rc::Rc;
+
+const ROOT: Ino = Ino::ROOT;
+
+async fn create(client: &Rc<Client>, name: &str) -> Rc<OpenFile> {
+    let new = NewFile::regular(0o644, 0o022);
+    client.create(Caller::default(), ROOT, name.as_bytes(), new, OpenFlags::default()).await.unwrap().1
+}
+
+async fn open(client: &Rc<Client>, name: &str) -> Rc<OpenFile> {
+    let entry = client.lookup(ROOT, name.as_bytes()).await.unwrap();
+    client.open(entry.attr.ino, OpenFlags::default(), false).await.unwrap()
+}
+
+async fn write(client: &Rc<Client>, file: &OpenFile, offset: u64, data: &[u8]) {
+    let written = client.write(file, offset, Bytes::copy_from_slice(data), false).await.unwrap();
+    assert_eq!(written as usize, data.len());
+}
+
+async fn read(client: &Rc<Client>, file: &OpenFile, offset: u64, length: u32) -> Vec<u8> {
+    client.read(file, offset, length).await.unwrap().to_vec()
+}
+
+fn pattern(length: usize, seed: u64) -> Vec<u8> {
+    let mut random = SplitMix64::new(seed);
+    (0..length).map(|_| random.next_u64() as u8).collect()
+}
+
+#[test]
+fn what_is_written_is_read_back_before_and_after_fsync_and_by_a_new_client() {
+    simulate(1, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        let data = pattern(1 << 20, 1);
+        write(&client, &file, 0, &data).await;
+        assert_eq!(server.disk.stores.get(), 0, "kept under the lease, nothing sent");
+        assert_eq!(read(&client, &file, 0, 1 << 20).await, data);
+        assert_eq!(client.getattr(file.ino()).await.unwrap().attr.size, 1 << 20);
+        client.fsync(&file, false).await.unwrap();
+        assert_eq!(client.dirty_bytes(), 0);
+        assert_eq!(server.disk.stores.get(), 1);
+        assert_eq!(read(&client, &file, 0, 2 << 20).await, data, "short at the end of the file");
+
+        let other = server.client("b").await;
+        let file = open(&other, "f").await;
+        assert_eq!(read(&other, &file, 100, 5000).await, data[100..5100]);
+        assert_eq!(read(&other, &file, 1 << 20, 10).await, b"");
+    });
+}
+
+#[test]
+fn a_small_file_travels_in_its_commit_and_grows_out_of_it() {
+    simulate(2, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "small").await;
+        write(&client, &file, 0, b"hello").await;
+        client.fsync(&file, true).await.unwrap();
+        assert_eq!(server.disk.stores.get(), 0);
+        let tail = pattern(10_000, 3);
+        write(&client, &file, 5, &tail).await;
+        client.fsync(&file, true).await.unwrap();
+        let mut whole = b"hello".to_vec();
+        whole.extend_from_slice(&tail);
+        let other = server.client("b").await;
+        let file = open(&other, "small").await;
+        assert_eq!(read(&other, &file, 0, 1 << 20).await, whole);
+    });
+}
+
+/// One file against a byte array, with everything that changes bytes.
+async fn random_operations(server: &Server, client: &Rc<Client>, seed: u64, steps: u32, tolerate: bool) {
+    const SPACE: u64 = 300_000;
+    let mut random = SplitMix64::new(seed);
+    let mut file = create(client, "f").await;
+    let mut oracle: Vec<u8> = Vec::new();
+    let extend = |oracle: &mut Vec<u8>, end: u64| {
+        if oracle.len() < end as usize {
+            oracle.resize(end as usize, 0);
+        }
+    };
+    for step in 0..steps {
+        let label = format!("seed {seed}, step {step}");
+        let offset = random.below(SPACE);
+        let length = if random.one_in(4) { 1 + random.below(100_000) } else { 1 + random.below(3000) };
+        match random.below(14) {
+            0..=5 => {
+                let data = pattern(length as usize, random.next_u64());
+                write(client, &file, offset, &data).await;
+                extend(&mut oracle, offset + length);
+                oracle[offset as usize..(offset + length) as usize].copy_from_slice(&data);
+            }
+            6 => {
+                let size = random.below(SPACE);
+                let changes = AttrChanges { size: Some(size), ..AttrChanges::default() };
+                let located = client.setattr(file.ino(), changes).await.unwrap();
+                assert_eq!(located.attr.size, size, "{label}");
+                oracle.resize(size as usize, 0);
+            }
+            7 => {
+                client.fallocate(&file, 0x03, offset, length, false).await.unwrap();
+                let end = (offset + length).min(oracle.len() as u64);
+                if offset < end {
+                    oracle[offset as usize..end as usize].fill(0);
+                }
+            }
+            8 => {
+                client.fallocate(&file, 0x10, offset, length, false).await.unwrap();
+                extend(&mut oracle, offset + length);
+                oracle[offset as usize..(offset + length) as usize].fill(0);
+            }
+            9 => {
+                let flags = OpenFlags { append: true, ..OpenFlags::default() };
+                let appending = client.open(file.ino(), flags, false).await.unwrap();
+                let data = pattern(length as usize, random.next_u64());
+                write(client, &appending, 0, &data).await;
+                client.release(&appending);
+                oracle.extend_from_slice(&data);
+            }
+            10 => client.fsync(&file, false).await.unwrap(),
+            11 => {
+                client.flush(&file).await.unwrap();
+                client.release(&file);
+                if random.one_in(3) {
+                    server.sleep(4000).await;
+                }
+                file = open(client, "f").await;
+            }
+            12 if !oracle.is_empty() => {
+                let from = random.below(oracle.len() as u64);
+                let step = length.min(oracle.len() as u64 - from);
+                let to = SPACE + random.below(SPACE);
+                if to >= from + step {
+                    let copied = client.copy_file_range(&file, from, &file, to, step, false).await.unwrap();
+                    assert_eq!(copied, step, "{label}");
+                    extend(&mut oracle, to + step);
+                    oracle.copy_within(from as usize..(from + step) as usize, to as usize);
+                }
+            }
+            _ => server.sleep(random.below(1500)).await,
+        }
+        if tolerate && random.one_in(30) {
+            server.restart();
+        }
+        let (from, length) = (random.below(SPACE), 1 + random.below(120_000) as u32);
+        let expected = oracle.get(from as usize..).unwrap_or_default();
+        let expected = &expected[..expected.len().min(length as usize)];
+        let seen = read(client, &file, from, length).await;
+        assert!(seen == expected, "{label}: {} bytes at {from}, {} expected", seen.len(), expected.len());
+        assert_eq!(client.getattr(file.ino()).await.unwrap().attr.size, oracle.len() as u64, "{label}");
+    }
+    client.fsync(&file, false).await.unwrap();
+    let other = server.client("reader").await;
+    let file = open(&other, "f").await;
+    let mut at = 0;
+    while at < oracle.len() {
+        let seen = read(&other, &file, at as u64, 1 << 20).await;
+        assert!(!seen.is_empty() && seen == oracle[at..at + seen.len()], "seed {seed}: the second client at {at}");
+        at += seen.len();
+    }
+}
+
+#[test]
+fn random_operations_agree_with_a_byte_array() {
+    for seed in 100..112 {
+        simulate(seed, |server| async move {
+            server.start().await;
+            let client = server.client("a").await;
+            random_operations(&server, &client, seed, 120, false).await;
+        });
+    }
+}
+
+#[test]
+fn lost_calls_and_restarts_of_the_server_change_nothing() {
+    for seed in 200..210 {
+        simulate(seed, |server| async move {
+            server.start().await;
+            let faults = cfs_fabric::mem::Faults {
+                request_loss: 20_000,
+                reply_loss: 20_000,
+                reset: 5_000,
+                ..cfs_fabric::mem::Faults::default()
+            };
+            server.network.set_faults(faults);
+            let client = server.client("a").await;
+            random_operations(&server, &client, seed, 80, true).await;
+        });
+    }
+}
+
+#[test]
+fn a_lost_reply_is_not_a_second_execution() {
+    for seed in 300..306 {
+        simulate(seed, |server| async move {
+            server.start().await;
+            let client = server.client("a").await;
+            client.getattr(ROOT).await.unwrap();
+            let faults = cfs_fabric::mem::Faults { reply_loss: 400_000, ..cfs_fabric::mem::Faults::default() };
+            server.network.set_faults(faults);
+            for number in 0..20 {
+                let name = format!("d{number}");
+                client.mkdir(Caller::default(), ROOT, name.as_bytes(), 0o755, 0).await.unwrap();
+                client.rename(ROOT, name.as_bytes(), ROOT, b"moved", 0).await.unwrap();
+                client.rmdir(ROOT, b"moved").await.unwrap();
+                assert_eq!(client.rmdir(ROOT, b"moved").await, Err(Errno::ENOENT), "seed {seed}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_reader_sees_what_a_writer_holds_back_and_both_go_on_coherently() {
+    simulate(4, |server| async move {
+        server.start().await;
+        let (writer, reader) = (server.client("w").await, server.client("r").await);
+        let file = create(&writer, "f").await;
+        write(&writer, &file, 0, b"first version").await;
+        assert!(writer.dirty_bytes() > 0);
+        let seen = open(&reader, "f").await;
+        assert_eq!(reader.getattr(seen.ino()).await.unwrap().attr.size, 13, "the size is recalled");
+        assert_eq!(read(&reader, &seen, 0, 100).await, b"first version");
+        assert_eq!(writer.dirty_bytes(), 0);
+        for round in 0..20u8 {
+            write(&writer, &file, 0, &[round; 13]).await;
+            assert_eq!(read(&reader, &seen, 0, 100).await, [round; 13], "round {round}");
+            write(&reader, &seen, 3, &[b'x']).await;
+            assert_eq!(read(&writer, &file, 3, 1).await, b"x", "round {round}");
+        }
+    });
+}
+
+#[test]
+fn names_are_cached_under_a_grant_and_dropped_when_another_client_changes_them() {
+    simulate(5, |server| async move {
+        server.start().await;
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        create(&a, "f").await;
+        let first = b.lookup(ROOT, b"f").await.unwrap();
+        assert!(!first.entry_valid.is_zero() && !first.attr_valid.is_zero());
+        assert!(matches!(b.lookup(ROOT, b"g").await, Err(Ok(_))));
+        let reads = server.disk.reads.get();
+        for _ in 0..10 {
+            b.lookup(ROOT, b"f").await.unwrap();
+            assert!(matches!(b.lookup(ROOT, b"g").await, Err(Ok(negative)) if !negative.valid.is_zero()));
+        }
+        assert_eq!(server.disk.reads.get(), reads, "served from the cache");
+        a.rename(ROOT, b"f", ROOT, b"g", 0).await.unwrap();
+        assert!(matches!(b.lookup(ROOT, b"f").await, Err(Ok(_))));
+        assert_eq!(b.lookup(ROOT, b"g").await.unwrap().attr.ino, first.attr.ino);
+        let changes = AttrChanges { mode: Some(0o600), ..AttrChanges::default() };
+        a.setattr(first.attr.ino, changes).await.unwrap();
+        assert_eq!(b.getattr(first.attr.ino).await.unwrap().attr.mode, 0o600);
+    });
+}
+
+#[test]
+fn bytes_that_moved_are_found_again_and_stale_references_are_stored_anew() {
+    simulate(6, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        let data = pattern(200_000, 9);
+        write(&client, &file, 0, &data).await;
+        server.disk.stale_commits.set(2);
+        client.fsync(&file, false).await.unwrap();
+        assert_eq!(server.disk.stores.get(), 3);
+        server.disk.gone_fetches.set(3);
+        assert_eq!(read(&client, &file, 0, 200_000).await, data);
+        assert!(server.disk.fetches.get() >= 4);
+    });
+}
+
+#[test]
+fn dirty_data_of_a_fenced_session_is_reported_once_on_each_open_file_and_never_committed() {
+    simulate(7, |server| async move {
+        server.start().await;
+        let config = cfs_client::ClientConfig {
+            write_back_after: std::time::Duration::from_secs(3600),
+            ..cfs_client::ClientConfig::default()
+        };
+        let client = server.client_with("a", config).await;
+        let file = create(&client, "f").await;
+        let second = open(&client, "f").await;
+        write(&client, &file, 0, b"safe").await;
+        client.fsync(&file, false).await.unwrap();
+        write(&client, &file, 0, b"lost").await;
+        server.network.partition("a", "server", true);
+        // Longer than the session's lease, which the server then ends for another client.
+        server.sleep(40_000).await;
+        let other = server.client("b").await;
+        let theirs = open(&other, "f").await;
+        write(&other, &theirs, 4, b"!").await;
+        other.fsync(&theirs, false).await.unwrap();
+        server.network.heal();
+        server.sleep(10_000).await;
+        assert_eq!(client.fsync(&file, false).await, Err(Errno::EIO));
+        assert_eq!(client.fsync(&file, false).await, Ok(()));
+        assert_eq!(client.flush(&second).await, Err(Errno::EIO));
+        assert_eq!(client.flush(&second).await, Ok(()));
+        assert_eq!(read(&client, &file, 0, 10).await, b"safe!");
+        write(&client, &file, 0, b"more").await;
+        client.fsync(&file, false).await.unwrap();
+        assert_eq!(read(&other, &theirs, 0, 10).await, b"more!");
+    });
+}
+
+#[test]
+fn a_full_store_is_reported_by_fsync_and_the_next_write_succeeds_again() {
+    simulate(8, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        server.disk.no_space.set(true);
+        write(&client, &file, 0, &pattern(50_000, 1)).await;
+        assert_eq!(client.fsync(&file, false).await, Err(Errno::ENOSPC));
+        assert_eq!(client.getattr(file.ino()).await.unwrap().attr.size, 0);
+        server.disk.no_space.set(false);
+        write(&client, &file, 0, &pattern(50_000, 1)).await;
+        assert_eq!(client.fsync(&file, false).await, Ok(()));
+        assert_eq!(read(&client, &file, 0, 50_000).await, pattern(50_000, 1));
+    });
+}
+
+#[test]
+fn old_dirty_data_is_written_back_by_itself_and_a_stream_is_bounded() {
+    simulate(9, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        write(&client, &file, 0, b"left alone").await;
+        server.sleep(3000).await;
+        assert_eq!(client.dirty_bytes(), 0);
+        let block = pattern(1 << 20, 5);
+        for number in 0..100u64 {
+            write(&client, &file, number << 20, &block).await;
+            assert!(client.dirty_bytes() <= (24 << 20), "write {number}");
+        }
+        client.fsync(&file, false).await.unwrap();
+        for number in [0, 57, 99u64] {
+            assert_eq!(read(&client, &file, number << 20, 1 << 20).await, block, "block {number}");
+        }
+        client.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn data_and_holes_are_told_apart_and_an_unlinked_file_lives_until_closed() {
+    simulate(10, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        write(&client, &file, 1 << 20, &pattern(100_000, 2)).await;
+        assert_eq!(client.lseek(&file, 0, Whence::Data).await, Ok(1 << 20));
+        assert_eq!(client.lseek(&file, 0, Whence::Hole).await, Ok(0));
+        assert_eq!(client.lseek(&file, 1 << 20, Whence::Hole).await, Ok((1 << 20) + 100_000));
+        assert_eq!(client.lseek(&file, (1 << 20) + 100_000, Whence::Data).await, Err(Errno::ENXIO));
+        client.unlink(ROOT, b"f").await.unwrap();
+        assert!(matches!(client.lookup(ROOT, b"f").await, Err(Ok(_))));
+        let other = server.client("b").await;
+        assert_eq!(read(&client, &file, 1 << 20, 100_000).await, pattern(100_000, 2));
+        write(&client, &file, 0, b"still there").await;
+        client.fsync(&file, false).await.unwrap();
+        assert_eq!(read(&client, &file, 0, 11).await, b"still there");
+        client.release(&file);
+        server.sleep(10_000).await;
+        let gone = other.getattr(file.ino()).await;
+        assert!(matches!(gone, Err(Errno::ENOENT | Errno::ESTALE)), "{gone:?}");
+    });
+}

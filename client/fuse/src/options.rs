@@ -1,0 +1,62 @@
+//! How to mount.
+
+use cfs_client::ClientConfig;
+use cfs_fabric::Address;
+use std::path::PathBuf;
+
+/// What is mounted where, and how.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    pub mountpoint: PathBuf,
+    pub address: Address,
+    pub client: ClientConfig,
+    pub options: MountOptions,
+}
+
+impl MountConfig {
+    pub fn new(mountpoint: impl Into<PathBuf>, address: Address) -> MountConfig {
+        MountConfig {
+            mountpoint: mountpoint.into(),
+            address,
+            client: ClientConfig::default(),
+            options: MountOptions::default(),
+        }
+    }
+}
+
+/// Options of the mount itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountOptions {
+    /// Other users may use the mount. Off by default only for users other than root, for whom
+    /// /etc/fuse.conf must allow it.
+    pub allow_other: Option<bool>,
+    pub read_only: bool,
+    /// Set-user-id programs and device files work. Root only.
+    pub suid: bool,
+    pub dev: bool,
+    pub exec: bool,
+    pub noatime: bool,
+    /// Threads that read requests from the kernel.
+    pub threads: usize,
+    /// What the kernel reads ahead, in KiB; its default of 128 is too little for 1 MiB requests.
+    pub read_ahead_kib: u32,
+    /// What `mount` and `df` show as the source.
+    pub source: Option<String>,
+}
+
+impl Default for MountOptions {
+    fn default() -> MountOptions {
+        MountOptions {
+            allow_other: None,
+            read_only: false,
+            suid: true,
+            dev: true,
+            exec: true,
+            noatime: false,
+            // More threads than this only take cores from the one executor that does the work.
+            threads: 2,
+            read_ahead_kib: 4096,
+            source: None,
+        }
+    }
+}

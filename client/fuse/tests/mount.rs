@@ -1,0 +1,207 @@
+//! A real mount on a server in this process: metadata without Raft, bytes in memory. Skipped,
+//! saying so, where FUSE cannot be used.
+
+#[path = "../../core/tests/common/mod.rs"]
+mod common;
+
+use cfs_fabric::tcp::TcpFabric;
+use cfs_fabric::{Address, Fabric};
+use cfs_fuse::{MountConfig, MountError, MountHandle, spawn_mount};
+use cfs_reactor::Executor;
+use cfs_reactor::clock::KernelClock;
+use cfs_reactor::mailbox::{Sender, mailbox};
+use cfs_reactor::uring::Ring;
+use common::Server;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Ends the server when dropped.
+struct Running {
+    address: Address,
+    _stop: Sender<()>,
+}
+
+fn start_server() -> Running {
+    let (stop, mut stopped) = mailbox(1);
+    let (listening, address) = mpsc::channel();
+    let run = move || {
+        let ring = Ring::new(256).unwrap();
+        let executor = Executor::new(Rc::new(KernelClock::new()));
+        let handle = executor.domain();
+        let fabric = TcpFabric::new(ring.clone(), &handle);
+        let main = {
+            let handle = handle.clone();
+            async move {
+                let server = Server::new(&handle, 1);
+                server.format().await;
+                let service = server.endpoint(&handle);
+                let listener = fabric.listen(&Address("127.0.0.1:0".to_owned()), service).unwrap();
+                listening.send(listener.address()).unwrap();
+                stopped.recv().await;
+            }
+        };
+        executor.run(&mut ring.driver(), Duration::from_micros(20), &handle, main).unwrap();
+    };
+    std::thread::Builder::new().name("server".to_owned()).spawn(run).unwrap();
+    Running { address: address.recv().unwrap(), _stop: stop }
+}
+
+struct Mounted {
+    mount: Option<MountHandle>,
+    directory: tempfile::TempDir,
+    _server: Running,
+}
+
+impl Mounted {
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn unmount(mut self) {
+        let mount = self.mount.take().unwrap();
+        mount.unmounter().unmount().unwrap();
+        mount.wait().unwrap();
+    }
+}
+
+fn mount() -> Option<Mounted> {
+    let server = start_server();
+    let directory = tempfile::tempdir().unwrap();
+    match spawn_mount(MountConfig::new(directory.path(), server.address.clone())) {
+        Ok(mount) => Some(Mounted { mount: Some(mount), directory, _server: server }),
+        Err(error @ (MountError::NoDevice | MountError::Device(_) | MountError::NotPermitted { .. })) => {
+            eprintln!("SKIPPED: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn files_directories_links_and_times_behave_as_on_any_file_system() {
+    let Some(mounted) = mount() else { return };
+    let data: Vec<u8> = (0..3_000_000u32).map(|at| (at.wrapping_mul(7919) >> 5) as u8).collect();
+    fs::write(mounted.path("big"), &data).unwrap();
+    assert_eq!(fs::read(mounted.path("big")).unwrap(), data);
+    let file = File::open(mounted.path("big")).unwrap();
+    let mut part = [0; 1000];
+    file.read_exact_at(&mut part, 1_234_567).unwrap();
+    assert_eq!(part[..], data[1_234_567..1_235_567]);
+
+    fs::create_dir_all(mounted.path("a/b/c")).unwrap();
+    assert_eq!(fs::remove_dir(mounted.path("a/b")).unwrap_err().kind(), ErrorKind::DirectoryNotEmpty);
+    symlink("b/c", mounted.path("a/link")).unwrap();
+    fs::write(mounted.path("a/link/inside"), b"x").unwrap();
+    assert_eq!(fs::read(mounted.path("a/b/c/inside")).unwrap(), b"x");
+    fs::hard_link(mounted.path("big"), mounted.path("a/hard")).unwrap();
+    assert_eq!(fs::metadata(mounted.path("big")).unwrap().nlink(), 2);
+    fs::rename(mounted.path("a/hard"), mounted.path("moved")).unwrap();
+    assert_eq!(fs::read(mounted.path("moved")).unwrap(), data);
+    fs::set_permissions(mounted.path("moved"), fs::Permissions::from_mode(0o4711)).unwrap();
+    assert_eq!(fs::metadata(mounted.path("big")).unwrap().mode(), 0o104_711);
+
+    let time = std::time::SystemTime::UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789);
+    let mut file = OpenOptions::new().append(true).open(mounted.path("moved")).unwrap();
+    file.write_all(b"tail").unwrap();
+    file.set_modified(time).unwrap();
+    drop(file);
+    let found = fs::metadata(mounted.path("moved")).unwrap();
+    assert_eq!((found.modified().unwrap(), found.len()), (time, 3_000_004));
+
+    let names: Vec<String> = (0..1500).map(|number| format!("file-{number:04}")).collect();
+    fs::create_dir(mounted.path("many")).unwrap();
+    for name in &names {
+        File::create(mounted.path("many").join(name)).unwrap();
+    }
+    let mut listed: Vec<String> = fs::read_dir(mounted.path("many"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    listed.sort();
+    assert_eq!(listed, names);
+    fs::remove_dir_all(mounted.path("many")).unwrap();
+    assert!(!mounted.path("many").exists());
+    drop(file_gone(&mounted));
+    mounted.unmount();
+}
+
+/// A file that is unlinked while open.
+fn file_gone(mounted: &Mounted) -> File {
+    let options = OpenOptions::new().read(true).write(true).create_new(true).clone();
+    let mut file = options.open(mounted.path("gone")).unwrap();
+    fs::remove_file(mounted.path("gone")).unwrap();
+    file.write_all(b"still here").unwrap();
+    file.sync_all().unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "still here");
+    file
+}
+
+#[test]
+fn what_was_synced_is_there_after_a_new_mount_and_direct_io_sees_what_was_buffered() {
+    let Some(mut mounted) = mount() else { return };
+    fs::write(mounted.path("kept"), vec![7u8; 100_000]).unwrap();
+    let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(mounted.path("kept")).unwrap();
+    let mut seen = vec![0; 100_000];
+    direct.read_exact_at(&mut seen, 0).unwrap();
+    assert_eq!(seen, vec![7u8; 100_000]);
+    drop(direct);
+    let mount = mounted.mount.take().unwrap();
+    mount.unmounter().unmount().unwrap();
+    mount.wait().unwrap();
+    assert!(!mounted.path("kept").exists());
+    let config = MountConfig::new(mounted.directory.path(), mounted._server.address.clone());
+    mounted.mount = Some(spawn_mount(config).unwrap());
+    assert_eq!(fs::read(mounted.path("kept")).unwrap(), vec![7u8; 100_000]);
+    mounted.unmount();
+}
+
+#[test]
+fn two_mounts_of_one_file_system_see_each_others_changes() {
+    let Some(mounted) = mount() else { return };
+    let second = tempfile::tempdir().unwrap();
+    let other = spawn_mount(MountConfig::new(second.path(), mounted._server.address.clone())).unwrap();
+    fs::write(mounted.path("shared"), b"one").unwrap();
+    assert_eq!(fs::read(second.path().join("shared")).unwrap(), b"one");
+    for round in 0..20 {
+        let (here, there) = (mounted.path("shared"), second.path().join("shared"));
+        fs::write(&here, format!("from the first {round}")).unwrap();
+        assert_eq!(fs::read_to_string(&there).unwrap(), format!("from the first {round}"));
+        fs::write(&there, format!("from the second mount {round}")).unwrap();
+        assert_eq!(fs::read_to_string(&here).unwrap(), format!("from the second mount {round}"));
+        fs::rename(&here, mounted.path("renamed")).unwrap();
+        assert!(!there.exists(), "round {round}");
+        fs::rename(second.path().join("renamed"), &there).unwrap();
+        assert!(here.exists() && !mounted.path("renamed").exists(), "round {round}");
+    }
+    drop(other);
+    mounted.unmount();
+}
+
+#[test]
+fn a_missing_mount_point_and_a_missing_server_are_told_in_one_line() {
+    let address = Address("127.0.0.1:1".to_owned());
+    let error = spawn_mount(MountConfig::new("/no/such/place", address.clone())).err().unwrap().to_string();
+    assert!(error.contains("create it first") || error.contains("/dev/fuse"), "{error}");
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = MountConfig::new(directory.path(), address);
+    config.client.retry_window = Duration::from_millis(300);
+    let error = spawn_mount(config).err().unwrap().to_string();
+    assert!(error.contains("is the server running there") || error.contains("/dev/fuse"), "{error}");
+    assert!(!error.contains('\n'));
+}
+
+/// `cargo test -p cfs-fuse --test mount -- --ignored`: a mount to try things on, until unmounted.
+#[test]
+#[ignore = "stays until CFS_MOUNT is unmounted"]
+fn a_mount_to_try_by_hand() {
+    let server = start_server();
+    let mountpoint = std::env::var("CFS_MOUNT").expect("CFS_MOUNT names a directory");
+    spawn_mount(MountConfig::new(mountpoint, server.address.clone())).unwrap().wait().unwrap();
+}

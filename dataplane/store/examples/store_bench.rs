@@ -1,0 +1,101 @@
+//! How fast one target is on a file or block device: sequential 1 MiB puts, then random 4 KiB
+//! reads, checksums on. `store_bench PATH SIZE_MIB DEPTH`; PATH is erased.
+
+use bytes::Bytes;
+use cfs_device::uring::{OpenOptions, UringDevice};
+use cfs_reactor::buffer::DmaBuf;
+use cfs_reactor::clock::{KernelClock, SplitMix64};
+use cfs_reactor::uring::Ring;
+use cfs_reactor::{Executor, Handle};
+use cfs_store::{FormatOptions, Identity, StoreError, TargetStore, format};
+use cfs_wire::blobs::{BlobKind, Owner, ShardGeometry};
+use cfs_wire::cluster::ClusterParameters;
+use cfs_wire::{BlobId, ClusterId, DeviceId, NodeId, Policy, TargetId};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+const BLOB: usize = 1 << 20;
+const READS: u64 = 200_000;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [path, size, depth] = arguments.as_slice() else {
+        eprintln!("usage: store_bench PATH SIZE_MIB DEPTH");
+        std::process::exit(2);
+    };
+    let (path, size) = (PathBuf::from(path), size.parse::<u64>().expect("SIZE_MIB is a number") << 20);
+    let depth: u64 = depth.parse().expect("DEPTH is a number");
+    let ring = Ring::new(1024).expect("io_uring");
+    let executor = Executor::new(Rc::new(KernelClock::new()));
+    let handle = executor.domain();
+    let story = {
+        let (ring, handle) = (ring.clone(), handle.clone());
+        async move {
+            let options = OpenOptions { create_size: (!path.exists()).then_some(size), ..OpenOptions::default() };
+            let device = UringDevice::open(&path, &ring, &handle, options).expect("opens");
+            let identity =
+                Identity { cluster: ClusterId(1), node: NodeId(1), target: TargetId(1), device: DeviceId(1) };
+            let policy = Policy::new(1, 0).expect("1+0 is a policy");
+            let parameters = ClusterParameters {
+                format: ClusterParameters::FORMAT,
+                shards: 1,
+                policy,
+                tolerated: 0,
+                targets: 1,
+                name_key: [0; 32],
+            };
+            let options = FormatOptions { identity, parameters, zone_bytes: None, force: true };
+            format(&*device, &options).await.expect("formats");
+            let store = TargetStore::open(device, &handle, None).await.expect("opens");
+            let count = store.space().free * 9 / 10 / (BLOB as u64 + 2048);
+            write(&store, &handle, count, depth).await;
+            read(&store, &handle, count, depth).await;
+        }
+    };
+    executor.run(&mut ring.driver(), Duration::from_micros(50), &handle, story).expect("runs to its end");
+}
+
+async fn write(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64) {
+    let mut random = SplitMix64::new(1);
+    let mut buffer = DmaBuf::uninitialised(BLOB);
+    buffer.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&random.next_u64().to_le_bytes()));
+    let payload: Bytes = buffer.freeze();
+    let start = handle.now();
+    let workers = (0..depth).map(|worker| {
+        let (store, payload) = (store.clone(), payload.clone());
+        handle.spawn(async move {
+            for id in (worker..count).step_by(depth as usize) {
+                let owner = Owner { high: 0, low: id };
+                let id = BlobId(u128::from(id));
+                store.put(id, BlobKind::Data, owner, ShardGeometry::NONE, payload.clone()).await?;
+            }
+            Ok::<(), StoreError>(())
+        })
+    });
+    for worker in workers.collect::<Vec<_>>() {
+        worker.await.expect("not cancelled").expect("puts");
+    }
+    let seconds = (handle.now() - start).as_secs_f64();
+    println!("seqwrite1m {:.0} MiB/s ({count} blobs, depth {depth})", count as f64 / seconds);
+}
+
+async fn read(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64) {
+    let start = handle.now();
+    let workers = (0..depth).map(|worker| {
+        let store = store.clone();
+        handle.spawn(async move {
+            let mut random = SplitMix64::new(worker + 7);
+            for _ in 0..READS / depth {
+                let offset = random.below(BLOB as u64 / 4096) as u32 * 4096;
+                store.get(BlobId(random.below(count).into()), offset, 4096).await?;
+            }
+            Ok::<(), StoreError>(())
+        })
+    });
+    for worker in workers.collect::<Vec<_>>() {
+        worker.await.expect("not cancelled").expect("gets");
+    }
+    let seconds = (handle.now() - start).as_secs_f64();
+    println!("randread4k {:.0} IOPS (depth {depth})", READS as f64 / seconds);
+}

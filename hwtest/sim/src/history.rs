@@ -1,0 +1,159 @@
+//! What the programs of one run share: the model, what was done, and when to stop.
+
+use crate::model::Model;
+use crate::op::Op;
+use crate::report::{Checker, Violation};
+use crate::sideline::Sideline;
+use cfs_reactor::Handle;
+use cfs_reactor::sync::{Notify, Semaphore};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+
+/// Lines kept for a failure's message.
+const LINES_MAX: usize = 60;
+
+/// A program. Each runs on one client.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ActorId(pub usize);
+
+/// Shared by all programs and the scenario.
+pub struct History {
+    handle: Handle,
+    pub model: RefCell<Model>,
+    pub sideline: Sideline,
+    /// Operations that are under way.
+    pub pending: RefCell<BTreeMap<ActorId, Op>>,
+    /// Whose turn it is in the directories that all programs use.
+    pub shared_turn: Rc<Semaphore>,
+    violation: RefCell<Option<Violation>>,
+    lines: RefCell<VecDeque<String>>,
+    paused: Cell<bool>,
+    budget: Cell<u64>,
+    running: RefCell<BTreeSet<ActorId>>,
+    changed: Rc<Notify>,
+    digest: Cell<u64>,
+    operations: Cell<u64>,
+}
+
+impl History {
+    pub fn new(handle: &Handle, model: Model) -> Rc<History> {
+        Rc::new(History {
+            handle: handle.clone(),
+            model: RefCell::new(model),
+            sideline: Sideline::default(),
+            pending: RefCell::default(),
+            shared_turn: Semaphore::new(1),
+            violation: RefCell::default(),
+            lines: RefCell::default(),
+            paused: Cell::new(false),
+            budget: Cell::new(0),
+            running: RefCell::default(),
+            changed: Notify::new(),
+            digest: Cell::new(0xcbf2_9ce4_8422_2325),
+            operations: Cell::new(0),
+        })
+    }
+
+    /// Notes something for a failure's message.
+    pub fn note(&self, line: String) {
+        let micros = self.handle.now().as_nanos() / 1000;
+        let mut lines = self.lines.borrow_mut();
+        if lines.len() == LINES_MAX {
+            lines.pop_front();
+        }
+        let line = format!("{:>5}.{:06} {line}", micros / 1_000_000, micros % 1_000_000);
+        tracing::debug!(target: "history", "{line}");
+        lines.push_back(line);
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.borrow().iter().cloned().collect()
+    }
+
+    /// The first violation counts.
+    pub fn fail(&self, violation: Violation) {
+        self.violation.borrow_mut().get_or_insert(violation);
+        self.changed.notify_all();
+    }
+
+    pub fn fail_with(&self, checker: Checker, detail: impl Into<String>) {
+        self.fail(Violation::new(checker, detail));
+    }
+
+    pub fn verdict(&self) -> Result<(), Violation> {
+        self.violation.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.violation.borrow().is_some()
+    }
+
+    /// Folds an answer into the digest.
+    pub fn fold(&self, text: &str) {
+        let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        self.digest.set(text.as_bytes().iter().fold(self.digest.get(), fnv));
+    }
+
+    pub fn digest(&self) -> u64 {
+        self.digest.get()
+    }
+
+    pub fn operations(&self) -> u64 {
+        self.operations.get()
+    }
+
+    /// Waits until the program may do one more operation; counts it as running from then on.
+    pub async fn enter(&self, actor: ActorId) {
+        loop {
+            let changed = self.changed.notified();
+            if !self.paused.get() && self.budget.get() > 0 && !self.has_failed() {
+                self.budget.set(self.budget.get() - 1);
+                self.running.borrow_mut().insert(actor);
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// The operation is over.
+    pub fn leave(&self, actor: ActorId) {
+        self.operations.set(self.operations.get() + 1);
+        self.running.borrow_mut().remove(&actor);
+        self.changed.notify_all();
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.get()
+    }
+
+    /// Nothing new begins until the next [`Self::grant`].
+    pub fn pause(&self) {
+        self.paused.set(true);
+    }
+
+    /// Lets the programs do so many more operations.
+    pub fn grant(&self, operations: u64) {
+        self.paused.set(false);
+        self.budget.set(operations);
+        self.changed.notify_all();
+    }
+
+    /// A program died: it is not waited for. What it had under way stays pending.
+    pub fn died(&self, actor: ActorId) {
+        self.running.borrow_mut().remove(&actor);
+        self.changed.notify_all();
+    }
+
+    /// Waits until nothing is under way and nothing more may begin.
+    pub async fn idle(&self) {
+        loop {
+            let changed = self.changed.notified();
+            let spent = self.paused.get() || self.budget.get() == 0;
+            if self.has_failed() || (spent && self.running.borrow().is_empty()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}

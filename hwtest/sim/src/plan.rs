@@ -1,0 +1,169 @@
+//! What a seed means: the cluster's shape and the faults of each phase.
+
+use crate::world::{Death, Shape};
+use cfs_reactor::clock::SplitMix64;
+use cfs_wire::Policy;
+use std::time::Duration;
+
+/// Where one program works.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ActorPlan {
+    pub client: usize,
+}
+
+/// One disk's misbehaviour during a phase; redundancy must hide it.
+#[derive(Clone, PartialEq, Debug)]
+pub enum BadDisk {
+    /// Gone; afterwards an empty one takes its place, or the old one comes back.
+    Gone { replaced: bool },
+    /// Bytes on the medium change.
+    Rot { places: u64 },
+    /// Writes are lost, misdirected or torn, reads fail or come back with a bit flipped.
+    Flaky { lost: f64, misdirected: f64, torn: f64, read_error: f64, write_error: f64, bit_flip: f64 },
+}
+
+/// What happens while the programs run.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Fault {
+    /// Nothing: caches and write-behind at their best.
+    None,
+    /// The node dies at a write of a disk; `again`: and once more while it starts.
+    Crash { death: Death, disk: usize, write: u64, again: Option<u64> },
+    /// The node is stopped in good order.
+    Restart,
+    /// A client dies, perhaps together with the node.
+    ClientDies { client: usize, after: Duration, node: Option<Death> },
+    /// A client is cut off for longer than its lease, and fenced.
+    ClientCutOff { client: usize },
+    /// Requests and replies are lost, connections reset.
+    Network { request_loss: u32, reply_loss: u32, reset: u32, delay_max: Duration },
+    /// Nobody reaches the node for less than a lease.
+    ShortPartition { client: usize, length: Duration },
+    Disk { disk: usize, bad: BadDisk, crash: Option<Death> },
+    /// The node's wall clock jumps.
+    Skew { nanos: i64 },
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct Phase {
+    pub fault: Fault,
+    pub operations: u64,
+    /// Quiet time at its end: write-back, leases and movers take their course.
+    pub rest: Duration,
+    /// Whether the whole tree is compared and the node checked at its end.
+    pub thorough: bool,
+}
+
+/// Everything that is drawn before a run begins.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Plan {
+    pub shape: Shape,
+    pub clients: usize,
+    pub actors: Vec<ActorPlan>,
+    pub phases: Vec<Phase>,
+    /// One operation in so many takes place where all programs meet.
+    pub shared_one_in: u64,
+    /// Largest write.
+    pub write_bytes_max: u64,
+    /// The programs' pause between operations.
+    pub think: Duration,
+}
+
+fn micros(random: &mut SplitMix64, most: u64) -> Duration {
+    Duration::from_micros(random.below(most + 1))
+}
+
+fn pick<T: Copy>(random: &mut SplitMix64, of: &[T]) -> T {
+    of[random.below(of.len() as u64) as usize]
+}
+
+impl Plan {
+    pub fn draw(seed: u64) -> Plan {
+        let mut random = SplitMix64::new(seed ^ 0x504C_414E);
+        let random = &mut random;
+        let shape = shape(random);
+        let clients = 2;
+        let actors = (0..2 + random.below(3) as usize).map(|index| ActorPlan { client: index % clients }).collect();
+        let phases = 2 + random.below(4);
+        let phases = (0..phases).map(|_| phase(random, &shape, clients)).collect();
+        Plan {
+            clients,
+            actors,
+            phases,
+            shared_one_in: pick(random, &[2, 3, 4, 8]),
+            write_bytes_max: pick(random, &[3000, 20_000, 100_000, 400_000]),
+            think: pick(random, &[0, 50, 1000, 20_000].map(Duration::from_micros)),
+            shape,
+        }
+    }
+}
+
+fn shape(random: &mut SplitMix64) -> Shape {
+    // Three copies survive one loss more than the simulation inflicts.
+    let policy = pick(random, &[(2, 1), (2, 1), (2, 1), (1, 1)]);
+    Shape {
+        targets: pick(random, &[3, 3, 3, 4]),
+        disk_bytes: pick(random, &[48 << 20, 64 << 20, 96 << 20]),
+        block: pick(random, &[512, 4096, 4096]),
+        zone_bytes: pick(random, &[1 << 20, 2 << 20, 2 << 20]),
+        shards: pick(random, &[1, 2, 4, 8]),
+        policy: Policy::new(policy.0, policy.1).expect("the policies above are valid"),
+        ..Shape::default()
+    }
+}
+
+fn phase(random: &mut SplitMix64, shape: &Shape, clients: usize) -> Phase {
+    let death = |random: &mut SplitMix64| if random.one_in(3) { Death::Process } else { Death::Power };
+    let client = random.below(clients as u64) as usize;
+    let disk = random.below(shape.targets as u64) as usize;
+    let fault = match random.below(22) {
+        0..2 => Fault::None,
+        2..9 => {
+            let (death, write) = (death(random), 1 + random.below(400));
+            let again = random.one_in(4).then(|| 1 + random.below(30));
+            Fault::Crash { death, disk, write, again }
+        }
+        9 => Fault::Restart,
+        10..13 => {
+            let node = random.one_in(2).then(|| death(random));
+            Fault::ClientDies { client, after: micros(random, 200_000), node }
+        }
+        13 => Fault::ClientCutOff { client },
+        14..16 => Fault::Network {
+            request_loss: random.below(30_000) as u32,
+            reply_loss: random.below(50_000) as u32,
+            reset: random.below(10_000) as u32,
+            delay_max: micros(random, 3000),
+        },
+        16 => Fault::ShortPartition { client, length: micros(random, 3_000_000) },
+        17..21 => {
+            let crash = random.one_in(3).then(|| death(random));
+            Fault::Disk { disk, bad: bad_disk(random), crash }
+        }
+        _ => Fault::Skew { nanos: (random.below(7_200_000_000_000) as i64) - 3_600_000_000_000 },
+    };
+    Phase {
+        fault,
+        operations: 40 + random.below(200),
+        rest: pick(random, &[0, 0, 400, 1500, 12_000].map(Duration::from_millis)),
+        thorough: random.one_in(2),
+    }
+}
+
+fn bad_disk(random: &mut SplitMix64) -> BadDisk {
+    match random.below(5) {
+        0..2 => BadDisk::Gone { replaced: random.one_in(2) },
+        2 => BadDisk::Rot { places: 1 + random.below(40) },
+        _ => {
+            let mut some = |most: f64| if random.one_in(2) { 0.0 } else { most * random.below(1000) as f64 / 1000.0 };
+            BadDisk::Flaky {
+                lost: some(0.1),
+                misdirected: some(0.05),
+                torn: some(0.1),
+                read_error: some(0.05),
+                write_error: some(0.02),
+                bit_flip: some(0.05),
+            }
+        }
+    }
+}

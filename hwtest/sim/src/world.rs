@@ -1,0 +1,323 @@
+//! Disks, a network, one node and its clients, and how each of them dies.
+
+use crate::report::{Checker, Violation};
+use cfs::background::MoverIntervals;
+use cfs::format::{FormatSpec, format_cluster, format_replacement};
+use cfs::node::{DeviceSlot, Node, NodeConfig, NodeSetup};
+use cfs_client::{Client, ClientConfig};
+use cfs_device::BlockDevice;
+use cfs_device::mem::MemDisk;
+use cfs_fabric::Address;
+use cfs_fabric::mem::MemNetwork;
+use cfs_meta::service::ServiceConfig;
+use cfs_reactor::Handle;
+use cfs_reactor::sync::Notify;
+use cfs_wire::{Policy, TargetId};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// The node's name on the network and where it listens.
+pub const SERVER: &str = "server";
+/// A start reads a few disks in memory: longer than this it will never end.
+const START_MAX: Duration = Duration::from_secs(120);
+
+/// What the cluster of one run looks like.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Shape {
+    pub targets: usize,
+    pub disk_bytes: u64,
+    pub block: u32,
+    pub zone_bytes: u32,
+    pub shards: u16,
+    pub policy: Policy,
+    pub session_lease: Duration,
+}
+
+impl Default for Shape {
+    fn default() -> Shape {
+        Shape {
+            targets: 3,
+            disk_bytes: 64 << 20,
+            block: 4096,
+            zone_bytes: 2 << 20,
+            shards: 4,
+            policy: Policy::new(2, 1).expect("2+1 is a policy"),
+            session_lease: Duration::from_secs(8),
+        }
+    }
+}
+
+/// The node while it runs.
+struct Server {
+    handle: Handle,
+    /// Absent while it starts.
+    node: Option<Rc<Node>>,
+}
+
+/// How the node dies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Death {
+    /// The process: what it had asked of the disks may still land.
+    Process,
+    /// Power: what was not flushed is there in part.
+    Power,
+}
+
+/// How a start ended that found no fault with the disks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Started {
+    Serving,
+    /// A disk halted before the node served.
+    Halted,
+}
+
+/// A client and its domain.
+pub struct Mounted {
+    pub handle: Handle,
+    pub client: Rc<Client>,
+    pub name: String,
+}
+
+/// Everything outside the programs.
+pub struct World {
+    /// Outlives every node and client.
+    pub handle: Handle,
+    pub shape: Shape,
+    pub network: Rc<MemNetwork>,
+    disks: RefCell<Vec<Rc<MemDisk>>>,
+    server: RefCell<Option<Server>>,
+    halted: Rc<Cell<bool>>,
+    halt: Rc<Notify>,
+    seed: u64,
+    replacements: Cell<u64>,
+    pub crashes: Cell<u64>,
+}
+
+impl World {
+    pub fn new(handle: &Handle, shape: Shape, seed: u64) -> Rc<World> {
+        let disk = |index: usize| {
+            MemDisk::new(&format!("disk{index}"), shape.disk_bytes, shape.block, seed ^ (index as u64 + 1))
+        };
+        let disks = (0..shape.targets).map(disk).collect();
+        Rc::new(World {
+            handle: handle.clone(),
+            network: MemNetwork::new(seed ^ 0x4E45_7457_4F52_4B00),
+            disks: RefCell::new(disks),
+            server: RefCell::new(None),
+            halted: Rc::default(),
+            halt: Notify::new(),
+            seed,
+            replacements: Cell::new(0),
+            crashes: Cell::new(0),
+            shape,
+        })
+    }
+
+    pub fn disk(&self, index: usize) -> Rc<MemDisk> {
+        self.disks.borrow()[index].clone()
+    }
+
+    pub fn disks(&self) -> Vec<Rc<MemDisk>> {
+        self.disks.borrow().clone()
+    }
+
+    /// Makes a new cluster of all disks.
+    pub async fn format(&self) -> Result<(), Violation> {
+        let shape = &self.shape;
+        let domain = self.handle.new_domain();
+        let devices: Vec<Rc<dyn BlockDevice>> =
+            self.disks().iter().map(|disk| disk.open(&domain) as Rc<dyn BlockDevice>).collect();
+        let zone_bytes = Some(shape.zone_bytes);
+        let spec = FormatSpec { policy: shape.policy, shards: shape.shards, zone_bytes, force: false };
+        let formatted = format_cluster(&domain, &devices, &spec).await;
+        domain.kill();
+        formatted.map(|_| ()).map_err(|error| Violation::new(Checker::Restart, format!("format: {error}")))
+    }
+
+    fn config(&self) -> NodeConfig {
+        let meta = ServiceConfig {
+            session_lease: self.shape.session_lease,
+            read_lease: self.shape.session_lease / 2,
+            shared_mode: Duration::from_secs(1),
+            sweep: Duration::from_secs(1),
+            ..ServiceConfig::default()
+        };
+        // Often, so that a run of a few virtual seconds has rounds of each.
+        let movers = MoverIntervals {
+            collect: Duration::from_millis(500),
+            pack: Duration::from_secs(1),
+            orphans: Duration::from_secs(4),
+            epoch: Duration::from_secs(5),
+        };
+        NodeConfig { meta, movers, ..NodeConfig::default() }
+    }
+
+    /// Starts the node on whatever the disks hold.
+    pub async fn start_server(&self) -> Result<Started, Violation> {
+        let domain = self.handle.new_domain();
+        let slot = |disk: &Rc<MemDisk>| DeviceSlot {
+            label: disk.name().to_owned(),
+            device: Ok(disk.open(&domain) as Rc<dyn BlockDevice>),
+        };
+        let setup = NodeSetup {
+            handle: domain.clone(),
+            fabric: self.network.endpoint(SERVER, &domain),
+            listen: Address(SERVER.to_owned()),
+            devices: self.disks().iter().map(slot).collect(),
+            config: self.config(),
+        };
+        *self.server.borrow_mut() = Some(Server { handle: domain.clone(), node: None });
+        let starting = domain.spawn(Node::start(setup));
+        let outcome = {
+            let halt = Box::pin(self.halted());
+            let limited = Box::pin(self.handle.timeout(START_MAX, starting));
+            match futures_util::future::select(limited, halt).await {
+                futures_util::future::Either::Left((outcome, _)) => outcome,
+                futures_util::future::Either::Right(_) => return Ok(Started::Halted),
+            }
+        };
+        match outcome {
+            None => Err(Violation::new(Checker::Hang, "the node does not start")),
+            Some(Err(cancelled)) => Err(Violation::new(Checker::Restart, format!("start: {cancelled}"))),
+            Some(Ok(Err(error))) => Err(Violation::new(Checker::Restart, format!("start: {error}"))),
+            Some(Ok(Ok(node))) => {
+                if let Some(server) = self.server.borrow_mut().as_mut() {
+                    server.node = Some(node);
+                }
+                Ok(Started::Serving)
+            }
+        }
+    }
+
+    /// The node.
+    ///
+    /// # Panics
+    /// While it does not run.
+    pub fn node(&self) -> Rc<Node> {
+        let server = self.server.borrow();
+        server.as_ref().and_then(|server| server.node.clone()).expect("the node runs")
+    }
+
+    pub fn is_serving(&self) -> bool {
+        self.server.borrow().as_ref().is_some_and(|server| server.node.is_some())
+    }
+
+    /// Kills the node.
+    pub fn crash_server(&self, death: Death) {
+        let server = self.server.borrow_mut().take();
+        if let Some(server) = server {
+            server.handle.kill();
+            drop(server.node);
+            self.crashes.set(self.crashes.get() + 1);
+        }
+        for disk in self.disks() {
+            disk.halt_after(None, None);
+            if death == Death::Power {
+                disk.power_cut();
+            }
+        }
+        self.halted.set(false);
+    }
+
+    /// Stops the node as an operator would.
+    pub async fn stop_server(&self) {
+        let node = self.server.borrow().as_ref().and_then(|server| server.node.clone());
+        if let Some(node) = node {
+            node.shutdown().await;
+        }
+        self.crash_server(Death::Process);
+        self.crashes.set(self.crashes.get() - 1);
+    }
+
+    /// Lets a disk die at its n-th further write.
+    pub fn halt_disk_after(&self, disk: usize, writes: u64) {
+        let (halted, halt) = (self.halted.clone(), self.halt.clone());
+        let on_halt = move || {
+            halted.set(true);
+            halt.notify_all();
+        };
+        self.disk(disk).halt_after(Some(writes), Some(Box::new(on_halt)));
+    }
+
+    /// Takes back halts that did not strike; true if one has struck.
+    pub fn disarm_halts(&self) -> bool {
+        if self.halted.get() {
+            return true;
+        }
+        for disk in self.disks() {
+            disk.halt_after(None, None);
+        }
+        false
+    }
+
+    /// Waits until a disk halts.
+    pub async fn halted(&self) {
+        loop {
+            let halt = self.halt.notified();
+            if self.halted.get() {
+                return;
+            }
+            halt.await;
+        }
+    }
+
+    /// Sets the wall clock of the node off.
+    pub fn skew_server(&self, nanos: i64) {
+        if let Some(server) = self.server.borrow().as_ref() {
+            server.handle.set_skew_nanos(nanos);
+        }
+    }
+
+    /// Puts an empty disk in the place of one; the node must not run.
+    pub async fn replace_disk(&self, index: usize) -> Result<(), Violation> {
+        let broken = |error: &dyn std::fmt::Display| Violation::new(Checker::Restart, format!("replacement: {error}"));
+        let number = self.replacements.get() + 1;
+        self.replacements.set(number);
+        let old = self.disk(index);
+        let seed = self.seed ^ (number << 32) ^ index as u64;
+        let fresh = MemDisk::new(old.name(), old.size(), old.block(), seed);
+        let domain = self.handle.new_domain();
+        let survivor = self.disk((index + 1) % self.shape.targets);
+        let opened = cfs_store::TargetStore::open(survivor.open(&domain), &domain, None).await;
+        let superblock = opened.map_err(|error| broken(&error))?.superblock().clone();
+        let device = fresh.open(&domain);
+        let target = TargetId(index as u32);
+        let formatted = format_replacement(&domain, &*device, &superblock, target, false).await;
+        domain.kill();
+        formatted.map_err(|error| broken(&error))?;
+        self.disks.borrow_mut()[index] = fresh;
+        Ok(())
+    }
+
+    /// Mounts in a domain of its own.
+    pub async fn mount(&self, name: &str) -> Result<Mounted, Violation> {
+        let domain = self.handle.new_domain();
+        let config = ClientConfig {
+            name: name.to_owned(),
+            write_back_after: Duration::from_millis(300),
+            call_timeout: Duration::from_secs(5),
+            data_timeout: Duration::from_secs(5),
+            retry_window: Duration::from_secs(90),
+            linger: Duration::from_millis(500),
+            ..ClientConfig::default()
+        };
+        let fabric = self.network.endpoint(name, &domain);
+        let handle = domain.clone();
+        let connecting = domain.spawn(async move {
+            Client::connect(&handle, fabric, &Address(SERVER.to_owned()), config).await
+        });
+        match connecting.await {
+            Ok(Ok(client)) => Ok(Mounted { handle: domain, client, name: name.to_owned() }),
+            Ok(Err(error)) => Err(Violation::new(Checker::Restart, format!("mount: {error}"))),
+            Err(cancelled) => Err(Violation::new(Checker::Restart, format!("mount: {cancelled}"))),
+        }
+    }
+}
+
+impl Mounted {
+    /// Kills the client: what it had not committed is lost.
+    pub fn kill(self) {
+        self.handle.kill();
+    }
+}
