@@ -299,7 +299,7 @@ fn five_replicas_lose_nothing_when_leaders_die() {
 fn replicas_that_fell_behind_a_short_log_catch_up_by_snapshot() {
     let mut restores = 0;
     for seed in 21..=22 {
-        let short = LogConfig { limit_bytes: 300_000, copy_bytes_max: 16 << 10, ..LogConfig::default() };
+        let short = LogConfig { limit_bytes: 120_000, copy_bytes_max: 16 << 10, ..LogConfig::default() };
         let (acknowledged, some, _) = story(seed, 3, 6, short);
         assert!(acknowledged > 60, "seed {seed}: only {acknowledged} proposals went through");
         restores += some;
@@ -309,7 +309,7 @@ fn replicas_that_fell_behind_a_short_log_catch_up_by_snapshot() {
 
 #[test]
 fn a_seed_replays_to_the_same_trace_and_another_does_not() {
-    let run = |seed| story(seed, 3, 2, LogConfig { limit_bytes: 300_000, ..LogConfig::default() });
+    let run = |seed| story(seed, 3, 2, LogConfig { limit_bytes: 120_000, ..LogConfig::default() });
     assert_eq!(run(31), run(31));
     assert_ne!(run(31).2, run(32).2);
 }

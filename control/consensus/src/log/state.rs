@@ -294,7 +294,7 @@ impl State {
     pub fn cut_point(&self, copy_bytes: u64) -> u64 {
         let (mut copied, mut freed) = (0, 0);
         let mut point = self.first;
-        for (sequence, batch) in self.batches.range(self.first..=self.durable) {
+        for (sequence, batch) in self.batches.range(self.first..self.first.max(self.durable + 1)) {
             copied += batch.live_bytes;
             freed += batch.stored;
             if copied > copy_bytes {

@@ -68,7 +68,12 @@ pub struct Applied {
 impl Applied {
     pub fn new() -> Rc<Applied> {
         let readers = Readers::default();
-        Rc::new(Applied { waiting: RefCell::new(BTreeMap::new()), readers, progress: Notify::new(), unblocked: Notify::new() })
+        Rc::new(Applied {
+            waiting: RefCell::new(BTreeMap::new()),
+            readers,
+            progress: Notify::new(),
+            unblocked: Notify::new(),
+        })
     }
 
     pub fn readers(&self) -> &Readers {

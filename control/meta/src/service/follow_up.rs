@@ -1,7 +1,7 @@
 //! What applied entries entail.
 
-use super::shard::Shard;
 use super::MetaService;
+use super::shard::Shard;
 use crate::state::{FollowUp, LogEntry};
 use cfs_wire::Ino;
 use std::rc::Rc;

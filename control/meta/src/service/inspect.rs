@@ -1,8 +1,8 @@
 //! Reads for administrators: no session, no leases, nothing recalled.
 
 use super::MetaService;
-use cfs_wire::{SessionId, ShardId};
 use cfs_wire::meta::{MetaError, MetaOp, MetaResult};
+use cfs_wire::{SessionId, ShardId};
 
 impl MetaService {
     /// Answers a read from committed state. What a client has written and not yet committed is

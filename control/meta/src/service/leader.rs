@@ -4,14 +4,14 @@
 //! is over, every session of the shard counts as a reader of everything. What was begun is
 //! brought to its end before clients are served: transactions are driven, orphans reaped.
 
+use super::MetaService;
 use super::call::unreadable;
 use super::shard::Shard;
-use super::MetaService;
 use super::transactions::Left;
 use crate::state::{self, Init, LogEntry, Reply};
 use cfs_wire::SessionId;
-use cfs_wire::planted::{self, Bug};
 use cfs_wire::meta::{MetaError, MetaResult};
+use cfs_wire::planted::{self, Bug};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -93,7 +93,8 @@ impl MetaService {
     async fn reap_orphans(&self, shard: &Rc<Shard>) -> Result<(), MetaError> {
         let mut after = None;
         loop {
-            let list = state::list_orphans(&*shard.view(), shard.id, after, ORPHANS_PER_SCAN).await.map_err(unreadable)?;
+            let list =
+                state::list_orphans(&*shard.view(), shard.id, after, ORPHANS_PER_SCAN).await.map_err(unreadable)?;
             for (ino, held) in &list {
                 if !held {
                     self.reap(shard, *ino);
@@ -155,8 +156,7 @@ impl MetaService {
     /// Fences a session in every shard of this node that knows it. What fails is tried again by
     /// the next watch.
     pub(super) async fn fence(&self, session: SessionId) {
-        let shards: Vec<Rc<Shard>> =
-            self.inner.shards.values().filter(|shard| shard.knows(session)).cloned().collect();
+        let shards: Vec<Rc<Shard>> = self.inner.shards.values().filter(|shard| shard.knows(session)).cloned().collect();
         let mut missed = false;
         for shard in shards {
             match self.propose(&shard, &LogEntry::Fence { session }).await {

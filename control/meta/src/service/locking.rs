@@ -1,10 +1,10 @@
 //! Lock calls that wait: granted in the order they came, as far as what is held allows.
 
+use super::MetaService;
 use super::locks::{CANCELLED, Waiter};
 use super::shard::Shard;
-use super::MetaService;
-use cfs_wire::{Ino, SessionId};
 use cfs_wire::meta::{LockRange, MetaCall, MetaOp, MetaReply, MetaResult};
+use cfs_wire::{Ino, SessionId};
 use std::rc::Rc;
 
 impl MetaService {

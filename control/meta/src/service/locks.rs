@@ -65,8 +65,7 @@ impl LockQueues {
             answered: Notify::new(),
         });
         let mut queues = self.queues.borrow_mut();
-        let queue =
-            queues.entry(ino).or_insert_with(|| Queue { waiting: VecDeque::new(), turn: Semaphore::new(1) });
+        let queue = queues.entry(ino).or_insert_with(|| Queue { waiting: VecDeque::new(), turn: Semaphore::new(1) });
         queue.waiting.push_back(waiter.clone());
         waiter
     }

@@ -1,12 +1,12 @@
 //! The way of a change: recall it from other caches, propose it, see to what it entails, answer.
 
+use super::MetaService;
 use super::applied::{Delivery, encode_entry};
 use super::call::BLOCKED_RECHECK;
 use super::names::names_of;
 use super::readers::Recall;
 use super::shard::Shard;
 use super::transactions::{Backoff, Conclusion, RenameLock};
-use super::MetaService;
 use crate::state::{Facts, LogEntry, Reply};
 use cfs_wire::meta::{Grant, MetaCall, MetaError, MetaOp, MetaReply, MetaResult};
 use cfs_wire::{Ino, SessionId};

@@ -1,9 +1,9 @@
 //! What leaders of shards ask of each other: the entries of a transaction that go to its
 //! participants, and what a coordinator has to find out in other shards.
 
-use super::shard::Shard;
 use super::MetaService;
 use super::call::{BLOCKED_RECHECK, unreadable};
+use super::shard::Shard;
 use crate::state::transaction::TxnStatus;
 use crate::state::{self, Action, Answer, LogEntry, Refusal, Reply, TxnId};
 use cfs_wire::meta::{FileKind, MetaError, MetaOp, MetaReply, Name};
@@ -22,17 +22,41 @@ pub const OP_PEER: u16 = 0x0304;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum PeerCall {
     /// `session`: whose request it is; it needs no recall of its own caches.
-    Prepare { txn: TxnId, session: SessionId, actions: Vec<Action>, now: Timestamp },
-    Commit { txn: TxnId, session: SessionId },
-    Abort { txn: TxnId },
-    Forget { txn: TxnId },
+    Prepare {
+        txn: TxnId,
+        session: SessionId,
+        actions: Vec<Action>,
+        now: Timestamp,
+    },
+    Commit {
+        txn: TxnId,
+        session: SessionId,
+    },
+    Abort {
+        txn: TxnId,
+    },
+    Forget {
+        txn: TxnId,
+    },
     /// What a name stands for.
-    Lookup { dir: Ino, name: Name },
-    ParentOf { dir: Ino },
-    TakeRenameLock { holder: RequestId, steal: bool },
-    ReleaseRenameLock { token: u64 },
+    Lookup {
+        dir: Ino,
+        name: Name,
+    },
+    ParentOf {
+        dir: Ino,
+    },
+    TakeRenameLock {
+        holder: RequestId,
+        steal: bool,
+    },
+    ReleaseRenameLock {
+        token: u64,
+    },
     /// Asked of a coordinator: is it still driving this transaction?
-    Status { txn: TxnId },
+    Status {
+        txn: TxnId,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

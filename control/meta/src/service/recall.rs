@@ -1,11 +1,11 @@
 //! Coherence: before a change becomes visible, whoever may serve the old state from a cache has
 //! dropped it, and whoever may hold newer state (a write lease) has committed it.
 
+use super::MetaService;
 use super::call::{BLOCKED_RECHECK, unreadable};
 use super::names::names_of;
 use super::readers::Recall;
 use super::shard::Shard;
-use super::MetaService;
 use crate::state::{self, Change, ChangeKind};
 use cfs_reactor::Instant;
 use cfs_wire::meta::{Event, MetaError, MetaOp, MetaReply, Name};
@@ -137,13 +137,7 @@ impl MetaService {
     }
 
     /// What a name stands for right now.
-    async fn named(
-        &self,
-        shard: &Shard,
-        session: SessionId,
-        dir: Ino,
-        name: Name,
-    ) -> Result<Option<Ino>, MetaError> {
+    async fn named(&self, shard: &Shard, session: SessionId, dir: Ino, name: Name) -> Result<Option<Ino>, MetaError> {
         Ok(match self.read_state(shard, session, &MetaOp::Lookup { dir, name }).await? {
             Ok(MetaReply::Entry(entry)) => Some(entry.attr.ino),
             Ok(MetaReply::Remote { ino, .. }) => Some(ino),

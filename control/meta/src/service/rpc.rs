@@ -2,14 +2,14 @@
 
 use super::MetaService;
 use super::peers::{OP_PEER, PeerCall};
+use crate::state;
 use bytes::Bytes;
 use cfs_fabric::{Message, Peer, Service};
-use crate::state;
-use cfs_wire::{SessionId, ShardId};
 use cfs_wire::body;
 use cfs_wire::meta::{
     EventsCall, EventsReply, MetaCall, MetaError, MetaResult, OP_EVENTS, OP_META, OP_SHARD, ShardOp, ShardReply,
 };
+use cfs_wire::{SessionId, ShardId};
 use futures_util::future::LocalBoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -59,7 +59,9 @@ impl MetaService {
                 };
                 reply(&result)
             }
-            other => reply(&MetaResult::Err(MetaError::Malformed(format!("opcode {other:#06x} is not the metadata service's")))),
+            other => reply(&MetaResult::Err(MetaError::Malformed(format!(
+                "opcode {other:#06x} is not the metadata service's"
+            )))),
         }
     }
 
@@ -81,10 +83,7 @@ impl MetaService {
     async fn is_fenced(&self, session: SessionId) -> bool {
         for shard in self.inner.shards.values() {
             if shard.has_fenced(session)
-                || matches!(
-                    state::check_session(&*shard.view(), shard.id, session).await,
-                    Ok(Err(MetaError::Fenced))
-                )
+                || matches!(state::check_session(&*shard.view(), shard.id, session).await, Ok(Err(MetaError::Fenced)))
             {
                 return true;
             }

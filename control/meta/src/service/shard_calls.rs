@@ -1,11 +1,11 @@
 //! Calls of servers and movers on a shard's state: registrations, liveness, compaction.
 
-use super::call::{BLOCKED_RECHECK, unreadable};
 use super::MetaService;
+use super::call::{BLOCKED_RECHECK, unreadable};
 use super::peers::unexpected;
 use crate::state::{self, LogEntry, Reply};
-use cfs_wire::meta::{MetaError, ShardOp, ShardReply};
 use cfs_wire::ShardId;
+use cfs_wire::meta::{MetaError, ShardOp, ShardReply};
 
 impl MetaService {
     /// Carries one out on a shard that this node leads. Nothing is recalled from clients:
@@ -34,11 +34,7 @@ impl MetaService {
         work.await.unwrap_or_else(|_| Err(MetaError::Unavailable("the node is shutting down".to_owned())))
     }
 
-    async fn read_shard(
-        &self,
-        shard: &super::shard::Shard,
-        op: &ShardOp,
-    ) -> Result<Option<ShardReply>, MetaError> {
+    async fn read_shard(&self, shard: &super::shard::Shard, op: &ShardOp) -> Result<Option<ShardReply>, MetaError> {
         self.inner.proposer.read_barrier(shard.id).await?;
         state::read_shard(&*shard.view(), shard.id, op).await.map_err(unreadable)
     }

@@ -5,18 +5,18 @@
 //! reads afterwards, anywhere, sees all of it. Whatever a crash leaves is finished by the next
 //! leader of the coordinating shard before it serves clients.
 
+use super::MetaService;
 use super::applied::Delivery;
 use super::call::{BLOCKED_RECHECK, unreadable};
 use super::peers::{PeerCall, PeerReply};
 use super::shard::Shard;
-use super::MetaService;
 use crate::state::entry::AncestorWalk;
 use crate::state::transaction::{Driver, TxnState};
 use crate::state::{self, Action, FollowUp, LogEntry, Refusal, Reply, TxnId};
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Permit;
-use cfs_wire::planted::{self, Bug};
 use cfs_wire::meta::{FileKind, MetaError, MetaResult, Name};
+use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino, RequestId, SessionId, ShardId};
 use std::rc::Rc;
 use std::time::Duration;

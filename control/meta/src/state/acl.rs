@@ -80,9 +80,10 @@ impl Acl {
         let masks = count(Tag::Mask);
         let named = self.entries.iter().any(|entry| entry.tag.is_named());
         let mask = masks == 1 || (masks == 0 && !named);
-        let fields = self.entries.iter().all(|entry| {
-            entry.permissions <= 7 && !(entry.tag.is_named() && entry.id == UNDEFINED_ID)
-        });
+        let fields = self
+            .entries
+            .iter()
+            .all(|entry| entry.permissions <= 7 && !(entry.tag.is_named() && entry.id == UNDEFINED_ID));
         if ordered && bases && mask && fields { Ok(()) } else { Err(Errno::EINVAL) }
     }
 

@@ -11,15 +11,8 @@ use cfs_wire::Ino;
 use cfs_wire::meta::{AuditRecord, ShardReply};
 
 /// The tables a check looks at, in key order.
-const TABLES: [u8; 7] = [
-    keys::INODE,
-    keys::ENTRY,
-    keys::EXTENT,
-    keys::REFERENCE,
-    keys::REGISTRATION,
-    keys::ORPHAN,
-    keys::TRANSACTION,
-];
+const TABLES: [u8; 7] =
+    [keys::INODE, keys::ENTRY, keys::EXTENT, keys::REFERENCE, keys::REGISTRATION, keys::ORPHAN, keys::TRANSACTION];
 
 /// Rows of one reply: a registration is up to about 10 KiB, and the body limit is 2 MiB.
 const REGISTRATIONS_MAX: usize = 64;
@@ -71,9 +64,7 @@ impl View<'_> {
                 let dir = Ino::from_u64(field(0)?);
                 AuditRecord::Entry { dir, name: entry.name, ino: entry.ino, kind: entry.kind }
             }
-            keys::EXTENT => {
-                AuditRecord::Extent { ino: Ino::from_u64(field(0)?), extent: extent_of(key, value)? }
-            }
+            keys::EXTENT => AuditRecord::Extent { ino: Ino::from_u64(field(0)?), extent: extent_of(key, value)? },
             keys::REFERENCE => AuditRecord::BackReference {
                 referent: keys::referent_at(key, keys::FIELDS).ok_or_else(|| bad_key(key))?,
                 ino: Ino::from_u64(field(keys::REFERENT_BYTES)?),

@@ -13,28 +13,59 @@ pub enum LogEntry {
     /// The first entry of every shard.
     Init(Init),
     /// A client's operation. Reads are refused as malformed: they go to [`super::read`].
-    Client { call: MetaCall, now: Timestamp, facts: Facts },
+    Client {
+        call: MetaCall,
+        now: Timestamp,
+        facts: Facts,
+    },
     /// A server's or mover's operation.
-    Shard { op: ShardOp, now: Timestamp },
+    Shard {
+        op: ShardOp,
+        now: Timestamp,
+    },
     /// On a participant: check and lock.
-    Prepare { txn: TxnId, actions: Vec<Action>, now: Timestamp },
+    Prepare {
+        txn: TxnId,
+        actions: Vec<Action>,
+        now: Timestamp,
+    },
     /// On the coordinator: the transaction's outcome, its own effects and the stored reply.
-    Decide { txn: TxnId, verdict: Verdict, now: Timestamp },
+    Decide {
+        txn: TxnId,
+        verdict: Verdict,
+        now: Timestamp,
+    },
     /// On a participant: carry the prepared actions out.
-    Commit { txn: TxnId },
+    Commit {
+        txn: TxnId,
+    },
     /// On a participant: drop the prepared actions.
-    Abort { txn: TxnId },
+    Abort {
+        txn: TxnId,
+    },
     /// On the coordinator after every participant acknowledged, then on the participants.
-    Forget { txn: TxnId },
+    Forget {
+        txn: TxnId,
+    },
     /// Fences a session in this shard: from here on it can do nothing, and its leases, locks
     /// and holds are gone. Also written for sessions the shard never saw.
-    Fence { session: SessionId },
+    Fence {
+        session: SessionId,
+    },
     /// Goes on releasing the extents of an orphan without holds, or those behind a truncated
     /// file's end: a bounded batch at a time.
-    Reap { ino: Ino, now: Timestamp },
+    Reap {
+        ino: Ino,
+        now: Timestamp,
+    },
     /// On the shard of the volume's root. `steal`: the holder is presumed dead.
-    TakeRenameLock { holder: RequestId, steal: bool },
-    ReleaseRenameLock { token: u64 },
+    TakeRenameLock {
+        holder: RequestId,
+        steal: bool,
+    },
+    ReleaseRenameLock {
+        token: u64,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -101,16 +132,39 @@ pub enum Action {
         now: Timestamp,
     },
     /// Takes a name out of a directory.
-    Remove { dir: Ino, name: Name, ino: Ino, kind: FileKind, links: i32, now: Timestamp },
+    Remove {
+        dir: Ino,
+        name: Name,
+        ino: Ino,
+        kind: FileKind,
+        links: i32,
+        now: Timestamp,
+    },
     /// Creates a directory whose parent is in another shard.
-    MakeDir { inode: Box<Inode>, xattrs: XattrList },
-    AddLink { ino: Ino, session: SessionId, now: Timestamp },
+    MakeDir {
+        inode: Box<Inode>,
+        xattrs: XattrList,
+    },
+    AddLink {
+        ino: Ino,
+        session: SessionId,
+        now: Timestamp,
+    },
     /// Takes a link from a file, or the last two from an empty directory.
-    DropLink { ino: Ino, now: Timestamp },
+    DropLink {
+        ino: Ino,
+        now: Timestamp,
+    },
     /// The inode was renamed: its change time, and a directory's parent.
-    Moved { ino: Ino, parent: Option<Ino>, now: Timestamp },
+    Moved {
+        ino: Ino,
+        parent: Option<Ino>,
+        now: Timestamp,
+    },
     /// Keeps the rename lock from being taken over while the transaction is undecided.
-    HoldRenameLock { token: u64 },
+    HoldRenameLock {
+        token: u64,
+    },
 }
 
 /// What an action found when it was checked, as far as others need it.
@@ -120,7 +174,10 @@ pub enum Answer {
     /// `MakeDir`, `AddLink`: attributes as they will be.
     Attr(cfs_wire::meta::Attr),
     /// `DropLink`: links that will remain.
-    Links { ino: Ino, nlink: u32 },
+    Links {
+        ino: Ino,
+        nlink: u32,
+    },
 }
 
 /// Why a shard can't prepare.
@@ -236,7 +293,9 @@ pub enum FollowUp {
 pub enum ReadReply {
     Meta(MetaResult),
     /// A prepared transaction holds the key: wait and read again.
-    Blocked { txn: TxnId },
+    Blocked {
+        txn: TxnId,
+    },
 }
 
 /// Of [`super::read_shard`].

@@ -424,6 +424,7 @@ fn take_turn(inode: &mut Inode, session: SessionId, sequence: u64) -> Attempt<()
     let last = at.and_then(|at| inode.commits.get(at)).map(|mark| mark.sequence);
     let in_order = match last {
         _ if sequence == 1 => true,
+        _ if sequence == 0 => return Err(malformed("commits are numbered from 1")),
         Some(last) if sequence <= last => return Err(malformed("a commit of this sequence was applied before")),
         Some(last) => sequence == last + 1,
         // A session whose mark was dropped may go on where it was.

@@ -100,7 +100,12 @@ impl View<'_> {
 
     /// Builds (without storing) an inode as it is created in `parent`, with the xattrs it
     /// inherits. The number is the caller's to set.
-    pub(crate) async fn new_inode(&self, parent: &Inode, node: &NewNode, now: Timestamp) -> Attempt<(Inode, XattrList)> {
+    pub(crate) async fn new_inode(
+        &self,
+        parent: &Inode,
+        node: &NewNode,
+        now: Timestamp,
+    ) -> Attempt<(Inode, XattrList)> {
         if (node.kind == FileKind::Symlink) == node.target.is_empty() {
             return Err(if node.target.is_empty() { Errno::ENOENT } else { Errno::EINVAL }.into());
         }

@@ -189,14 +189,7 @@ pub(crate) fn owner_locks(shard: ShardId, ino: Ino, of: LockFamily, session: Ses
     Key::new(shard, LOCK).ino(ino).u8(family(of)).u64(session.0).u64(owner).0
 }
 
-pub(crate) fn lock(
-    shard: ShardId,
-    ino: Ino,
-    of: LockFamily,
-    session: SessionId,
-    owner: u64,
-    start: u64,
-) -> Vec<u8> {
+pub(crate) fn lock(shard: ShardId, ino: Ino, of: LockFamily, session: SessionId, owner: u64, start: u64) -> Vec<u8> {
     Key::new(shard, LOCK).ino(ino).u8(family(of)).u64(session.0).u64(owner).u64(start).0
 }
 

@@ -37,14 +37,8 @@ fn held_of(key: &[u8], value: &[u8], family: LockFamily) -> Result<Held, StateEr
     let at = keys::FIELDS + 9;
     let field = |index: usize| keys::u64_at(key, at + index * 8).ok_or_else(|| bad_key(key));
     let record: LockRecord = decode(key, value)?;
-    let range = LockRange {
-        family,
-        kind: record.kind,
-        start: field(2)?,
-        end: record.end,
-        owner: field(1)?,
-        pid: record.pid,
-    };
+    let range =
+        LockRange { family, kind: record.kind, start: field(2)?, end: record.end, owner: field(1)?, pid: record.pid };
     Ok(Held { session: SessionId(field(0)?), range, token: record.token })
 }
 

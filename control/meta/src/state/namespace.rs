@@ -294,11 +294,7 @@ impl View<'_> {
         Ok(Ran::Reply(reply_of(&call.op, &answers)))
     }
 
-    pub(crate) async fn take_rename_lock(
-        &mut self,
-        holder: cfs_wire::RequestId,
-        steal: bool,
-    ) -> Attempt<Option<u64>> {
+    pub(crate) async fn take_rename_lock(&mut self, holder: cfs_wire::RequestId, steal: bool) -> Attempt<Option<u64>> {
         let key = keys::rename_lock(self.shard);
         let stored: Option<RenameLockRecord> = self.get(&key).await?;
         match stored.and_then(|lock| Some((lock.token, lock.holder?))) {

@@ -8,9 +8,7 @@ use super::transaction::{TxnState, TxnStatus};
 use super::view::{Attempt, Fail, View, bad_key};
 use super::{Reader, StateError, keys};
 use cfs_wire::limits::INLINE_BYTES_MAX;
-use cfs_wire::meta::{
-    Entry, ExtentsReply, FileKind, Grant, MetaError, MetaOp, MetaReply, MetaResult, ShardOp, StatFs,
-};
+use cfs_wire::meta::{Entry, ExtentsReply, FileKind, Grant, MetaError, MetaOp, MetaReply, MetaResult, ShardOp, StatFs};
 use cfs_wire::{Errno, Ino, SessionId, ShardId};
 use std::collections::BTreeMap;
 
@@ -65,9 +63,7 @@ async fn answer(view: &View<'_>, session: SessionId, op: &MetaOp) -> MetaAttempt
             let (attr, policy) = (inode.attr(), view.config.policy);
             MetaReply::Extents(ExtentsReply { attr, grant, inline: inline(inode), extents, covered, policy })
         }
-        MetaOp::StatFs => {
-            MetaReply::StatFs(StatFs { inodes_used: view.counters.inodes, ..StatFs::default() })
-        }
+        MetaOp::StatFs => MetaReply::StatFs(StatFs { inodes_used: view.counters.inodes, ..StatFs::default() }),
         MetaOp::TestLock { ino, lock } => view.test_lock(session, *ino, lock).await?,
         _ => return Err(MetaError::Malformed("not a read".to_owned()).into()),
     })
@@ -124,7 +120,11 @@ pub async fn read_shard(reader: &dyn Reader, shard: ShardId, op: &ShardOp) -> Re
 
 /// A directory's parent, for the walk under the rename lock. `None` in the inner result: there
 /// is no such directory any more.
-pub async fn parent_of(reader: &dyn Reader, shard: ShardId, dir: Ino) -> Result<Result<Option<Ino>, TxnId>, StateError> {
+pub async fn parent_of(
+    reader: &dyn Reader,
+    shard: ShardId,
+    dir: Ino,
+) -> Result<Result<Option<Ino>, TxnId>, StateError> {
     let view = View::open(reader, shard).await?;
     match view.directory(dir).await {
         Ok(inode) => Ok(Ok(inode.parent)),

@@ -15,7 +15,12 @@ impl View<'_> {
         self.get(&keys::session(self.shard, session)).await
     }
 
-    pub(crate) async fn open_session(&mut self, session: SessionId, client: &str, now: Timestamp) -> Attempt<MetaReply> {
+    pub(crate) async fn open_session(
+        &mut self,
+        session: SessionId,
+        client: &str,
+        now: Timestamp,
+    ) -> Attempt<MetaReply> {
         match self.session_record(session).await? {
             Some(record) if record.fenced => return Err(MetaError::Fenced.into()),
             Some(_) => {}
@@ -96,13 +101,8 @@ impl View<'_> {
         if stored.as_ref().is_some_and(|record| record.fenced) {
             return Ok(());
         }
-        let unseen = SessionRecord {
-            client: String::new(),
-            opened: Timestamp::default(),
-            fenced: true,
-            lowest: 0,
-            replies: 0,
-        };
+        let unseen =
+            SessionRecord { client: String::new(), opened: Timestamp::default(), fenced: true, lowest: 0, replies: 0 };
         let record = SessionRecord { fenced: true, replies: 0, ..stored.unwrap_or(unseen) };
         self.put_session(session, &record);
         self.drop_belongings(session).await

@@ -263,15 +263,11 @@ impl Driver {
         let txn = self.transaction.id;
         let participant = |at: usize| self.transaction.participants.get(at);
         match &self.stage {
-            Stage::Prepare(at) => {
-                participant(*at).map(|(shard, actions)| (*shard, LogEntry::Prepare { txn, actions: actions.clone(), now }))
-            }
-            Stage::Decide(verdict) => {
-                Some((txn.coordinator, LogEntry::Decide { txn, verdict: verdict.clone(), now }))
-            }
-            Stage::Tell { commit, next } => participant(*next).map(|(shard, _)| {
-                (*shard, if *commit { LogEntry::Commit { txn } } else { LogEntry::Abort { txn } })
-            }),
+            Stage::Prepare(at) => participant(*at)
+                .map(|(shard, actions)| (*shard, LogEntry::Prepare { txn, actions: actions.clone(), now })),
+            Stage::Decide(verdict) => Some((txn.coordinator, LogEntry::Decide { txn, verdict: verdict.clone(), now })),
+            Stage::Tell { commit, next } => participant(*next)
+                .map(|(shard, _)| (*shard, if *commit { LogEntry::Commit { txn } } else { LogEntry::Abort { txn } })),
             Stage::Forget(0) => Some((txn.coordinator, LogEntry::Forget { txn })),
             Stage::Forget(at) => participant(at - 1).map(|(shard, _)| (*shard, LogEntry::Forget { txn })),
             Stage::Over => None,

@@ -167,8 +167,7 @@ impl<'a> View<'a> {
         let stored = self.reader.scan(start, end.to_vec(), wanted).await?;
         let complete = stored.len() < wanted;
         let reach = stored.last().map(|(key, _)| key.to_vec());
-        let mut rows: BTreeMap<Vec<u8>, Bytes> =
-            stored.into_iter().map(|(key, value)| (key.to_vec(), value)).collect();
+        let mut rows: BTreeMap<Vec<u8>, Bytes> = stored.into_iter().map(|(key, value)| (key.to_vec(), value)).collect();
         for (key, value) in written {
             if !complete && reach.as_ref().is_some_and(|reach| key > reach) {
                 break;

@@ -3,9 +3,9 @@
 use super::acl::{self, Acl};
 use super::entry::ChangeKind;
 use super::inode::S_ISGID;
+use super::keys;
 use super::records::Inode;
 use super::view::{Attempt, View};
-use super::keys;
 use cfs_wire::limits::{XATTR_LIST_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use cfs_wire::meta::{FileKind, MetaReply, Name, XATTR_CLEAR_SGID, XATTR_CREATE, XATTR_REPLACE};
 use cfs_wire::{Errno, Ino, Timestamp};

@@ -230,8 +230,7 @@ impl Cluster {
 impl Node {
     fn new(handle: Handle, shards: Vec<ShardHandle>, proposer: Rc<dyn Proposer>, config: ServiceConfig) -> Node {
         let space = Rc::new(|| (1 << 40, 1 << 39));
-        let service =
-            MetaService::new(&handle, NodeId(1), shards.clone(), proposer, Rc::new(NoPeers), config, space);
+        let service = MetaService::new(&handle, NodeId(1), shards.clone(), proposer, Rc::new(NoPeers), config, space);
         Node { handle, service, shards }
     }
 }
@@ -240,7 +239,7 @@ impl Node {
 /// checkpointed and cut all the time.
 async fn start_on_raft(medium: &Rc<MemMedium>, handle: &Handle) -> (Rc<RaftHost>, Vec<ShardHandle>) {
     let blobs: Rc<dyn MirroredBlobs> = medium.open(handle);
-    let config = LogConfig { limit_bytes: 32 << 10, ..LogConfig::default() };
+    let config = LogConfig::default();
     let (log, _) = SharedLog::open(blobs.clone(), handle.clone(), config).await.expect("the log opens");
     let fabric = MemNetwork::new(1).endpoint("n1", handle);
     let host = RaftHost::new(NodeId(1), handle.clone(), fabric, log, HostConfig::default());

@@ -231,15 +231,8 @@ async fn fight(client: &Client, dirs: &[Ino]) {
         _ => client.rename(from, one, to, other).await.map(|_| ()),
     };
     let seed = client.cluster.seed;
-    let usual = [
-        Errno::ENOENT,
-        Errno::EEXIST,
-        Errno::EISDIR,
-        Errno::ENOTDIR,
-        Errno::ENOTEMPTY,
-        Errno::EPERM,
-        Errno::EINVAL,
-    ];
+    let usual =
+        [Errno::ENOENT, Errno::EEXIST, Errno::EISDIR, Errno::ENOTDIR, Errno::ENOTEMPTY, Errno::EPERM, Errno::EINVAL];
     if let Err(error) = &result {
         assert!(usual.iter().any(|usual| *error == errno(*usual)), "seed {seed}: operation {op} answered {error:?}");
     }

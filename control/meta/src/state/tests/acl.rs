@@ -142,11 +142,9 @@ fn setgid_directories_pass_their_group_on() {
 #[test]
 fn killing_privileges_spares_directories_and_locking_bits() {
     let mut shard = Shard::new();
-    for (kind, mode, left) in [
-        (FileKind::File, 0o6755, 0o755),
-        (FileKind::File, 0o6745, 0o2745),
-        (FileKind::Directory, 0o6755, 0o6755),
-    ] {
+    for (kind, mode, left) in
+        [(FileKind::File, 0o6755, 0o755), (FileKind::File, 0o6745, 0o2745), (FileKind::Directory, 0o6755, 0o6755)]
+    {
         let called = format!("{kind:?}{mode:o}");
         let ino = shard.create(ROOT, &called, node(kind, mode)).unwrap().ino;
         let changes = AttrChanges { uid: Some(3), kill_privileges: true, ..Default::default() };

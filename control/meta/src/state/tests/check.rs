@@ -1,9 +1,9 @@
 //! What must hold between the records of the shards of one volume.
 
 use super::super::entry::LogEntry;
-use super::super::{MemoryState, apply, records::Counters, records::decode, keys};
-use super::{at, now_or_never};
 use super::super::entry::Reply;
+use super::super::{MemoryState, apply, keys, records::Counters, records::decode};
+use super::{at, now_or_never};
 use cfs_wire::data::Referent;
 use cfs_wire::meta::{AuditRecord, FileKind, ShardOp, ShardReply};
 use cfs_wire::{Ino, ShardId};

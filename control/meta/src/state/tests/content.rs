@@ -123,7 +123,8 @@ fn the_first_append_of_a_commit_says_where_it_went() {
     let ino = new_file(&mut shard);
     shard.write(ino, vec![data(0, 9000, 1)]).unwrap();
     let append = |blob| FileWrite::Append { length: 10, location: hot(blob, 0), epoch: Epoch(0) };
-    let commit = Commit { ino, sequence: 1, writes: vec![append(2), append(3)], mtime: Some(at(5)), kill_privileges: false };
+    let commit =
+        Commit { ino, sequence: 1, writes: vec![append(2), append(3)], mtime: Some(at(5)), kill_privileges: false };
     match shard.call(MetaOp::Commit(commit)) {
         Ok(MetaReply::Committed { attr, append_offset }) => {
             assert_eq!((attr.size, append_offset, attr.mtime, attr.ctime), (9020, Some(9000), at(5), at(5)));
@@ -137,7 +138,9 @@ fn a_huge_file_goes_in_several_entries_and_its_bytes_are_released() {
     let mut shard = Shard::new();
     let ino = new_file(&mut shard);
     for batch in 0..6u64 {
-        shard.write(ino, (0..200).map(|n| data((batch * 200 + n) * 10, 10, u128::from(batch * 200 + n))).collect()).unwrap();
+        shard
+            .write(ino, (0..200).map(|n| data((batch * 200 + n) * 10, 10, u128::from(batch * 200 + n))).collect())
+            .unwrap();
     }
     assert_eq!(shard.unlink(ROOT, "f"), Ok(MetaReply::Removed { ino, nlink: 0 }));
     assert_eq!(shard.follow_up, [FollowUp::Reap { ino }]);

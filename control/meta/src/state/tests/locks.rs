@@ -37,7 +37,10 @@ fn ranges_split_convert_and_merge_per_owner() {
     let unlock = MetaOp::Unlock { ino, lock: range(LockKind::Read, 5, 14, 1) };
     assert_eq!(shard.call(unlock), Ok(MetaReply::Done));
     assert_eq!(shard.follow_up, [FollowUp::LocksFreed { ino }]);
-    assert_eq!(map(&shard, ino), format!("{}{}{}{}{}", "w".repeat(5), ".".repeat(10), "r".repeat(5), "w".repeat(10), ".".repeat(10)));
+    assert_eq!(
+        map(&shard, ino),
+        format!("{}{}{}{}{}", "w".repeat(5), ".".repeat(10), "r".repeat(5), "w".repeat(10), ".".repeat(10))
+    );
     assert_eq!(lock(&mut shard, ALICE, ino, range(LockKind::Write, 0, u64::MAX, 1)), None);
     let whole = range(LockKind::Write, 0, u64::MAX, 1);
     assert_eq!(lock(&mut shard, BOB, ino, range(LockKind::Read, 70, 80, 1)), Some(whole));
@@ -57,7 +60,10 @@ pub(super) fn readers_share_writers_do_not_and_flock_is_another_space() {
     assert_eq!(lock(&mut shard, BOB, ino, flock(LockKind::Read, 8)), Some(whole));
     assert_eq!(lock(&mut shard, BOB, ino, flock(LockKind::Read, 7)), None);
     assert_eq!(lock(&mut shard, BOB, ino, flock(LockKind::Read, 8)), None);
-    assert_eq!(errno(shard.call(MetaOp::Lock { ino, lock: range(LockKind::Read, 9, 5, 1), wait: false })), Errno::EINVAL);
+    assert_eq!(
+        errno(shard.call(MetaOp::Lock { ino, lock: range(LockKind::Read, 9, 5, 1), wait: false })),
+        Errno::EINVAL
+    );
 }
 
 #[test]

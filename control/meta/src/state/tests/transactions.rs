@@ -414,11 +414,12 @@ fn a_session_fenced_before_the_decision_has_no_effect() {
 fn the_rename_lock_is_fenced_by_its_token() {
     let mut cluster = Cluster::new(2, 1, 0);
     let holder = |sequence| RequestId { session: ALICE, sequence };
-    let mut take = |sequence, steal| {
-        match cluster.propose(ShardId(0), LogEntry::TakeRenameLock { holder: holder(sequence), steal }).reply {
-            Reply::RenameLock { token } => token,
-            other => panic!("{other:?}"),
-        }
+    let mut take = |sequence, steal| match cluster
+        .propose(ShardId(0), LogEntry::TakeRenameLock { holder: holder(sequence), steal })
+        .reply
+    {
+        Reply::RenameLock { token } => token,
+        other => panic!("{other:?}"),
     };
     let first = take(1, false);
     assert_eq!((take(1, false), take(2, false)), (first, None));
@@ -449,12 +450,19 @@ fn participants_come_in_shard_order() {
     let mut cluster = Cluster::new(4, 1, 0);
     let dirs: BTreeMap<u16, Ino> = (1..4).map(|home| (home, directory_on(&mut cluster, ShardId(home)))).collect();
     let moved = cluster.create(dirs[&3], "file", file());
-    cluster.request(ALICE, MetaOp::Rename { dir: dirs[&3], name: name("file"), to_dir: dirs[&2], to_name: name("f"), flags: 0 }).unwrap();
+    cluster
+        .request(
+            ALICE,
+            MetaOp::Rename { dir: dirs[&3], name: name("file"), to_dir: dirs[&2], to_name: name("f"), flags: 0 },
+        )
+        .unwrap();
     let rename = MetaOp::Rename { dir: dirs[&2], name: name("f"), to_dir: dirs[&1], to_name: name("f"), flags: 0 };
     let call = cluster.call(ALICE, rename);
     let facts = Facts { target: Some(None), rename_token: None };
     let outcome = cluster.propose(ShardId(2), LogEntry::Client { call, now: at(9000), facts });
-    let [FollowUp::Drive(Transaction { participants, .. })] = outcome.follow_up.as_slice() else { panic!("{outcome:?}") };
+    let [FollowUp::Drive(Transaction { participants, .. })] = outcome.follow_up.as_slice() else {
+        panic!("{outcome:?}")
+    };
     assert_eq!(participants.iter().map(|(shard, _)| shard.0).collect::<Vec<_>>(), [1, 3]);
     cluster.settle();
     assert!(cluster.list(dirs[&2]).iter().any(|(_, ino)| *ino == moved));
