@@ -250,7 +250,7 @@ impl Actor {
         }
         if files.is_empty() {
             let area = if shared { &self.shared } else { &self.own };
-            return Err(Op::List { dir: area[0] });
+            return Err(Op::Make { dir: self.pick(area), name: self.name(), new: self.properties(FileKind::File) });
         }
         let node = self.pick(files);
         if self.open.borrow().contains_key(&node) { Ok(node) } else { Err(Op::Open { node }) }
@@ -302,7 +302,11 @@ impl Actor {
             22..25 if room => {
                 let from = self.pick(&self.open_files(shared));
                 let from_offset = self.below(model.size(from) + 1);
-                let length = 1 + self.below(self.write_bytes_max);
+                let mut length = 1 + self.below(self.write_bytes_max);
+                if from == node {
+                    // Whether a copy may go on into what it has just written is left open.
+                    length = length.min(model.size(from) - from_offset).max(1);
+                }
                 Op::Copy { from, from_offset, to: node, to_offset: self.offset(size), length }
             }
             25..29 => Op::Fsync { node },

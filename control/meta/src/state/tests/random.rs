@@ -241,3 +241,41 @@ fn every_entry_survives_its_encoding() {
         assert_eq!(postcard::from_bytes::<LogEntry>(&bytes), Ok(entry));
     }
 }
+
+/// The store's checksums make this unlikely; a bug there must not take the server down.
+#[test]
+fn damaged_records_are_errors_and_never_panics() {
+    let sound = run(9, 250, &mut BTreeMap::new());
+    let mut dice = Dice { rng: SplitMix64::new(77), blob: 0 };
+    let keys: Vec<_> = sound.state.map.keys().cloned().collect();
+    let model = Model::new(at(1000));
+    let mut refused = 0;
+    for _ in 0..3000 {
+        let mut state = sound.state.clone();
+        let key = dice.pick(&keys);
+        let mut value = state.map[&key].to_vec();
+        let at_byte = dice.below(value.len() as u64) as usize;
+        match dice.below(3) {
+            0 => value.truncate(at_byte),
+            _ => value[at_byte] ^= 1 << dice.below(8),
+        }
+        state.map.insert(key, value.into());
+        let ino = Ino::new(ShardId(0), 1 + dice.below(40));
+        let op = match dice.below(6) {
+            0 => MetaOp::ReadDir { dir: ROOT, after: 0, entries_max: 100, with_attrs: true },
+            1 => MetaOp::GetExtents { ino, offset: 0, length: u64::MAX, extents_max: 100 },
+            2 => MetaOp::GetAttr { ino },
+            3 => MetaOp::Lookup { dir: ROOT, name: dice.name() },
+            _ => dice.op(&model, 1),
+        };
+        if op.is_read() {
+            refused += usize::from(read(&state, sound.id, ALICE, &op).now_or_never().unwrap().is_err());
+            continue;
+        }
+        let id = RequestId { session: ALICE, sequence: 1 << 40 };
+        let call = MetaCall { id, lowest_unacknowledged: 1 << 40, shard: sound.id, op };
+        let entry = LogEntry::Client { call, now: at(5000), facts: Facts::default() };
+        refused += usize::from(apply(&state, sound.id, &entry).now_or_never().unwrap().is_err());
+    }
+    assert!(refused > 20, "only {refused} noticed");
+}
