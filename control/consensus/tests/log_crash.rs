@@ -229,3 +229,14 @@ fn torn_variants_are_all_exercised() {
     let (_, report) = script::crash_at(1, Some(9), Torn::Whole).unwrap();
     assert!(report.range.is_some());
 }
+
+/// As many seeds as one likes, with SEED and SEEDS.
+#[test]
+#[ignore = "minutes"]
+fn soak_log() {
+    let number = |name: &str, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let from: u64 = number("SEED", 1000);
+    for seed in from..from + number("SEEDS", 20) {
+        script::sweep(seed).unwrap_or_else(|failure| panic!("{failure}"));
+    }
+}

@@ -209,6 +209,23 @@ fn state_without_its_log_is_refused() {
 }
 
 #[test]
+fn state_older_than_the_logs_beginning_is_refused() {
+    simulate(19, |handle| async move {
+        let mut disks = Disks::new(1);
+        let node = handle.new_domain();
+        let first = start(&disks, &node, LogConfig::default()).await.unwrap();
+        first.host.propose(GROUP, item(1)).await.unwrap();
+        first.host.checkpoint_all().await.unwrap();
+        let purged = first.host.metrics(GROUP).unwrap().purged_index.unwrap();
+        first.log.flush().await.unwrap();
+        node.kill();
+        disks.states = vec![Rc::default()];
+        let behind = start(&disks, &handle.new_domain(), LogConfig::default()).await;
+        assert_eq!(behind.err(), Some(HostError::StateBehindLog { group: GROUP, applied: None, purged }));
+    });
+}
+
+#[test]
 fn shutdown_ends_what_waits() {
     simulate(17, |handle| async move {
         let disks = Disks::new(1);

@@ -1,8 +1,12 @@
 //! How fast one target is on a file or block device: sequential 1 MiB puts, then random 4 KiB
 //! reads, checksums on. `store_bench PATH SIZE_MIB DEPTH`; PATH is erased.
+//!
+//! Prints `NAME RATE UNIT cpu MICROSECONDS-PER-OPERATION`, and for writes how many of them one
+//! flush covered, so that a yardstick can flush as often.
 
 use bytes::Bytes;
 use cfs_device::uring::{OpenOptions, UringDevice};
+use cfs_device::{BlockDevice, DeviceGeometry, DeviceResult, Placement};
 use cfs_reactor::buffer::DmaBuf;
 use cfs_reactor::clock::{KernelClock, SplitMix64};
 use cfs_reactor::uring::Ring;
@@ -11,9 +15,61 @@ use cfs_store::{FormatOptions, Identity, StoreError, TargetStore, format};
 use cfs_wire::blobs::{BlobKind, Owner, ShardGeometry};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::{BlobId, ClusterId, DeviceId, NodeId, Policy, TargetId};
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// Counts how often the store makes a device durable, by flush or by FUA.
+struct Counting {
+    device: Rc<dyn BlockDevice>,
+    flushes: Cell<u64>,
+}
+
+impl BlockDevice for Counting {
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    fn geometry(&self) -> DeviceGeometry {
+        self.device.geometry()
+    }
+
+    fn read(&self, offset: u64, length: usize) -> LocalBoxFuture<'_, DeviceResult<DmaBuf>> {
+        self.device.read(offset, length)
+    }
+
+    fn write(
+        &self,
+        offset: u64,
+        parts: Vec<Bytes>,
+        placement: Placement,
+        fua: bool,
+    ) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        self.flushes.set(self.flushes.get() + u64::from(fua));
+        self.device.write(offset, parts, placement, fua)
+    }
+
+    fn flush(&self) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        self.flushes.set(self.flushes.get() + 1);
+        self.device.flush()
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        self.device.discard(offset, length).boxed_local()
+    }
+}
+
+/// Processor time of this process, user and system.
+fn cpu_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").expect("procfs is mounted");
+    let fields: Vec<&str> = text.rsplit(')').next().expect("a command name").split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number")).sum();
+    // USER_HZ is 100 on every Linux architecture.
+    ticks as f64 / 100.0
+}
 
 const BLOB: usize = 1 << 20;
 const READS: u64 = 200_000;
@@ -47,21 +103,22 @@ fn main() {
             };
             let options = FormatOptions { identity, parameters, zone_bytes: None, force: true };
             format(&*device, &options).await.expect("formats");
-            let store = TargetStore::open(device, &handle, None).await.expect("opens");
+            let device = Rc::new(Counting { device, flushes: Cell::new(0) });
+            let store = TargetStore::open(device.clone(), &handle, None).await.expect("opens");
             let count = store.space().free * 9 / 10 / (BLOB as u64 + 2048);
-            write(&store, &handle, count, depth).await;
+            write(&store, &handle, count, depth, &device).await;
             read(&store, &handle, count, depth).await;
         }
     };
     executor.run(&mut ring.driver(), Duration::from_micros(50), &handle, story).expect("runs to its end");
 }
 
-async fn write(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64) {
+async fn write(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64, device: &Counting) {
     let mut random = SplitMix64::new(1);
     let mut buffer = DmaBuf::uninitialised(BLOB);
     buffer.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&random.next_u64().to_le_bytes()));
     let payload: Bytes = buffer.freeze();
-    let start = handle.now();
+    let (start, cpu, flushes) = (handle.now(), cpu_seconds(), device.flushes.get());
     let workers = (0..depth).map(|worker| {
         let (store, payload) = (store.clone(), payload.clone());
         handle.spawn(async move {
@@ -77,11 +134,13 @@ async fn write(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64)
         worker.await.expect("not cancelled").expect("puts");
     }
     let seconds = (handle.now() - start).as_secs_f64();
-    println!("seqwrite1m {:.0} MiB/s ({count} blobs, depth {depth})", count as f64 / seconds);
+    let per_flush = count as f64 / (device.flushes.get() - flushes).max(1) as f64;
+    let cpu = (cpu_seconds() - cpu) * 1e6 / count as f64;
+    println!("seqwrite1m {:.0} MiB/s cpu {cpu:.1} per_flush {per_flush:.1}", count as f64 / seconds);
 }
 
 async fn read(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64) {
-    let start = handle.now();
+    let (start, cpu) = (handle.now(), cpu_seconds());
     let workers = (0..depth).map(|worker| {
         let store = store.clone();
         handle.spawn(async move {
@@ -97,5 +156,6 @@ async fn read(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64) 
         worker.await.expect("not cancelled").expect("gets");
     }
     let seconds = (handle.now() - start).as_secs_f64();
-    println!("randread4k {:.0} IOPS (depth {depth})", READS as f64 / seconds);
+    let cpu = (cpu_seconds() - cpu) * 1e6 / READS as f64;
+    println!("randread4k {:.0} IOPS cpu {cpu:.1}", READS as f64 / seconds);
 }

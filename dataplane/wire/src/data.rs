@@ -40,7 +40,7 @@ impl Location {
     pub fn skip(&self, bytes: u32) -> Location {
         let mut shifted = self.clone();
         match &mut shifted {
-            Location::Hot { offset, .. } | Location::Chunk { offset, .. } => *offset += bytes,
+            Location::Hot { offset, .. } | Location::Chunk { offset, .. } => *offset = offset.saturating_add(bytes),
         }
         shifted
     }

@@ -8,6 +8,7 @@ use crate::report::{Checker, Violation};
 use crate::workload::SidelineFiles;
 use crate::world::{Mounted, World};
 use cfs_api::CheckReport;
+use cfs_wire::blobs::BlobKind;
 use std::time::Duration;
 
 /// The longest that anything may take while the node serves.
@@ -141,7 +142,31 @@ pub async fn check_clean(world: &World, context: &str) -> Result<(), Violation> 
     Ok(())
 }
 
-/// Bytes that live blobs take on all targets.
-pub fn live_bytes(world: &World) -> u64 {
-    world.node().pool().readable().iter().map(|target| target.space().live).sum()
+const METADATA: [BlobKind; 3] = [BlobKind::Log, BlobKind::Manifest, BlobKind::Run];
+const FILES: [BlobKind; 3] = [BlobKind::Hot, BlobKind::Data, BlobKind::Parity];
+
+/// Live blobs of a kind on all targets, and their bytes.
+fn live(world: &World, kind: BlobKind) -> (u64, u64) {
+    let targets = world.node().pool().readable();
+    let infos = targets.iter().flat_map(|target| target.list(kind));
+    infos.fold((0, 0), |(count, bytes), info| (count + 1, bytes + u64::from(info.length)))
+}
+
+/// Blobs that hold files' bytes.
+pub fn file_blobs(world: &World) -> u64 {
+    FILES.map(|kind| live(world, kind).0).iter().sum()
+}
+
+/// Bytes of the log and the ordered stores.
+pub fn metadata_bytes(world: &World) -> u64 {
+    METADATA.map(|kind| live(world, kind).1).iter().sum()
+}
+
+/// What is live, for messages.
+pub fn live_by_kind(world: &World) -> String {
+    let of = |kind| {
+        let (count, bytes) = live(world, kind);
+        format!("{kind:?} {count} with {bytes} bytes")
+    };
+    METADATA.map(of).into_iter().chain(FILES.map(of)).collect::<Vec<_>>().join(", ")
 }

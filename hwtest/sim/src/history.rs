@@ -31,6 +31,7 @@ pub struct History {
     paused: Cell<bool>,
     budget: Cell<u64>,
     running: RefCell<BTreeSet<ActorId>>,
+    dead: RefCell<BTreeSet<ActorId>>,
     changed: Rc<Notify>,
     digest: Cell<u64>,
     operations: Cell<u64>,
@@ -49,6 +50,7 @@ impl History {
             paused: Cell::new(false),
             budget: Cell::new(0),
             running: RefCell::default(),
+            dead: RefCell::default(),
             changed: Notify::new(),
             digest: Cell::new(0xcbf2_9ce4_8422_2325),
             operations: Cell::new(0),
@@ -142,7 +144,17 @@ impl History {
     /// A program died: it is not waited for. What it had under way stays pending.
     pub fn died(&self, actor: ActorId) {
         self.running.borrow_mut().remove(&actor);
+        self.dead.borrow_mut().insert(actor);
         self.changed.notify_all();
+    }
+
+    /// Its successor begins.
+    pub fn reborn(&self, actor: ActorId) {
+        self.dead.borrow_mut().remove(&actor);
+    }
+
+    pub fn is_dead(&self, actor: ActorId) -> bool {
+        self.dead.borrow().contains(&actor)
     }
 
     /// Waits until nothing is under way and nothing more may begin.

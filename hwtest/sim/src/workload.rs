@@ -114,6 +114,7 @@ impl Actor {
         let context = format!("{}@{} {op:?}", self.id.0, self.client_index);
         self.history.pending.borrow_mut().insert(self.id, op.clone());
         let seen = self.perform(&op, shared).await;
+        self.outlive().await;
         self.history.pending.borrow_mut().remove(&self.id);
         let expected = self.history.model.borrow_mut().apply(self.client_index, &op);
         let outcome = match (&expected, &seen) {
@@ -127,6 +128,13 @@ impl Actor {
         if let Err(wrong) = outcome {
             let checker = if matches!(op, Op::Read { .. }) { Checker::Contents } else { Checker::Reply };
             self.history.fail_with(checker, format!("{context}: {wrong}"));
+        }
+    }
+
+    /// Ends here if the client was cut off: nobody is interested in its answers any more.
+    async fn outlive(&self) {
+        if self.history.is_dead(self.id) {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -305,7 +313,10 @@ impl Actor {
                 let mut length = 1 + self.below(self.write_bytes_max);
                 if from == node {
                     // Whether a copy may go on into what it has just written is left open.
-                    length = length.min(model.size(from) - from_offset).max(1);
+                    length = length.min(model.size(from) - from_offset);
+                    if length == 0 {
+                        return Op::Stat { node };
+                    }
                 }
                 Op::Copy { from, from_offset, to: node, to_offset: self.offset(size), length }
             }
@@ -455,6 +466,7 @@ impl Actor {
             1 => self.hold_lock().await,
             _ => self.race().await,
         };
+        self.outlive().await;
         if let Err(detail) = outcome {
             self.history.fail_with(Checker::Reply, format!("{}@{} {detail}", self.id.0, self.client_index));
         }
@@ -479,11 +491,12 @@ impl Actor {
         let owner = self.id.0 as u64 + 1;
         let (family, kind) = (LockFamily::Flock, LockKind::Write);
         let lock = LockRequest { family, kind, start: 0, end: u64::MAX, owner, pid: owner as u32 };
-        match self.client.setlk(self.sideline.lock, lock).await {
+        match self.client.setlkw(self.sideline.lock, lock).await {
             Err(Errno::EAGAIN) => return Ok(()),
             Err(errno) => return Err(format!("lock: {errno}")),
             Ok(()) => {}
         }
+        self.outlive().await;
         if let Err(violation) = self.history.sideline.locked(self.id) {
             self.history.fail(violation);
         }
@@ -502,7 +515,9 @@ impl Actor {
             return removed.map_err(|errno| format!("unlink of its own name {number}: {errno}"));
         }
         let new = NewFile { kind: FileKind::Fifo, mode: 0o600, umask: 0, rdev: 0 };
-        match self.client.mknod(Caller::default(), dir, &name, new).await {
+        let made = self.client.mknod(Caller::default(), dir, &name, new).await;
+        self.outlive().await;
+        match made {
             Err(Errno::EEXIST) => Ok(()),
             Err(errno) => Err(format!("create of name {number}: {errno}")),
             Ok(_) => {

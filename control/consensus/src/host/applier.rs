@@ -31,6 +31,7 @@ pub struct Applier {
     machine: Rc<dyn StateMachine>,
     log: Rc<SharedLog>,
     position: Mark,
+    hosted: bool,
 }
 
 fn broken(error: StateError) -> io::Error {
@@ -50,7 +51,13 @@ fn meta(mark: Mark) -> SnapshotMeta {
 
 impl Applier {
     pub fn new(group: ShardId, machine: Rc<dyn StateMachine>, log: Rc<SharedLog>) -> Applier {
-        Applier { group, machine, log, position: Mark::default() }
+        Applier { group, machine, log, position: Mark::default(), hosted: false }
+    }
+
+    /// Leaves checkpoints to the host: what openraft asks to be built is then only a record of
+    /// the last one, and one that finds no space does not stop the group.
+    pub(super) fn checkpointed_by_host(self) -> Applier {
+        Applier { hosted: true, ..self }
     }
 
     /// Moves the position over an entry and takes out what the state machine is to see.
@@ -112,7 +119,7 @@ impl RaftStateMachine<Raft> for Applier {
     }
 
     async fn get_snapshot_builder(&mut self) -> Checkpointer {
-        Checkpointer { group: self.group, machine: self.machine.clone(), log: self.log.clone() }
+        Checkpointer { group: self.group, machine: self.machine.clone(), log: self.log.clone(), hosted: self.hosted }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
@@ -145,17 +152,18 @@ pub struct Checkpointer {
     group: ShardId,
     machine: Rc<dyn StateMachine>,
     log: Rc<SharedLog>,
+    hosted: bool,
 }
 
 impl RaftSnapshotBuilder<Raft> for Checkpointer {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<Raft, SnapshotData>, io::Error> {
-        let applied = self.machine.applied();
-        let mark = if applied.is_none() || planted::is(Bug::LogCutEarly) {
-            decode(applied)?
-        } else {
-            decode(Some(self.machine.checkpoint().await.map_err(broken)?))?
+        let mark = match (self.machine.applied(), self.machine.synced()) {
+            (None, _) => Mark::default(),
+            (applied, _) if planted::is(Bug::LogCutEarly) => decode(applied)?,
+            (_, Some(synced)) if self.hosted => decode(Some(synced))?,
+            _ => decode(Some(self.machine.checkpoint().await.map_err(broken)?))?,
         };
         if mark.applied.is_some() {
             self.log.set_synced(self.group, mark.index());

@@ -90,6 +90,12 @@ pub enum HostError {
     /// The state is there and the log is not: starting would forget what this replica voted.
     #[error("{0} has state but no log on this node: the targets that held the log are missing")]
     LogLost(ShardId),
+    /// The log was cut up to where a checkpoint was, and the state is from before it.
+    #[error(
+        "the state of {group} reaches to entry {applied:?} and its log begins after {purged}: the targets that \
+         held the newer state are missing"
+    )]
+    StateBehindLog { group: ShardId, applied: Option<u64>, purged: u64 },
     #[error("the state of {0} carries no readable position")]
     BadMark(ShardId),
     #[error(transparent)]

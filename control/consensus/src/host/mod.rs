@@ -121,10 +121,13 @@ impl RaftHost {
         if applied.applied.is_some() && group_log.is_empty() {
             return Err(HostError::LogLost(id));
         }
+        if let Some(purged) = group_log.purged().filter(|purged| Some(*purged) > applied.index()) {
+            return Err(HostError::StateBehindLog { group: id, applied: applied.index(), purged });
+        }
         self.log.set_synced(id, synced.index());
         let stopped = |reason: String| HostError::Stopped { group: id, reason };
         let network = GroupNetwork { peers: self.peers.clone(), group: id, node: self.node.0.into() };
-        let applier = Applier::new(id, machine.clone(), self.log.clone());
+        let applier = Applier::new(id, machine.clone(), self.log.clone()).checkpointed_by_host();
         let raft = openraft::Raft::new(self.node.0.into(), self.config.raft(false), network, group_log, applier)
             .await
             .map_err(|error| stopped(error.to_string()))?;
@@ -136,9 +139,23 @@ impl RaftHost {
             checkpointing: cfs_reactor::sync::Mutex::new(()),
             settled_term: Cell::new(None),
         });
+        // From here on peers reach it: those that bootstrap at once need each other's votes.
         self.groups.borrow_mut().insert(id, group.clone());
-        if bootstrap {
-            self.bootstrap(&group, initial_members).await?;
+        let members = bootstrap.then_some(initial_members);
+        let begun = self.begin_leading(&group, members).await;
+        if begun.is_err() {
+            self.groups.borrow_mut().remove(&id);
+        }
+        begun
+    }
+
+    async fn begin_leading(
+        &self,
+        group: &Rc<Group>,
+        bootstrap: Option<Vec<(NodeId, Address)>>,
+    ) -> Result<(), HostError> {
+        if let Some(members) = bootstrap {
+            self.bootstrap(group, members).await?;
         }
         self.handle.spawn(group.clone().keep_ticking());
         group.lead_if_alone(self.node).await

@@ -35,6 +35,11 @@ impl GroupLog {
         self.with(super::state::Group::is_empty).unwrap_or(true)
     }
 
+    /// Index up to which the log is purged.
+    pub fn purged(&self) -> Option<u64> {
+        self.with(|group| group.purged()).flatten().map(|id| id.index)
+    }
+
     fn with<T>(&self, look: impl FnOnce(&super::state::Group) -> T) -> Option<T> {
         self.log.state.borrow().groups.get(&self.group).map(look)
     }

@@ -61,10 +61,7 @@ pub(super) async fn recover(blobs: &dyn MirroredBlobs, handle: &Handle) -> Resul
     }
     let newest = good.values().map(|found| found.header.incarnation).max().unwrap_or(0);
     drop_left_over(&mut good);
-    let (first, last) = match extent(&good, &bad)? {
-        Some(extent) => extent,
-        None => (1, 0),
-    };
+    let (first, last) = extent(&good, &bad)?.unwrap_or((1, 0));
     let durable = good.values().map(|found| found.header.durable).max().unwrap_or(0);
     let kept: Vec<Found> =
         good.into_iter().filter(|(at, _)| (first..=last).contains(at)).map(|(_, found)| found).collect();

@@ -104,17 +104,9 @@ impl Group {
 
     /// First index missing between the purge mark and the last entry.
     pub fn hole(&self) -> Option<u64> {
-        let mut expected = match &self.purged {
-            Some(held) => held.value.index + 1,
-            None => 0,
-        };
-        for index in self.entries.keys() {
-            if *index != expected {
-                return Some(expected);
-            }
-            expected += 1;
-        }
-        None
+        let begin = self.purged.as_ref().map_or(0, |held| held.value.index + 1);
+        let expected = begin..;
+        expected.zip(self.entries.keys()).find(|(expected, index)| expected != *index).map(|(expected, _)| expected)
     }
 }
 

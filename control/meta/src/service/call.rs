@@ -1,6 +1,7 @@
 //! The way in: routing, who may speak, reads with their leases, and repetitions joining the call
 //! that already runs.
 
+use super::config::with_drift;
 use super::shard::Shard;
 use super::{MetaService, Running};
 use crate::state::{self, ReadReply, StateError};
@@ -76,7 +77,7 @@ impl MetaService {
             if !shard.knows(session) {
                 return Err(MetaError::Fenced);
             }
-            let until = self.inner.handle.now() + self.inner.config.read_lease();
+            let until = self.inner.handle.now() + with_drift(self.inner.config.read_lease());
             self.complete(shard, op, &mut reply, |ino| reading.grant(session, ino, until));
             return Ok(reply);
         }

@@ -6,6 +6,7 @@
 
 use super::MetaService;
 use super::call::unreadable;
+use super::config::with_drift;
 use super::shard::Shard;
 use super::transactions::Left;
 use crate::state::{self, Init, LogEntry, Reply};
@@ -81,10 +82,10 @@ impl MetaService {
         let known = shard.known.borrow().clone();
         // Nobody could be heard before there was anybody to hear: all get a full lease to show up.
         for session in &known {
-            self.inner.contacts.borrow_mut().entry(*session).or_insert(now);
+            self.inner.contacts.borrow_mut().insert(*session, now);
         }
         if !planted::is(Bug::MetaForgetReaders) {
-            shard.readers().restart(known, now + self.inner.config.read_lease());
+            shard.readers().restart(known, now + with_drift(self.inner.config.read_lease()));
         }
         self.finish_transactions(shard, Left::All).await?;
         self.reap_orphans(shard).await
@@ -128,7 +129,7 @@ impl MetaService {
 
     /// Fences sessions that were silent for a whole lease; runs as long as the node.
     pub(super) async fn watch_sessions(self) {
-        let lease = self.inner.config.session_lease;
+        let lease = with_drift(self.inner.config.session_lease);
         let every = lease / 8;
         loop {
             let before = self.inner.handle.now();

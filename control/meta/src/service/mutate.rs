@@ -3,6 +3,7 @@
 use super::MetaService;
 use super::applied::{Delivery, encode_entry};
 use super::call::BLOCKED_RECHECK;
+use super::config::with_drift;
 use super::names::names_of;
 use super::readers::Recall;
 use super::shard::Shard;
@@ -138,7 +139,7 @@ impl MetaService {
         recall: Option<&Recall>,
     ) -> MetaResult {
         let mut reply = result?;
-        let until = self.inner.handle.now() + self.inner.config.read_lease();
+        let until = self.inner.handle.now() + with_drift(self.inner.config.read_lease());
         let session = call.id.session;
         self.complete(shard, &call.op, &mut reply, |ino| delivery.read.grant_within(recall, session, ino, until));
         Ok(reply)

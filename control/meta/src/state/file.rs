@@ -69,7 +69,7 @@ impl View<'_> {
                 if extent.offset >= end {
                     return Ok(found);
                 }
-                from = extent_end(&extent) + 1;
+                from = extent_end(&extent).saturating_add(1);
                 found.push(extent);
             }
             if last_page {

@@ -126,7 +126,7 @@ impl Inode {
     pub fn attr(&self) -> Attr {
         let inline = self.inline.len() as u64;
         let (size, allocated) = match self.kind {
-            FileKind::File => (self.size, self.mapped + inline),
+            FileKind::File => (self.size, self.mapped.saturating_add(inline)),
             FileKind::Directory => (DIRECTORY_SIZE, 0),
             FileKind::Symlink => (inline, 0),
             _ => (0, 0),

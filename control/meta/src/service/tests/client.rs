@@ -2,7 +2,7 @@
 //! of attributes under leases.
 
 use super::cluster::Cluster;
-use cfs_reactor::sync::Notify;
+use cfs_reactor::sync::{Mutex, Notify};
 use cfs_reactor::{Instant, JoinHandle};
 use cfs_wire::meta::{
     Attr, AttrChanges, Entry, Event, EventsCall, FileKind, LockFamily, LockKind, LockRange, MetaCall, MetaError,
@@ -10,7 +10,7 @@ use cfs_wire::meta::{
 };
 use cfs_wire::{Errno, Ino, RequestId, SessionId, ShardId};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -24,8 +24,14 @@ pub struct Client {
     cache: RefCell<BTreeMap<Ino, (Attr, Instant)>>,
     /// Counts invalidations: a reply that one overtook is not cached.
     invalidations: Cell<u64>,
+    /// Counts recalls of write leases: one may overtake the reply that granted the lease.
+    pub recalls: Cell<u64>,
     pub events: RefCell<Vec<Event>>,
     pub happened: Rc<Notify>,
+    /// Write leases held, for stories that write under them.
+    leases: RefCell<BTreeSet<Ino>>,
+    /// Writes that went past the lease wait until what was dirty is committed.
+    writing: Mutex<()>,
     /// Size to commit before a write lease is given back.
     pub dirty: RefCell<BTreeMap<Ino, u64>>,
     poll: RefCell<Option<JoinHandle<()>>>,
@@ -53,8 +59,11 @@ impl Client {
             sequence: Cell::new(1),
             cache: RefCell::default(),
             invalidations: Cell::new(0),
+            recalls: Cell::new(0),
             events: RefCell::default(),
             happened: Notify::new(),
+            leases: RefCell::default(),
+            writing: Mutex::new(()),
             dirty: RefCell::default(),
             poll: RefCell::new(None),
             fenced: Cell::new(false),
@@ -152,9 +161,13 @@ impl Client {
         match event {
             Event::Invalidate { ino } => self.drop_cached(*ino),
             Event::RecallWrite { ino } => {
-                let dirty = self.dirty.borrow_mut().remove(ino);
+                self.recalls.set(self.recalls.get() + 1);
+                let _writing = self.writing.lock().await;
+                self.leases.borrow_mut().remove(ino);
+                let dirty = self.dirty.borrow().get(ino).copied();
                 if let Some(size) = dirty {
                     self.truncate(*ino, size).await.unwrap();
+                    self.dirty.borrow_mut().remove(ino);
                 }
                 assert_eq!(self.call(MetaOp::ReturnLease { ino: *ino }).await, Ok(MetaReply::Done));
                 self.drop_cached(*ino);
@@ -235,7 +248,33 @@ impl Client {
 
     pub async fn truncate(&self, ino: Ino, size: u64) -> MetaResult {
         let changes = AttrChanges { size: Some(size), ..AttrChanges::default() };
-        self.call(MetaOp::SetAttr { ino, changes }).await
+        let answer = self.call(MetaOp::SetAttr { ino, changes }).await;
+        // One's own change ends what one has cached; nobody else says so.
+        self.drop_cached(ino);
+        answer
+    }
+
+    /// A program's write: under the lease it only changes what is dirty, else it is committed.
+    pub async fn write_size(&self, ino: Ino, size: u64) {
+        let _writing = self.writing.lock().await;
+        if !self.leases.borrow().contains(&ino) {
+            let recalls = self.recalls.get();
+            if !self.acquire(ino).await || self.recalls.get() != recalls {
+                self.truncate(ino, size).await.unwrap();
+                return;
+            }
+            self.leases.borrow_mut().insert(ino);
+        }
+        self.dirty.borrow_mut().insert(ino, size);
+    }
+
+    /// The size as a program on this client sees it.
+    pub async fn size(&self, ino: Ino) -> u64 {
+        let dirty = self.dirty.borrow().get(&ino).copied();
+        match dirty {
+            Some(size) => size,
+            None => self.stat(ino).await.unwrap().size,
+        }
     }
 
     /// Whether the write lease was granted.

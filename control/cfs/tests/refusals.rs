@@ -1,0 +1,275 @@
+//! What the program refuses: each with one line that names the thing and the remedy, a non-zero
+//! exit code, and nothing changed.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests drive real processes")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+const CFS: &str = env!("CARGO_BIN_EXE_cfs");
+
+fn cfs(arguments: &[&str]) -> Output {
+    Command::new(CFS).args(arguments).output().expect("cfs starts")
+}
+
+/// Asserts a refusal and gives its one line.
+fn refused(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("cfs: ")).collect();
+    assert!(!output.status.success(), "it was accepted; stderr: {text}");
+    assert_eq!(lines.len(), 1, "one line was expected: {text}");
+    lines[0].to_owned()
+}
+
+struct Cluster {
+    dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Three formatted targets of 64 MiB.
+    fn new() -> Cluster {
+        let cluster = Cluster { dir: tempfile::tempdir().unwrap() };
+        let targets = cluster.targets();
+        let mut arguments = vec!["format", "--size", "64M", "--shards", "2"];
+        arguments.extend(targets.iter().map(String::as_str));
+        let output = cfs(&arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        cluster
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn targets(&self) -> Vec<String> {
+        (0..3).map(|index| self.path(&format!("t{index}")).display().to_string()).collect()
+    }
+
+    fn server_arguments(&self, listen: &str) -> Vec<String> {
+        let mut arguments = vec!["server".into(), "--listen".into(), listen.into()];
+        arguments.extend(self.targets().into_iter().flat_map(|target| ["--target".into(), target]));
+        arguments
+    }
+
+    fn server(&self, listen: &str) -> Output {
+        Command::new(CFS).args(self.server_arguments(listen)).output().expect("cfs starts")
+    }
+}
+
+/// A server that runs; ended when dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(cluster: &Cluster) -> Running {
+        let mut child = Command::new(CFS)
+            .args(cluster.server_arguments("127.0.0.1:0"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("cfs starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("serving on 127.0.0.1:"), "{line}");
+        Running(child)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn fingerprint(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap()
+}
+
+#[test]
+fn a_misspelt_configuration_key_is_named_with_the_nearest_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("cfs.toml");
+    fs::write(&config, "listne = \"127.0.0.1:7400\"\n").unwrap();
+    let line = refused(&cfs(&["server", "--config", config.to_str().unwrap()]));
+    assert!(line.contains("unknown key 'listne'") && line.contains("did you mean 'listen'?"), "{line}");
+}
+
+#[test]
+fn a_missing_configuration_file_is_named() {
+    let line = refused(&cfs(&["server", "--config", "/nonexistent/cfs.toml"]));
+    assert!(line.contains("/nonexistent/cfs.toml"), "{line}");
+}
+
+#[test]
+fn a_device_with_something_else_on_it_is_neither_formatted_nor_served_nor_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let targets: Vec<PathBuf> = (0..3).map(|index| dir.path().join(format!("t{index}"))).collect();
+    for target in &targets {
+        let mut bytes = vec![0u8; 64 << 20];
+        bytes[..4096].fill(0xA5);
+        fs::write(target, bytes).unwrap();
+    }
+    let before = fingerprint(&targets[0]);
+    let paths: Vec<&str> = targets.iter().map(|path| path.to_str().unwrap()).collect();
+    let line = refused(&cfs(&["format", paths[0], paths[1], paths[2]]));
+    assert!(line.contains(paths[0]) && line.contains("--force"), "{line}");
+    let line = refused(&cfs(&["server", "--listen", "127.0.0.1:0", "--target", paths[0]]));
+    assert!(line.contains(paths[0]), "{line}");
+    assert!(fingerprint(&targets[0]) == before, "the device was changed");
+}
+
+#[test]
+fn a_formatted_target_is_not_formatted_again_without_force() {
+    let cluster = Cluster::new();
+    let targets = cluster.targets();
+    let before = fingerprint(Path::new(&targets[0]));
+    let line = refused(&cfs(&["format", &targets[0], &targets[1], &targets[2]]));
+    assert!(line.contains("already belongs to") && line.contains("--force"), "{line}");
+    assert!(fingerprint(Path::new(&targets[0])) == before, "the target was changed");
+}
+
+#[test]
+fn a_target_of_another_cluster_is_named() {
+    let (ours, theirs) = (Cluster::new(), Cluster::new());
+    let (ours, theirs) = (ours.targets(), theirs.targets());
+    let output = cfs(&[
+        "server", "--listen", "127.0.0.1:0", "--target", &ours[0], "--target", &ours[1], "--target", &theirs[2],
+    ]);
+    let line = refused(&output);
+    assert!(line.contains(&theirs[2]) && line.contains("check the configured paths"), "{line}");
+}
+
+#[test]
+fn a_target_of_a_newer_format_is_refused_with_the_remedy() {
+    let cluster = Cluster::new();
+    for target in cluster.targets() {
+        let mut bytes = fs::read(&target).unwrap();
+        // The version field of both superblock copies (docs/on-disk.md).
+        for copy in [0usize, (1 << 20) - 4096] {
+            bytes[copy + 8..copy + 12].copy_from_slice(&2u32.to_le_bytes());
+        }
+        fs::write(&target, bytes).unwrap();
+    }
+    let before = fingerprint(Path::new(&cluster.targets()[0]));
+    let line = refused(&cluster.server("127.0.0.1:0"));
+    assert!(line.contains("version 2") && line.contains("use a newer cfs"), "{line}");
+    assert!(fingerprint(Path::new(&cluster.targets()[0])) == before, "the target was changed");
+}
+
+#[test]
+fn targets_that_do_not_fit_the_disk_are_refused_and_leave_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("t0");
+    let line = refused(&cfs(&["format", "--ec", "1+0", "--size", "8000T", target.to_str().unwrap()]));
+    assert!(line.contains(target.to_str().unwrap()), "{line}");
+    assert!(!target.exists(), "an unfinished target was left behind");
+}
+
+#[test]
+fn a_read_only_disk_is_refused() {
+    let cluster = Cluster::new();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: mounting read-only needs root");
+        return;
+    }
+    let script = format!(
+        "mount --bind {dir} {dir} && mount -o remount,bind,ro {dir} && exec {CFS} server --listen 127.0.0.1:0 {targets}",
+        dir = cluster.dir.path().display(),
+        targets = cluster.targets().map_target_flags(),
+    );
+    let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
+    let line = refused(&output);
+    assert!(line.contains("read-only"), "{line}");
+}
+
+trait TargetFlags {
+    fn map_target_flags(&self) -> String;
+}
+
+impl TargetFlags for Vec<String> {
+    fn map_target_flags(&self) -> String {
+        self.iter().map(|target| format!("--target {target}")).collect::<Vec<_>>().join(" ")
+    }
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let cluster = Cluster::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let line = refused(&cluster.server(&address));
+    assert!(line.contains(&address) && line.contains("in use"), "{line}");
+    // And the targets are as good as before.
+    drop(Running::start(&cluster));
+}
+
+#[test]
+fn an_address_that_others_could_reach_is_refused_with_the_reason() {
+    let cluster = Cluster::new();
+    let line = refused(&cluster.server("0.0.0.0:7400"));
+    assert!(line.contains("0.0.0.0:7400") && line.contains("loopback"), "{line}");
+}
+
+#[test]
+fn two_servers_on_one_target_cannot_be() {
+    let cluster = Cluster::new();
+    let first = Running::start(&cluster);
+    let line = refused(&cluster.server("127.0.0.1:0"));
+    assert!(line.contains(&cluster.targets()[0]) && line.contains("use"), "{line}");
+    drop(first);
+    // The lock goes with the process.
+    for _ in 0..50 {
+        let arguments = cluster.server_arguments("127.0.0.1:0");
+        let mut child = Command::new(CFS).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+        if line.starts_with("serving") {
+            return;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    panic!("the targets stayed locked");
+}
+
+#[test]
+fn a_missing_fuse_device_is_named_with_the_remedy() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: hiding /dev/fuse needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mountpoint = dir.path().join("mnt");
+    fs::create_dir(&mountpoint).unwrap();
+    let script = format!(
+        "mount -t tmpfs none /dev && exec {CFS} dev --data {}/data --listen 127.0.0.1:0 {}",
+        dir.path().display(),
+        mountpoint.display()
+    );
+    let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
+    let line = refused(&output);
+    assert!(line.contains("/dev/fuse is missing") && line.contains("modprobe fuse"), "{line}");
+    assert!(!dir.path().join("data").exists(), "nothing is created before the refusal");
+}
+
+#[test]
+fn too_few_targets_for_the_policy_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("t0");
+    let line = refused(&cfs(&["format", "--ec", "2+1", "--size", "64M", target.to_str().unwrap()]));
+    assert!(line.contains("2+1") && line.contains("3 targets"), "{line}");
+}
+
+#[test]
+fn more_missing_targets_than_redundancy_bridges_stop_the_start() {
+    let cluster = Cluster::new();
+    let targets = cluster.targets();
+    fs::remove_file(&targets[0]).unwrap();
+    fs::remove_file(&targets[1]).unwrap();
+    let line = refused(&cluster.server("127.0.0.1:0"));
+    assert!(line.contains("2 of 3 targets are missing") && line.contains(&targets[0]), "{line}");
+}
