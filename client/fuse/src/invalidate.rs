@@ -39,14 +39,15 @@ impl KernelCaches {
 
 impl Waiting {
     /// Starts the thread; it ends with the executor's end.
-    pub fn start(self, notifier: Notifier) -> Result<thread::JoinHandle<()>, MountError> {
+    pub fn start(self, notifier: Notifier) -> Result<(), MountError> {
         let run = move || {
             for order in self.0 {
                 carry_out(&notifier, &order);
                 let _ = order.done.try_send(());
             }
         };
-        thread::Builder::new().name("cfs-invalidate".to_owned()).spawn(run).map_err(MountError::Thread)
+        thread::Builder::new().name("cfs-invalidate".to_owned()).spawn(run).map_err(MountError::Thread)?;
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::transport::{Job, Transport};
 use cfs_client::Client;
 use cfs_fabric::tcp::TcpFabric;
 use cfs_reactor::clock::KernelClock;
-use cfs_reactor::mailbox::{Receiver, mailbox};
+use cfs_reactor::mailbox::{Receiver, Sender, mailbox};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
 use fuser::{MountOption, SessionACL};
@@ -33,11 +33,23 @@ const RING_ENTRIES: u32 = 256;
 /// some 20 µs, so the next request of a busy program comes within this.
 const SPIN: Duration = Duration::from_micros(20);
 
+/// How long the kernel may take to end the session of a file system that is unmounted. It does
+/// not while another mount namespace, copied from ours, still shows the mount.
+const END_WAIT: Duration = Duration::from_secs(5);
+
+/// What happens to a mount.
+enum Ending {
+    /// The mount point is free again.
+    Unmounted,
+    /// The kernel has ended the session.
+    Ended(io::Result<()>),
+}
+
 /// A mounted file system. Dropping it unmounts.
 pub struct MountHandle {
-    session: Option<fuser::BackgroundSession>,
+    endings: mpsc::Receiver<Ending>,
     client: Option<thread::JoinHandle<Result<(), MountError>>>,
-    invalidation: Option<thread::JoinHandle<()>>,
+    jobs: Sender<Job>,
     unmounter: Unmounter,
 }
 
@@ -47,6 +59,7 @@ pub struct Unmounter {
     mountpoint: PathBuf,
     /// The connection's number in /sys/fs/fuse/connections.
     connection: Option<u32>,
+    endings: mpsc::Sender<Ending>,
 }
 
 /// Mounts and stays until unmounted. `shutdown` gets the way to end it.
@@ -75,20 +88,26 @@ pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
     if started.recv().is_err() {
         return Err(client.join().unwrap_or(Err(MountError::ClientDied)).err().unwrap_or(MountError::ClientDied));
     }
-    let session = fuser::Session::new(Transport::new(jobs, alive), &mountpoint, &session_config(&config))
+    let session = fuser::Session::new(Transport::new(jobs.clone(), alive), &mountpoint, &session_config(&config))
         .map_err(|error| mount_error(&mountpoint, error))?;
-    let invalidation = waiting.start(session.notifier())?;
+    waiting.start(session.notifier())?;
     let connection = device_minor(&mountpoint);
-    let session = session.spawn().map_err(MountError::Thread)?;
+    let (ending, endings) = mpsc::channel();
+    watch_session(session.spawn().map_err(MountError::Thread)?, ending.clone())?;
     if let Some(minor) = connection {
         raise_read_ahead(minor, config.options.read_ahead_kib);
     }
-    Ok(MountHandle {
-        session: Some(session),
-        client: Some(client),
-        invalidation: Some(invalidation),
-        unmounter: Unmounter { mountpoint, connection },
-    })
+    let unmounter = Unmounter { mountpoint, connection, endings: ending };
+    Ok(MountHandle { endings, client: Some(client), jobs, unmounter })
+}
+
+/// Reports the session's end from a thread that waits for it.
+fn watch_session(session: fuser::BackgroundSession, ending: mpsc::Sender<Ending>) -> Result<(), MountError> {
+    let run = move || {
+        let _ = ending.send(Ending::Ended(session.join()));
+    };
+    thread::Builder::new().name("cfs-session".to_owned()).spawn(run).map_err(MountError::Thread)?;
+    Ok(())
 }
 
 impl MountHandle {
@@ -102,26 +121,36 @@ impl MountHandle {
     }
 
     fn join(&mut self) -> Result<(), MountError> {
-        let path = || self.unmounter.mountpoint.clone();
-        let session = match self.session.take() {
-            Some(session) => session.join().map_err(|error| MountError::Mount { path: path(), error }),
-            None => Ok(()),
-        };
-        // The session's end has dropped the mailbox's last sender: the client finishes.
-        let client = match self.client.take() {
-            Some(client) => client.join().unwrap_or(Err(MountError::ClientDied)),
-            None => Ok(()),
-        };
-        if let Some(invalidation) = self.invalidation.take() {
-            let _ = invalidation.join();
+        let Some(client) = self.client.take() else { return Ok(()) };
+        let mut ending = self.endings.recv().ok();
+        if matches!(ending, Some(Ending::Unmounted)) {
+            ending = self.endings.recv_timeout(END_WAIT).ok();
         }
-        client.and(session)
+        if !matches!(ending, Some(Ending::Ended(_))) {
+            tracing::warn!("the kernel keeps the session of an unmounted file system: it is aborted");
+            self.unmounter.abort();
+        }
+        let mut stop = Job::Stop;
+        while let Err(back) = self.jobs.try_send(stop) {
+            stop = back;
+            if client.is_finished() {
+                break;
+            }
+            thread::yield_now();
+        }
+        client.join().unwrap_or(Err(MountError::ClientDied))?;
+        match ending {
+            Some(Ending::Ended(Err(error))) => {
+                Err(MountError::Mount { path: self.unmounter.mountpoint.clone(), error })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 impl Drop for MountHandle {
     fn drop(&mut self) {
-        if self.session.is_some() {
+        if self.client.is_some() {
             if let Err(error) = self.unmounter.unmount() {
                 tracing::error!(%error, "the mount stays behind");
                 return;
@@ -135,6 +164,12 @@ impl Unmounter {
     /// Unmounts. Where files are still open the mount point is freed at once, and those files
     /// get errors.
     pub fn unmount(&self) -> Result<(), MountError> {
+        self.free_mountpoint()?;
+        let _ = self.endings.send(Ending::Unmounted);
+        Ok(())
+    }
+
+    fn free_mountpoint(&self) -> Result<(), MountError> {
         match rustix::mount::unmount(&self.mountpoint, UnmountFlags::empty()) {
             Ok(()) => Ok(()),
             // Unmounted by someone else.
@@ -215,7 +250,7 @@ fn run_client(
 
 async fn serve(handle: &Handle, client: &Rc<Client>, mut inbox: Receiver<Job>) {
     let performer = Rc::new(Performer::new(client.clone()));
-    while let Some(Job { asked, respond }) = inbox.recv().await {
+    while let Some(Job::Request { asked, respond }) = inbox.recv().await {
         let performer = performer.clone();
         handle.spawn(async move { respond.send(performer.perform(asked).await) });
     }

@@ -27,10 +27,11 @@ const BACKGROUND_MAX: u16 = 64;
 /// A thread that finds the mailbox full looks again after this.
 const FULL_PAUSE: Duration = Duration::from_micros(100);
 
-/// A request on its way to the executor.
-pub(crate) struct Job {
-    pub asked: Asked,
-    pub respond: Respond,
+/// What the executor is given to do.
+pub(crate) enum Job {
+    Request { asked: Asked, respond: Respond },
+    /// The mount is over: commit everything and end.
+    Stop,
 }
 
 pub(crate) struct Transport {
@@ -46,7 +47,7 @@ impl Transport {
     #[allow(clippy::disallowed_methods, reason = "a thread of fuser's, outside the executor")]
     fn submit(&self, request: &Request, operation: Operation, respond: Respond) {
         let caller = Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() };
-        let mut job = Job { asked: Asked { caller, operation }, respond };
+        let mut job = Job::Request { asked: Asked { caller, operation }, respond };
         while self.alive.load(Ordering::Acquire) {
             match self.jobs.try_send(job) {
                 Ok(()) => return,
@@ -54,7 +55,9 @@ impl Transport {
             }
             std::thread::sleep(FULL_PAUSE);
         }
-        job.respond.send(Err(Errno::EIO));
+        if let Job::Request { respond, .. } = job {
+            respond.send(Err(Errno::EIO));
+        }
     }
 }
 

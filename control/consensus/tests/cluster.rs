@@ -221,7 +221,8 @@ impl Cluster {
             let same = applied() == before && before.iter().all(|index| *index == before[0] && *index >= mark);
             quiet = if same { quiet + 1 } else { 0 };
             waited += 1;
-            assert!(waited < 600, "seed {seed}: no silence: {before:?}");
+            let all = || (0..self.nodes.len()).map(|which| self.host(which).and_then(|host| host.metrics(GROUP)));
+            assert!(waited < 600, "seed {seed}: no silence: {:#?}", all().collect::<Vec<_>>());
         }
         let lists: Vec<_> = self.nodes.iter().map(|node| node.running.borrow().as_ref().unwrap().list.list()).collect();
         for (which, list) in lists.iter().enumerate() {
@@ -298,7 +299,12 @@ fn five_replicas_lose_nothing_when_leaders_die() {
 #[test]
 fn three_replicas_with_a_short_log_lose_nothing() {
     for seed in 21..=21 {
-        let short = LogConfig { limit_bytes: 120_000, copy_bytes_max: 16 << 10, ..LogConfig::default() };
+        let short = LogConfig {
+            limit_bytes: 120_000,
+            stored_bytes_max: 120_000,
+            copy_bytes_max: 16 << 10,
+            ..LogConfig::default()
+        };
         let (acknowledged, ..) = story(seed, 3, 6, short);
         assert!(acknowledged > 60, "seed {seed}: only {acknowledged} proposals went through");
     }
@@ -344,7 +350,8 @@ fn a_replica_behind_the_purged_log_catches_up_by_snapshot() {
 
 #[test]
 fn a_seed_replays_to_the_same_trace_and_another_does_not() {
-    let run = |seed| story(seed, 3, 2, LogConfig { limit_bytes: 120_000, ..LogConfig::default() });
+    let run =
+        |seed| story(seed, 3, 2, LogConfig { limit_bytes: 120_000, stored_bytes_max: 120_000, ..LogConfig::default() });
     assert_eq!(run(31), run(31));
     assert_ne!(run(31).2, run(32).2);
 }
@@ -388,7 +395,8 @@ fn soak_cluster() {
     for seed in from..from + number("SEEDS", 20) {
         let size = if seed % 4 == 0 { 5 } else { 3 };
         let limit_bytes = if seed % 2 == 0 { 120_000 } else { 32 << 20 };
-        let (acknowledged, restores, trace) = story(seed, size, 8, LogConfig { limit_bytes, ..LogConfig::default() });
+        let (acknowledged, restores, trace) =
+            story(seed, size, 8, LogConfig { limit_bytes, stored_bytes_max: limit_bytes, ..LogConfig::default() });
         println!("seed {seed}: {acknowledged} acknowledged, {restores} snapshots, trace {trace:016x}");
     }
 }

@@ -171,7 +171,7 @@ fn cutting_frees_the_blobs_and_keeps_what_lives() {
     use openraft::storage::RaftLogStorage;
     simulate(9, |outer| async move {
         let (medium, run) = written(&outer).await;
-        let config = LogConfig { limit_bytes: 1, ..script::config() };
+        let config = LogConfig { limit_bytes: 1, stored_bytes_max: 1, ..script::config() };
         let (log, _) = SharedLog::open(medium.open(&outer), outer.clone(), config).await.unwrap();
         script::check(&log, &run, "before the cut").await.unwrap();
         for group in [0, 1] {

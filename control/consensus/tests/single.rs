@@ -165,7 +165,12 @@ fn a_proposal_beyond_the_limit_is_refused_and_the_largest_is_taken() {
 fn the_log_stays_short_while_groups_idle_and_others_write() {
     simulate(15, |handle| async move {
         let disks = Disks::new(9);
-        let config = LogConfig { limit_bytes: 400_000, copy_bytes_max: 64 << 10, ..LogConfig::default() };
+        let config = LogConfig {
+            limit_bytes: 400_000,
+            stored_bytes_max: 400_000,
+            copy_bytes_max: 64 << 10,
+            ..LogConfig::default()
+        };
         let node = handle.new_domain();
         let first = start(&disks, &node, config.clone()).await.unwrap();
         // Group 8 leaves a short tail and idles; group 0 writes 3 MB.

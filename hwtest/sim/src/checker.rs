@@ -2,7 +2,7 @@
 
 use crate::history::History;
 use crate::model::Model;
-use crate::observe::{Tree, observe, read_all, reconcile};
+use crate::observe::{Tree, View, observe, read_all, reconcile};
 use crate::op::Op;
 use crate::report::{Checker, Violation};
 use crate::workload::SidelineFiles;
@@ -35,12 +35,14 @@ pub async fn check_tree(
     world: &World,
     history: &History,
     mounted: &Mounted,
+    viewer: Option<usize>,
     uncertain: &[(usize, Op)],
 ) -> Result<(), Violation> {
+    let dead: Vec<usize> = uncertain.iter().map(|(client, _)| *client).collect();
     let client = mounted.client.clone();
     let tree = within(world, mounted, "reading the tree", async move { observe(&client).await }).await??;
     let candidates = candidates(&history.model.borrow(), uncertain);
-    let chosen = choose(candidates, &tree);
+    let chosen = choose(candidates, &tree, View { viewer, dead: &dead });
     match chosen {
         Ok(model) => {
             *history.model.borrow_mut() = model;
@@ -86,10 +88,10 @@ fn is_read(op: &Op) -> bool {
     reads || matches!(op, Open { .. } | Close { .. } | Tmpfile { .. } | Fsync { .. })
 }
 
-fn choose(candidates: Vec<Model>, tree: &Tree) -> Result<Model, Violation> {
+fn choose(candidates: Vec<Model>, tree: &Tree, view: View<'_>) -> Result<Model, Violation> {
     let mut first = None;
     for mut model in candidates {
-        match reconcile(&mut model, tree) {
+        match reconcile(&mut model, tree, view) {
             Ok(()) => return Ok(model),
             Err(violation) => {
                 first.get_or_insert(violation);

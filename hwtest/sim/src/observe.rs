@@ -78,9 +78,18 @@ pub async fn read_all(client: &Rc<Client>, ino: Ino) -> Result<Vec<u8>, Errno> {
     outcome.map(|()| bytes)
 }
 
-/// Whether the tree is a legal state of the model; where the model allows several contents, the
-/// one that was found is taken over.
-pub fn reconcile(model: &mut Model, tree: &Tree) -> Result<(), Violation> {
+/// Who looked at the tree, and what may be lost from it.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// The client, if its programs are in the model.
+    pub viewer: Option<usize>,
+    /// Clients that died: their edits may be undone from the end.
+    pub dead: &'a [usize],
+}
+
+/// Whether the tree is a legal state of the model; where a client died, what it left is taken
+/// over.
+pub fn reconcile(model: &mut Model, tree: &Tree, view: View<'_>) -> Result<(), Violation> {
     let mut inos: BTreeMap<NodeId, Ino> = BTreeMap::new();
     let mut waiting = vec![(ROOT, "/".to_owned())];
     let root = model.node(ROOT).ino.expect("the root is known");
@@ -95,7 +104,7 @@ pub fn reconcile(model: &mut Model, tree: &Tree) -> Result<(), Violation> {
         let Some(observed) = tree.get(&ino) else {
             return Err(Violation::new(Checker::Tree, format!("{path}: inode {ino} was not reached")));
         };
-        compare(model, id, observed, &path)?;
+        compare(model, id, observed, &path, view)?;
         for (name, child) in model.node(id).names.clone() {
             let found = observed.names.iter().find(|(other, _)| *other == name).map(|(_, ino)| *ino);
             let Some(found) = found else { continue };
@@ -114,21 +123,26 @@ pub fn reconcile(model: &mut Model, tree: &Tree) -> Result<(), Violation> {
         let node = model.node_mut(id);
         node.ino = Some(observed.attr.ino);
         if node.new.kind == FileKind::File {
-            node.content.adopt(&observed.bytes);
+            match (node.content.now() == observed.bytes, view.viewer) {
+                (false, _) => node.content.adopt(&observed.bytes),
+                (true, Some(viewer)) => node.content.seen_by(viewer),
+                (true, None) => node.content.settle(),
+            }
         }
     }
     Ok(())
 }
 
-fn compare(model: &Model, id: NodeId, observed: &Observed, path: &str) -> Result<(), Violation> {
+fn compare(model: &Model, id: NodeId, observed: &Observed, path: &str, view: View<'_>) -> Result<(), Violation> {
     let wrong = |checker, detail: String| Err(Violation::new(checker, format!("{path} (node {}): {detail}", id.0)));
     let node = model.node(id);
     let mut attr = observed.attr.clone();
     if node.new.kind == FileKind::File {
-        if !node.content.allows(&observed.bytes) {
-            let pending = node.content.pending();
+        let lost = view.dead.iter().any(|client| node.content.is_pending_of(*client));
+        if node.content.now() != observed.bytes && !(lost && node.content.allows(&observed.bytes)) {
             let differs = difference(node.content.now(), &observed.bytes);
-            return wrong(Checker::Contents, format!("{differs}; {pending} edits since it was durable do not explain it"));
+            let died = if lost { format!("; no prefix of {} edits explains it", node.content.pending()) } else { String::new() };
+            return wrong(Checker::Contents, format!("{differs}{died}"));
         }
         if attr.size != observed.bytes.len() as u64 {
             return wrong(Checker::Tree, format!("size {} but {} bytes read", attr.size, observed.bytes.len()));

@@ -368,13 +368,13 @@ impl Run {
         }
         self.finish().await?;
         let uncertain = self.uncertain(&[index]);
-        check_tree(world, &self.history, &auditor, &uncertain).await?;
+        check_tree(world, &self.history, &auditor, None, &uncertain).await?;
         // Back again, it must neither commit what it kept nor show anyone its old caches.
         let mounted = self.clients.borrow_mut().remove(&index);
         world.network.heal();
         self.history.note(format!("{name} is back"));
         world.handle.sleep(self.plan.shape.session_lease).await;
-        check_tree(world, &self.history, &auditor, &[]).await?;
+        check_tree(world, &self.history, &auditor, None, &[]).await?;
         auditor.kill();
         if let Some(mounted) = mounted {
             mounted.kill();
@@ -428,7 +428,7 @@ impl Run {
         if self.random.borrow_mut().one_in(2) {
             // Redundancy must hide it from whoever reads everything.
             let auditor = self.auditor().await?;
-            check_tree(world, &self.history, &auditor, &[]).await?;
+            check_tree(world, &self.history, &auditor, None, &[]).await?;
             auditor.kill();
         }
         disk.set_faults(DiskFaults::default());
@@ -472,7 +472,7 @@ impl Run {
     async fn recover_clients(&self, killed: &[usize]) -> Result<(), Violation> {
         let uncertain = self.uncertain(killed);
         let auditor = self.auditor().await?;
-        check_tree(&self.world, &self.history, &auditor, &uncertain).await?;
+        check_tree(&self.world, &self.history, &auditor, None, &uncertain).await?;
         self.clear_races(&auditor).await?;
         auditor.kill();
         for index in killed {
@@ -506,12 +506,12 @@ impl Run {
         for index in indices {
             let mounted = self.clients.borrow_mut().remove(&index);
             let Some(mounted) = mounted else { continue };
-            let outcome = check_tree(&self.world, &self.history, &mounted, &[]).await;
+            let outcome = check_tree(&self.world, &self.history, &mounted, Some(index), &[]).await;
             self.clients.borrow_mut().insert(index, mounted);
             outcome?;
         }
         let auditor = self.auditor().await?;
-        check_tree(&self.world, &self.history, &auditor, &[]).await?;
+        check_tree(&self.world, &self.history, &auditor, None, &[]).await?;
         check_sideline(&self.world, &self.history, &auditor, self.sideline).await?;
         auditor.kill();
         check_clean(&self.world, context).await

@@ -23,17 +23,20 @@ impl RaftHost {
         // Not left to openraft: a checkpoint that finds no space would stop the group.
         let synced = if planted::is(Bug::LogCutEarly) { applied } else { group.machine.checkpoint().await? };
         let synced = Mark::decode(&synced).map_err(|_| HostError::BadMark(id))?.applied;
-        let reached = |raft: &openraft::RaftMetrics<crate::types::Raft>| raft.snapshot >= synced;
+        let Some(synced) = synced else { return Ok(()) };
+        self.log.set_synced(id, Some(synced.index));
+        let reached = |raft: &openraft::RaftMetrics<crate::types::Raft>| raft.snapshot >= Some(synced);
         let stopped = |reason: String| HostError::Stopped { group: id, reason };
         if !reached(&group.raft.metrics().borrow_watched()) {
             group.raft.trigger().snapshot().await.map_err(|error| stopped(error.to_string()))?;
             let wait = group.raft.wait(None);
             wait.metrics(reached, "checkpoint").await.map_err(|error| stopped(error.to_string()))?;
         }
-        let Some(upto) = group.raft.metrics().borrow_watched().snapshot else { return Ok(()) };
-        group.raft.trigger().purge_log(upto.index).await.map_err(|error| stopped(error.to_string()))?;
+        // Not what openraft calls its snapshot: at start that is the state with the committed
+        // tail of the log applied again, which no checkpoint holds yet.
+        group.raft.trigger().purge_log(synced.index).await.map_err(|error| stopped(error.to_string()))?;
         let wait = group.raft.wait(Some(PURGE_TIMEOUT));
-        if wait.metrics(|metrics| metrics.purged >= Some(upto), "purge").await.is_err() {
+        if wait.metrics(|metrics| metrics.purged >= Some(synced), "purge").await.is_err() {
             tracing::debug!(group = %id, "the log is still being read; it is purged later");
         }
         Ok(())

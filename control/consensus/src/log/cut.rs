@@ -15,8 +15,8 @@ impl SharedLog {
         let _alone = self.cutting.lock().await;
         let point = {
             let mut state = self.state.borrow_mut();
-            // Copying forward has to pay: it happens only while the log is over half its limit.
-            let worth = state.stored > self.config.limit_bytes / 2;
+            // Copying forward has to pay: it happens only while the log is over half of what it may take.
+            let worth = state.stored > self.config.stored_bytes_max / 2;
             let point = state.cut_point(if worth { self.config.copy_bytes_max } else { 0 });
             if point == state.first {
                 return Ok(0);

@@ -43,16 +43,19 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 pub struct LogConfig {
     /// Batches being put at once. Two keep the device busy while the next one fills.
     pub pipeline: usize,
-    /// Bytes of entries above the purge marks, or of batches, at which the host is asked to
-    /// checkpoint. Entries above the marks are kept in memory, so this bounds that too.
+    /// Bytes of entries above the purge marks at which the host is asked to checkpoint. They
+    /// are kept in memory, so this bounds that too.
     pub limit_bytes: u64,
+    /// Bytes the batches may take on each of their targets before the host is asked. A batch of
+    /// one small commit takes 8 KiB, so this is 16,000 of them: a second of reading at start.
+    pub stored_bytes_max: u64,
     /// Live bytes copied forward by one cut at most.
     pub copy_bytes_max: u64,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        LogConfig { pipeline: 2, limit_bytes: 32 << 20, copy_bytes_max: 256 << 10 }
+        LogConfig { pipeline: 2, limit_bytes: 32 << 20, stored_bytes_max: 128 << 20, copy_bytes_max: 256 << 10 }
     }
 }
 
@@ -126,7 +129,11 @@ impl SharedLog {
     /// Whether the owner should checkpoint state machines, purge and cut.
     pub fn is_over_limit(&self) -> bool {
         let state = self.state.borrow();
-        state.unpurged() > self.config.limit_bytes || state.stored > self.config.limit_bytes
+        self.is_over(&state)
+    }
+
+    fn is_over(&self, state: &State) -> bool {
+        state.unpurged() > self.config.limit_bytes || state.stored > self.config.stored_bytes_max
     }
 
     /// Woken whenever an append finds the log over its limit.
@@ -199,7 +206,7 @@ impl SharedLog {
             if let Some(waiter) = waiter {
                 state.push_marker(waiter);
             }
-            state.stored > self.config.limit_bytes || state.unpurged() > self.config.limit_bytes
+            self.is_over(&state)
         };
         self.work.notify_all();
         if over {

@@ -106,7 +106,7 @@ pub struct Run {
 }
 
 pub fn config() -> LogConfig {
-    LogConfig { limit_bytes: 80_000, copy_bytes_max: 8 << 10, ..LogConfig::default() }
+    LogConfig { limit_bytes: 80_000, stored_bytes_max: 80_000, copy_bytes_max: 8 << 10, ..LogConfig::default() }
 }
 
 async fn perform(log: &mut GroupLog, state: &mut Found, step: &Step) -> Option<impl Future<Output = bool> + use<>> {

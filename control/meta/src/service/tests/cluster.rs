@@ -25,6 +25,12 @@ use std::time::Duration;
 
 pub const SHARDS: u16 = 4;
 
+/// So many seeds; `CFS_SEEDS=20` makes it twenty times as many.
+pub fn seeds(count: u64) -> std::ops::Range<u64> {
+    let times = std::env::var("CFS_SEEDS").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+    0..count * times
+}
+
 /// Runs a story on virtual time; a failure names its seed. Answers the hash of all that happened.
 pub fn simulate<F: Future<Output = ()> + 'static>(seed: u64, story: impl FnOnce(Rc<Cluster>) -> F) -> u64 {
     run(seed, None, story)

@@ -1,7 +1,7 @@
 //! What spans shards happens wholly or not at all, whenever the node dies.
 
 use super::client::{Client, errno, name};
-use super::cluster::{Cluster, SHARDS, simulate};
+use super::cluster::{Cluster, SHARDS, seeds, simulate};
 use crate::state::transaction::TxnState;
 use crate::state::{self};
 use cfs_wire::meta::{AuditRecord, FileKind, MetaError, MetaOp, MetaReply, ShardOp, ShardReply};
@@ -160,7 +160,7 @@ pub fn a_directory_does_not_move_into_itself_across_shards() {
 
 #[test]
 pub fn opposite_renames_neither_deadlock_nor_close_a_loop() {
-    for seed in 0..40 {
+    for seed in seeds(40) {
         simulate(seed, move |cluster| async move {
             cluster.start().await;
             let a = Client::open(&cluster, 1).await;
@@ -184,7 +184,7 @@ pub fn opposite_renames_neither_deadlock_nor_close_a_loop() {
 
 #[test]
 pub fn clients_that_fight_over_names_in_all_shards_leave_a_sound_volume() {
-    for seed in 0..15 {
+    for seed in seeds(15) {
         simulate(seed, move |cluster| async move {
             cluster.start().await;
             let first = Client::open(&cluster, 1).await;
@@ -240,7 +240,7 @@ async fn fight(client: &Client, dirs: &[Ino]) {
 
 #[test]
 pub fn an_answered_rename_is_seen_in_both_shards_at_once() {
-    for seed in 0..10 {
+    for seed in seeds(10) {
         simulate(seed, move |cluster| async move {
             cluster.start().await;
             let a = Client::open(&cluster, 1).await;

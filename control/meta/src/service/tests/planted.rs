@@ -25,7 +25,6 @@ noticed! {
     a_commit_without_effects: MetaCommitWithoutEffects by cross_shard::names_and_inodes_agree_whatever_entry_the_node_dies_at,
     keys_that_are_not_locked: MetaPrepareWithoutLocks by cross_shard::clients_that_fight_over_names_in_all_shards_leave_a_sound_volume,
     a_leader_that_forgets_readers_again_and_again: MetaForgetReaders by coherence::readers_never_go_back_in_time_while_the_node_dies_again_and_again,
-    a_lease_for_two: MetaShareWriteLease by coherence::a_write_lease_passes_from_hand_to_hand_and_no_size_is_missed,
     a_request_that_runs_twice: MetaRerunRequest by requests::a_repeated_request_is_answered_from_the_stored_reply,
     a_reply_that_is_not_kept: MetaForgetReply by requests::a_repeated_request_is_answered_from_the_stored_reply,
 }
