@@ -29,7 +29,7 @@ async fn content(server: &Server) -> Vec<u8> {
 }
 
 /// Whether a story ends well; a panic in it is a bug found.
-fn holds<F: Future<Output = bool> + 'static>(bug: Option<Bug>, story: impl Fn(Rc<Server>) -> F + Copy) -> bool {
+fn holds<F: Future<Output = bool> + 'static>(bug: Option<Bug>, story: impl Fn(Rc<Server>) -> F + Copy + 'static) -> bool {
     activate(bug);
     let verdict = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let verdict = Rc::new(std::cell::Cell::new(false));
@@ -41,7 +41,7 @@ fn holds<F: Future<Output = bool> + 'static>(bug: Option<Bug>, story: impl Fn(Rc
     verdict.unwrap_or(false)
 }
 
-fn found<F: Future<Output = bool> + 'static>(bug: Bug, story: impl Fn(Rc<Server>) -> F + Copy) {
+fn found<F: Future<Output = bool> + 'static>(bug: Bug, story: impl Fn(Rc<Server>) -> F + Copy + 'static) {
     assert!(holds(None, story), "without {} the story ends well", bug.name());
     assert!(!holds(Some(bug), story), "{} is not found", bug.name());
 }

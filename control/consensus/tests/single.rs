@@ -117,22 +117,6 @@ fn a_lone_replicas_read_barrier_writes_nothing_and_waits_for_nothing() {
 
 #[test]
 fn nine_idle_groups_do_not_wake() {
-    let polled = |idle: u64| {
-        let story = move |handle: Handle| async move {
-            let disks = Disks::new(9);
-            let node = start(&disks, &handle, LogConfig::default()).await.unwrap();
-            handle.sleep(Duration::from_secs(10)).await;
-            let tasks = handle.task_count();
-            handle.sleep(Duration::from_secs(idle)).await;
-            drop(node);
-            tasks
-        };
-        simulate(13, story).1
-    };
-    // Every poll folds its task and time into the hash: if nothing but the sleeper was polled in
-    // the idle time, only its own wake-up differs. A hash can't be counted, so count timers:
-    // with none but ours, a clock that jumps gets to any time in one step.
-    assert_eq!(polled(1000), polled(1000));
     let executor = cfs_reactor::Executor::new(Rc::new(cfs_reactor::clock::SimClock::new(13)));
     let handle = executor.domain();
     let outer = handle.clone();
@@ -210,6 +194,30 @@ fn state_without_its_log_is_refused() {
         disks.log = Some(Medium::new());
         let lost = start(&disks, &handle.new_domain(), LogConfig::default()).await;
         assert_eq!(lost.err(), Some(HostError::LogLost(GROUP)));
+    });
+}
+
+/// Just restarted, the state runs ahead of any checkpoint: the purge must follow the checkpoint.
+#[test]
+fn the_first_checkpoint_after_a_restart_purges_what_it_holds_and_no_more() {
+    simulate(20, |handle| async move {
+        let disks = Disks::new(1);
+        let node = handle.new_domain();
+        let first = start(&disks, &node, LogConfig::default()).await.unwrap();
+        propose_all(&first.host, &node, GROUP, 0..10).await;
+        first.host.propose(GROUP, item(10)).await.unwrap();
+        node.kill();
+        let node = handle.new_domain();
+        let second = start(&disks, &node, LogConfig::default()).await.unwrap();
+        assert_eq!(second.host.metrics(GROUP).unwrap().purged_index, None);
+        second.host.checkpoint_all().await.unwrap();
+        let metrics = second.host.metrics(GROUP).unwrap();
+        assert!(metrics.running && metrics.purged_index.is_some(), "{metrics:?}");
+        assert_eq!(metrics.purged_index, metrics.synced_index);
+        node.kill();
+        let third = start(&disks, &handle, LogConfig::default()).await.unwrap();
+        third.host.read_barrier(GROUP).await.unwrap();
+        assert_eq!(third.lists[0].list().len(), 11);
     });
 }
 

@@ -472,6 +472,8 @@ impl Run {
     async fn recover_clients(&self, killed: &[usize]) -> Result<(), Violation> {
         let uncertain = self.uncertain(killed);
         let auditor = self.auditor().await?;
+        // What they had sent may be carried out until they are fenced.
+        self.world.handle.sleep(self.plan.shape.session_lease * 2).await;
         check_tree(&self.world, &self.history, &auditor, None, &uncertain).await?;
         self.clear_races(&auditor).await?;
         auditor.kill();

@@ -13,7 +13,7 @@ use openraft::async_runtime::Oneshot;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::vote::RaftLeaderId;
 use openraft::{AsyncRuntime, EntryPayload};
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -278,6 +278,3 @@ pub fn sweep(seed: u64) -> Result<u64, String> {
     }
     Ok(steps)
 }
-
-/// A cell for results that outlive a domain.
-pub type Shared<T> = Rc<RefCell<T>>;

@@ -164,6 +164,8 @@ impl MetaService {
             }
             (MetaReply::Remote { dir_grant, .. }, Some(dir)) => fill(dir_grant, dir),
             (MetaReply::Entries { grant, .. }, Some(dir)) => fill(grant, dir),
+            // Opening recalls nothing: another session may hold newer state under its write lease.
+            (MetaReply::Attr { .. }, _) if matches!(op, MetaOp::Open { .. }) => {}
             (MetaReply::Attr { attr, grant } | MetaReply::Lease { attr, grant, .. }, _) => fill(grant, attr.ino),
             (MetaReply::Extents(extents), _) => fill(&mut extents.grant, extents.attr.ino),
             (MetaReply::Session { lease_ms }, _) => {

@@ -81,7 +81,7 @@ impl MetaService {
         let delivery = self.propose(shard, &entry).await?;
         match &delivery.outcome.reply {
             // What was found out in another shard is no longer so.
-            Reply::Meta(Err(MetaError::Unavailable(_))) if *facts != Facts::default() => {
+            Reply::Meta(Err(MetaError::Unavailable(_))) if *facts != Facts::default() && backoff.is_hopeful() => {
                 drop(recall);
                 *facts = Facts::default();
                 backoff.wait(&self.inner.handle).await;

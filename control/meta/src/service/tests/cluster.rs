@@ -245,7 +245,7 @@ impl Node {
 /// checkpointed and cut all the time.
 async fn start_on_raft(medium: &Rc<MemMedium>, handle: &Handle) -> (Rc<RaftHost>, Vec<ShardHandle>) {
     let blobs: Rc<dyn MirroredBlobs> = medium.open(handle);
-    let config = LogConfig::default();
+    let config = LogConfig { limit_bytes: 32 << 10, ..LogConfig::default() };
     let (log, _) = SharedLog::open(blobs.clone(), handle.clone(), config).await.expect("the log opens");
     let fabric = MemNetwork::new(1).endpoint("n1", handle);
     let host = RaftHost::new(NodeId(1), handle.clone(), fabric, log, HostConfig::default());
