@@ -154,8 +154,8 @@ impl Client {
         if self.cache_left(&inode).is_zero() {
             return None;
         }
-        let entry = inode.state().entries.get(name).copied();
-        entry
+        let state = inode.state();
+        state.entries.get(name).copied()
     }
 
     /// Keeps an entry, or its absence, if the directory is granted and did not change since.

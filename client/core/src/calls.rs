@@ -10,9 +10,7 @@ use crate::session::Session;
 use crate::stamps::Stamp;
 use bytes::Bytes;
 use cfs_reactor::Instant;
-use cfs_wire::meta::{
-    MetaCall, MetaError, MetaOp, MetaReply, MetaResult, MountCall, MountResult, OP_META, OP_MOUNT,
-};
+use cfs_wire::meta::{MetaCall, MetaError, MetaOp, MetaReply, MetaResult, MountCall, MountResult, OP_META, OP_MOUNT};
 use cfs_wire::{Errno, ShardId, body};
 use std::rc::Rc;
 use std::time::Duration;
@@ -39,7 +37,9 @@ pub(crate) enum CallError {
     /// A location in it is no longer accepted.
     Stale,
     /// The session is over. `executed`: an earlier attempt may have been carried out.
-    Fenced { executed: bool },
+    Fenced {
+        executed: bool,
+    },
     /// No answer within the retry window; it may have been carried out.
     Unanswered,
 }
@@ -273,4 +273,3 @@ pub(crate) async fn mount(
         Err(error) => Err(Some(format!("the server's answer is malformed: {error}"))),
     }
 }
-

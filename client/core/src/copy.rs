@@ -7,10 +7,10 @@ use crate::extents::{Run, Source};
 use crate::files::OpenFile;
 use crate::flush::data_write;
 use crate::inode::Inode;
+use cfs_wire::Errno;
 use cfs_wire::data::Extent;
 use cfs_wire::limits::{COMMIT_WRITES_MAX, FILE_BYTES_MAX};
 use cfs_wire::meta::{FileWrite, MetaOp, MetaReply};
-use cfs_wire::Errno;
 use std::rc::Rc;
 
 /// Bytes copied by reading and writing in one step.
@@ -79,7 +79,8 @@ impl Client {
         length: u64,
         kill: bool,
     ) -> Result<Shared, Errno> {
-        let op = MetaOp::GetExtents { ino: from.ino, offset: source, length, extents_max: COMMIT_WRITES_MAX as u32 / 4 };
+        let op =
+            MetaOp::GetExtents { ino: from.ino, offset: source, length, extents_max: COMMIT_WRITES_MAX as u32 / 4 };
         let MetaReply::Extents(reply) = self.read_call(op).await?.reply else { return Err(Errno::EIO) };
         let end = source.saturating_add(length).min(reply.attr.size).min(reply.covered.max(source));
         if source >= reply.attr.size {
@@ -124,4 +125,3 @@ fn punch(writes: &mut Vec<FileWrite>, offset: u64, length: u64) {
         writes.push(FileWrite::Punch { offset, length });
     }
 }
-

@@ -162,9 +162,10 @@ impl Client {
     /// Commits everything that is dirty.
     pub async fn syncfs(self: &Rc<Self>) -> Result<(), Errno> {
         let inos: Vec<Ino> = self.dirty_inodes.borrow().iter().copied().collect();
-        let flushes = inos.into_iter().filter_map(|ino| self.known_inode(ino)).map(|inode| async move {
-            self.flush_inode(&inode).await
-        });
+        let flushes = inos
+            .into_iter()
+            .filter_map(|ino| self.known_inode(ino))
+            .map(|inode| async move { self.flush_inode(&inode).await });
         let outcomes = futures_util::future::join_all(flushes).await;
         outcomes.into_iter().collect()
     }

@@ -124,7 +124,8 @@ impl Client {
             let placed =
                 if inline { Vec::new() } else { self.store_runs(inode, frozen).await.map_err(CallError::Errno)? };
             let writes: Vec<FileWrite> = if inline {
-                let inline_write = |(offset, run): (&u64, &Bytes)| FileWrite::Inline { offset: *offset, bytes: run.to_vec() };
+                let inline_write =
+                    |(offset, run): (&u64, &Bytes)| FileWrite::Inline { offset: *offset, bytes: run.to_vec() };
                 frozen.iter().map(inline_write).collect()
             } else {
                 placed.iter().cloned().map(data_write).collect()
@@ -319,7 +320,8 @@ mod tests {
         let runs = [(100, Bytes::from_static(b"aaaa")), (300, Bytes::from_static(b"bbbb"))];
         let placed = place(&runs, vec![(6, hot(1, 0)), (2, hot(2, 0))], Epoch(3)).unwrap();
         let expected = [(100, 4, hot(1, 0)), (300, 2, hot(1, 4)), (302, 2, hot(2, 0))];
-        let expected = expected.map(|(offset, length, location)| Placement { offset, length, location, epoch: Epoch(3) });
+        let expected =
+            expected.map(|(offset, length, location)| Placement { offset, length, location, epoch: Epoch(3) });
         assert_eq!(placed, expected);
         assert_eq!(place(&runs, vec![(6, hot(1, 0))], Epoch(3)), Err(Errno::EIO));
     }

@@ -7,9 +7,18 @@ use cfs_wire::meta::{LockFamily, LockRange, MetaOp, MetaReply};
 use cfs_wire::{Errno, Ino};
 use futures_util::future::{Either, select};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A lock as it is asked for: `flock` is one of family `Flock` over the whole file.
 pub type LockRequest = LockRange;
+
+/// A server that answers a wait without the lock is asked again after this.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+
+/// The answer to a lock that is in another's way names what is in its way.
+fn is_refused(reply: &MetaReply) -> bool {
+    matches!(reply, MetaReply::Conflict(Some(_)))
+}
 
 impl Client {
     /// F_GETLK: what would keep this lock out.
@@ -22,7 +31,8 @@ impl Client {
 
     /// F_SETLK, LOCK_NB: EAGAIN if another owner is in the way.
     pub async fn setlk(self: &Rc<Self>, ino: Ino, lock: LockRequest) -> Result<(), Errno> {
-        self.change(MetaOp::Lock { ino, lock, wait: false }).await.map(|_| ())
+        let answer = self.change(MetaOp::Lock { ino, lock, wait: false }).await?;
+        if is_refused(&answer.reply) { Err(Errno::EAGAIN) } else { Ok(()) }
     }
 
     /// F_SETLKW, flock without LOCK_NB: waits. EINTR after [`Client::cancel_lock`].
@@ -43,6 +53,7 @@ impl Client {
             };
             ours &= !session.is_fenced();
             match outcome {
+                Ok(answer) if is_refused(&answer.reply) => self.handle.sleep(REFUSED_PAUSE).await,
                 Ok(_) => return Ok(()),
                 Err(CallError::Errno(Errno::EINTR | Errno::ECANCELED)) if ours => {}
                 Err(CallError::Errno(Errno::ECANCELED)) => return Err(Errno::EINTR),

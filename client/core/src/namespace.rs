@@ -10,11 +10,7 @@ use std::time::Duration;
 
 impl Client {
     /// Finds a name. `Err(Ok(..))` is a name that does not exist, with how long that holds.
-    pub async fn lookup(
-        self: &Rc<Self>,
-        dir: Ino,
-        file_name: &[u8],
-    ) -> Result<LocatedEntry, Result<Negative, Errno>> {
+    pub async fn lookup(self: &Rc<Self>, dir: Ino, file_name: &[u8]) -> Result<LocatedEntry, Result<Negative, Errno>> {
         let entry_name = name(file_name).map_err(Err)?;
         match self.cached_entry(dir, &entry_name) {
             Some(None) => return Err(Ok(Negative { valid: self.entry_left(dir, &entry_name) })),

@@ -14,8 +14,13 @@ type Key = (Ino, u64);
 
 enum Slot {
     /// Being fetched; `token` tells a later fetch of the same block from this one.
-    Loading { token: u64, done: Rc<Notify> },
-    Kept { bytes: Bytes },
+    Loading {
+        token: u64,
+        done: Rc<Notify>,
+    },
+    Kept {
+        bytes: Bytes,
+    },
 }
 
 /// What a reader finds at a block.

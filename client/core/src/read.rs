@@ -93,7 +93,7 @@ impl Client {
                     return Ok((Bytes::new(), size));
                 }
                 self.read_ahead(file, offset, end, size);
-                if let Some(bytes) = self.from_blocks(inode.ino, offset, end).await {
+                if let Some(bytes) = self.kept_range(inode.ino, offset, end).await {
                     return Ok((bytes, size));
                 }
             }
@@ -102,7 +102,7 @@ impl Client {
     }
 
     /// A range put together from kept blocks; `None` if one of them is missing.
-    async fn from_blocks(&self, ino: Ino, offset: u64, end: u64) -> Option<Bytes> {
+    async fn kept_range(&self, ino: Ino, offset: u64, end: u64) -> Option<Bytes> {
         let mut parts = Vec::new();
         for block in offset / BLOCK_BYTES..=(end - 1) / BLOCK_BYTES {
             let bytes = loop {

@@ -95,15 +95,17 @@ impl Client {
                 return;
             }
             let _ = self.flush_in_turn(inode).await;
-            let mut state = inode.state();
-            let leased = state.lease == Some(WriteLease { session: session.id });
-            if leased && !state.is_dirty() {
-                state.lease = None;
-                let unlinked = state.unlinked;
-                drop(state);
-                if !unlinked {
-                    self.return_lease(inode, &session).await;
+            let returns = {
+                let mut state = inode.state();
+                let leased = state.lease == Some(WriteLease { session: session.id });
+                let clean = leased && !state.is_dirty();
+                if clean {
+                    state.lease = None;
                 }
+                clean && !state.unlinked
+            };
+            if returns {
+                self.return_lease(inode, &session).await;
             }
         }
         let held = {

@@ -7,7 +7,7 @@ use cfs_client::{Caller, Client, NewFile, OpenFile, OpenFlags, Whence};
 use cfs_reactor::clock::SplitMix64;
 use cfs_wire::meta::AttrChanges;
 use cfs_wire::{Errno, Ino};
-use common::{Server, simulate};
+use common::{Server, seeds, simulate};
 use std::rc::Rc;
 
 const ROOT: Ino = Ino::ROOT;
@@ -173,7 +173,7 @@ async fn random_operations(server: &Server, client: &Rc<Client>, seed: u64, step
 
 #[test]
 fn random_operations_agree_with_a_byte_array() {
-    for seed in 100..112 {
+    for seed in seeds(100, 12) {
         simulate(seed, |server| async move {
             server.start().await;
             let client = server.client("a").await;
@@ -184,7 +184,7 @@ fn random_operations_agree_with_a_byte_array() {
 
 #[test]
 fn lost_calls_and_restarts_of_the_server_change_nothing() {
-    for seed in 200..210 {
+    for seed in seeds(100_000, 10) {
         simulate(seed, |server| async move {
             server.start().await;
             let faults = cfs_fabric::mem::Faults {

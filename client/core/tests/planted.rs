@@ -29,7 +29,10 @@ async fn content(server: &Server) -> Vec<u8> {
 }
 
 /// Whether a story ends well; a panic in it is a bug found.
-fn holds<F: Future<Output = bool> + 'static>(bug: Option<Bug>, story: impl Fn(Rc<Server>) -> F + Copy + 'static) -> bool {
+fn holds<F: Future<Output = bool> + 'static>(
+    bug: Option<Bug>,
+    story: impl Fn(Rc<Server>) -> F + Copy + 'static,
+) -> bool {
     activate(bug);
     let verdict = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let verdict = Rc::new(std::cell::Cell::new(false));

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 pub enum MountError {
     #[error("/dev/fuse is missing: load the kernel module (modprobe fuse), or give the container --device /dev/fuse")]
     NoDevice,
-    #[error("/dev/fuse cannot be opened: {0}: run as root, or in a container with --device /dev/fuse --cap-add SYS_ADMIN")]
+    #[error(
+        "/dev/fuse cannot be opened: {0}: run as root, or in a container with --device /dev/fuse --cap-add SYS_ADMIN"
+    )]
     Device(io::Error),
     #[error("cannot mount on {path}: {detail}")]
     Mountpoint { path: PathBuf, detail: String },

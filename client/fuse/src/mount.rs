@@ -186,7 +186,8 @@ impl Unmounter {
             // Pages written through mmap come to us before the connection ends.
             let _ = rustix::fs::syncfs(&root);
         }
-        rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH).map_err(|error| self.failed(error.to_string()))?;
+        rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH)
+            .map_err(|error| self.failed(error.to_string()))?;
         self.abort();
         Ok(())
     }
@@ -250,7 +251,8 @@ fn run_client(
 
 async fn serve(handle: &Handle, client: &Rc<Client>, mut inbox: Receiver<Job>) {
     let performer = Rc::new(Performer::new(client.clone()));
-    while let Some(Job::Request { asked, respond }) = inbox.recv().await {
+    while let Some(Job::Request(request)) = inbox.recv().await {
+        let (asked, respond) = *request;
         let performer = performer.clone();
         handle.spawn(async move { respond.send(performer.perform(asked).await) });
     }
@@ -333,4 +335,3 @@ fn raise_read_ahead(minor: u32, kib: u32) {
         tracing::info!(%error, path, "the kernel's read-ahead stays at its default");
     }
 }
-

@@ -59,11 +59,24 @@ pub struct Opened {
 
 pub enum Answer {
     Done,
-    Entry { attr: Attr, attr_valid: Duration, entry_valid: Duration },
+    Entry {
+        attr: Attr,
+        attr_valid: Duration,
+        entry_valid: Duration,
+    },
     /// The name does not exist, which may be relied on for so long.
-    Absent { valid: Duration },
-    Attr { attr: Attr, valid: Duration },
-    Created { attr: Attr, valid: Duration, opened: Opened },
+    Absent {
+        valid: Duration,
+    },
+    Attr {
+        attr: Attr,
+        valid: Duration,
+    },
+    Created {
+        attr: Attr,
+        valid: Duration,
+        opened: Opened,
+    },
     Opened(Opened),
     Bytes(Bytes),
     Written(u32),

@@ -7,6 +7,7 @@ use cfs_wire::{Errno, Ino};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Entries asked of the server at once; the kernel takes some 100 of them per request.
 const ENTRIES_PER_CALL: u32 = 512;
@@ -35,12 +36,7 @@ pub(crate) struct Performer {
 
 impl Performer {
     pub fn new(client: Rc<Client>) -> Performer {
-        Performer {
-            client,
-            files: RefCell::default(),
-            listings: RefCell::default(),
-            next_handle: Cell::new(1),
-        }
+        Performer { client, files: RefCell::default(), listings: RefCell::default(), next_handle: Cell::new(1) }
     }
 
     pub async fn perform(&self, asked: Asked) -> Outcome {
@@ -71,6 +67,12 @@ impl Performer {
     async fn name_operation(&self, caller: Caller, operation: Operation) -> Outcome {
         let client = &self.client;
         match operation {
+            // Asked by inode number alone (FUSE_EXPORT_SUPPORT): a file handle is being opened.
+            Operation::Lookup { dir, name } if name == b"." => self.by_number(dir).await,
+            Operation::Lookup { dir, name } if name == b".." => {
+                let parent = client.readdir(dir, 0, 1, false).await?.parent;
+                self.by_number(parent).await
+            }
             Operation::Lookup { dir, name } => match client.lookup(dir, &name).await {
                 Ok(found) => Ok(entry(found)),
                 Err(Ok(negative)) => Ok(Answer::Absent { valid: negative.valid }),
@@ -100,6 +102,14 @@ impl Performer {
             }
             _ => Err(Errno::ENOSYS),
         }
+    }
+
+    async fn by_number(&self, ino: Ino) -> Outcome {
+        let found = self.client.getattr(ino).await.map_err(|errno| match errno {
+            Errno::ENOENT => Errno::ESTALE,
+            other => other,
+        })?;
+        Ok(Answer::Entry { attr: found.attr, attr_valid: found.valid, entry_valid: Duration::ZERO })
     }
 
     async fn file_operation(&self, caller: Caller, operation: Operation) -> Outcome {
@@ -194,11 +204,8 @@ impl Performer {
         let owner = changes.uid.is_some() || changes.gid.is_some();
         let nothing = changes == AttrChanges::default();
         let truncated = changes.size.is_some() && caller.uid != 0;
-        let kill_privileges = if owner || nothing {
-            self.client.getattr(ino).await?.attr.kind != FileKind::Directory
-        } else {
-            truncated
-        };
+        let kill_privileges =
+            if owner || nothing { self.client.getattr(ino).await?.attr.kind != FileKind::Directory } else { truncated };
         Ok(AttrChanges { kill_privileges, ..changes })
     }
 

@@ -5,8 +5,8 @@ use crate::operation::{Answer, Opened, Outcome};
 use cfs_wire::meta::{Attr, FileKind};
 use cfs_wire::{Errno, Timestamp};
 use fuser::{
-    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -123,12 +123,8 @@ fn absent(reply: ReplyEntry, valid: Duration) {
 
 fn directory(mut reply: ReplyDirectory, entries: &[cfs_wire::meta::DirEntry]) {
     for entry in entries {
-        let full = reply.add(
-            INodeNo(entry.ino.as_u64()),
-            entry.cookie,
-            file_type(entry.kind),
-            OsStr::from_bytes(&entry.name),
-        );
+        let full =
+            reply.add(INodeNo(entry.ino.as_u64()), entry.cookie, file_type(entry.kind), OsStr::from_bytes(&entry.name));
         if full {
             break;
         }

@@ -29,7 +29,7 @@ const FULL_PAUSE: Duration = Duration::from_micros(100);
 
 /// What the executor is given to do.
 pub(crate) enum Job {
-    Request { asked: Asked, respond: Respond },
+    Request(Box<(Asked, Respond)>),
     /// The mount is over: commit everything and end.
     Stop,
 }
@@ -47,7 +47,7 @@ impl Transport {
     #[allow(clippy::disallowed_methods, reason = "a thread of fuser's, outside the executor")]
     fn submit(&self, request: &Request, operation: Operation, respond: Respond) {
         let caller = Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() };
-        let mut job = Job::Request { asked: Asked { caller, operation }, respond };
+        let mut job = Job::Request(Box::new((Asked { caller, operation }, respond)));
         while self.alive.load(Ordering::Acquire) {
             match self.jobs.try_send(job) {
                 Ok(()) => return,
@@ -55,8 +55,8 @@ impl Transport {
             }
             std::thread::sleep(FULL_PAUSE);
         }
-        if let Job::Request { respond, .. } = job {
-            respond.send(Err(Errno::EIO));
+        if let Job::Request(request) = job {
+            request.1.send(Err(Errno::EIO));
         }
     }
 }
@@ -203,8 +203,7 @@ impl fuser::Filesystem for Transport {
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let operation =
-            Operation::Symlink { dir: ino(parent), name: bytes(name), target: bytes(target.as_os_str()) };
+        let operation = Operation::Symlink { dir: ino(parent), name: bytes(name), target: bytes(target.as_os_str()) };
         self.submit(request, operation, Respond::Entry(reply));
     }
 
@@ -374,15 +373,7 @@ impl fuser::Filesystem for Transport {
         self.submit(request, operation, Respond::Empty(reply));
     }
 
-    fn lseek(
-        &self,
-        request: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
+    fn lseek(&self, request: &Request, _: INodeNo, number: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let whence = match whence {
             libc::SEEK_DATA => Whence::Data,
             libc::SEEK_HOLE => Whence::Hole,

@@ -67,6 +67,9 @@ pub struct ServerArgs {
     /// Milliseconds after which a silent client loses its leases
     #[arg(long, env = "CFS_SESSION_LEASE_MS")]
     pub session_lease_ms: Option<u32>,
+    /// Milliseconds for which a client may serve an inode from its cache
+    #[arg(long, env = "CFS_READ_LEASE_MS")]
+    pub read_lease_ms: Option<u32>,
 }
 
 #[derive(Args)]

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 /// Where tools find the address that was bound.
 const ADDRESS_FILE: &str = "address";
+/// After a crash, changes wait until what the dead mount may have cached has run out: on one's
+/// own machine a short wait is worth more than a long cache.
+const READ_LEASE_MS: u32 = 2000;
 /// How many targets and what they were made for; a later start needs no flags.
 const LAYOUT_FILE: &str = "cluster.toml";
 
@@ -22,7 +25,12 @@ pub fn run(args: DevArgs) -> Result<()> {
     mount::check_mountpoint(mountpoint)?;
     let targets = prepare(&args)?;
     let signals = Signals::block()?;
-    let settings = Settings { listen: args.listen.clone(), targets, ..Settings::default() };
+    let settings = Settings {
+        listen: args.listen.clone(),
+        targets,
+        read_lease_ms: Some(READ_LEASE_MS),
+        ..Settings::default()
+    };
     let server = Server::start(settings)?;
     let address_file = args.data.join(ADDRESS_FILE);
     std::fs::write(&address_file, server.address())

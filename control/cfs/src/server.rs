@@ -34,6 +34,7 @@ pub struct Settings {
     pub targets: Vec<PathBuf>,
     pub spin_us: Option<u64>,
     pub session_lease_ms: Option<u32>,
+    pub read_lease_ms: Option<u32>,
 }
 
 /// A server that runs on its own thread.
@@ -87,6 +88,9 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
         let mut config = NodeConfig::default();
         if let Some(lease) = settings.session_lease_ms {
             config.meta.session_lease = Duration::from_millis(lease.into());
+        }
+        if let Some(lease) = settings.read_lease_ms {
+            config.meta.read_lease = Duration::from_millis(lease.into());
         }
         let devices = settings.targets.iter().map(|path| slot(path, &ring, &handle)).collect();
         let fabric = TcpFabric::new(ring.clone(), &handle);

@@ -5,7 +5,8 @@ use crate::op::Op;
 use crate::report::{Checker, Violation};
 use crate::sideline::Sideline;
 use cfs_reactor::Handle;
-use cfs_reactor::sync::{Notify, Semaphore};
+use cfs_reactor::sync::{Notify, Permit, Semaphore};
+use futures_util::future::{Either, select};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -25,7 +26,7 @@ pub struct History {
     /// Operations that are under way.
     pub pending: RefCell<BTreeMap<ActorId, Op>>,
     /// Whose turn it is in the directories that all programs use.
-    pub shared_turn: Rc<Semaphore>,
+    shared_turn: Rc<Semaphore>,
     violation: RefCell<Option<Violation>>,
     lines: RefCell<VecDeque<String>>,
     paused: Cell<bool>,
@@ -132,6 +133,26 @@ impl History {
     /// Nothing new begins until the next [`Self::grant`].
     pub fn pause(&self) {
         self.paused.set(true);
+        self.changed.notify_all();
+    }
+
+    /// The turn in the common directories; `None` if a pause comes first, since whoever has the
+    /// turn may never give it back.
+    pub async fn take_turn(&self) -> Option<Permit> {
+        let taking = Box::pin(self.shared_turn.acquire(1));
+        let pausing = Box::pin(async {
+            loop {
+                let changed = self.changed.notified();
+                if self.paused.get() || self.has_failed() {
+                    return;
+                }
+                changed.await;
+            }
+        });
+        match select(pausing, taking).await {
+            Either::Left(_) => None,
+            Either::Right((turn, _)) => Some(turn),
+        }
     }
 
     /// Lets the programs do so many more operations.

@@ -84,9 +84,9 @@ impl Actor {
             if die < 4 {
                 self.sideline_step().await;
             } else if self.random.borrow_mut().one_in(self.shared_one_in) {
-                let turn = self.history.shared_turn.acquire(1).await;
                 // Somebody may have died in his turn: what he did has to be found out first.
-                if !self.history.is_paused() && !self.history.has_failed() {
+                let turn = self.history.take_turn().await;
+                if turn.is_some() {
                     self.step(true).await;
                 }
                 drop(turn);

@@ -33,6 +33,12 @@ pub fn simulate<F: Future<Output = ()> + 'static>(seed: u64, story: impl FnOnce(
     executor.run_simulated(&handle, run).unwrap_or_else(|error| panic!("seed {seed}: {error}")).unwrap();
 }
 
+/// Seeds from `first` on: a few by default, CFS_SEEDS of them when that is set.
+pub fn seeds(first: u64, count: u64) -> std::ops::Range<u64> {
+    let count = std::env::var("CFS_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(count);
+    first..first + count
+}
+
 struct Replica {
     state: RefCell<Rc<MemoryState>>,
     turn: Rc<Semaphore>,
@@ -191,7 +197,13 @@ impl Service for Endpoint {
                 OP_MOUNT => {
                     let session = SessionId(self.handle.random_u64());
                     let (volume, root, lease_ms) = (VolumeId(1), Ino::ROOT, self.lease_ms);
-                    answer::<MountReply, MetaError>(MountResult::Ok(MountReply { volume, root, shards: SHARDS, lease_ms, session }))
+                    answer::<MountReply, MetaError>(MountResult::Ok(MountReply {
+                        volume,
+                        root,
+                        shards: SHARDS,
+                        lease_ms,
+                        session,
+                    }))
                 }
                 OP_STORE => answer(self.store(request)),
                 OP_FETCH => {

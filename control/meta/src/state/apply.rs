@@ -7,7 +7,7 @@ use super::records::{Config, Counters, Inode};
 use super::view::{Attempt, Fail, View};
 use super::{Reader, StateError, keys};
 use cfs_wire::meta::{FileKind, MetaCall, MetaError, MetaOp, MetaReply, MetaResult};
-use cfs_wire::{SessionId, ShardId, Timestamp};
+use cfs_wire::{Errno, SessionId, ShardId, Timestamp};
 
 /// Applies one entry: a function of the state and the entry alone. Fails only when the state
 /// can't be read or understood; an operation that fails does so in its reply.
@@ -98,6 +98,8 @@ async fn client(view: &mut View<'_>, call: &MetaCall, now: Timestamp, facts: &Fa
             view.put_session(id.session, &session);
             return Ok(Reply::Begun { txn });
         }
+        // The inode that the leader found in another shard is gone since: look again.
+        Err(Fail::Refused(MetaError::Errno(Errno::ESTALE))) if facts.target.is_some() => return Err(Fail::Changed),
         Err(Fail::Refused(error @ MetaError::Errno(_))) => {
             view.back_to(mark);
             Err(error)
