@@ -379,3 +379,43 @@ fn data_and_holes_are_told_apart_and_an_unlinked_file_lives_until_closed() {
         assert!(matches!(gone, Err(Errno::ENOENT | Errno::ESTALE)), "{gone:?}");
     });
 }
+
+#[test]
+fn two_clients_that_take_turns_see_one_file() {
+    for seed in seeds(500, 8) {
+        simulate(seed, |server| async move {
+            server.start().await;
+            let clients = [server.client("a").await, server.client("b").await];
+            let first = create(&clients[0], "f").await;
+            let files = [first, open(&clients[1], "f").await];
+            let mut random = SplitMix64::new(seed);
+            let mut oracle: Vec<u8> = Vec::new();
+            for step in 0..150 {
+                // Runs of one client's operations let it get the lease and lose it again.
+                let at = if random.one_in(4) { 1 } else { (step / 10) % 2 };
+                let (client, file) = (&clients[at], &files[at]);
+                let (offset, length) = (random.below(60_000), 1 + random.below(9000));
+                match random.below(6) {
+                    0..=2 => {
+                        let data = pattern(length as usize, random.next_u64());
+                        write(client, file, offset, &data).await;
+                        oracle.resize(oracle.len().max((offset + length) as usize), 0);
+                        oracle[offset as usize..(offset + length) as usize].copy_from_slice(&data);
+                    }
+                    3 => {
+                        let changes = AttrChanges { size: Some(offset), ..AttrChanges::default() };
+                        client.setattr(file.ino(), changes).await.unwrap();
+                        oracle.resize(offset as usize, 0);
+                    }
+                    4 => server.sleep(random.below(3000)).await,
+                    _ => client.fsync(file, false).await.unwrap(),
+                }
+                let reader = random.below(2) as usize;
+                let seen = read(&clients[reader], &files[reader], 0, 1 << 20).await;
+                assert!(seen == oracle, "seed {seed}, step {step}: client {reader} after client {at}");
+                let size = clients[1 - reader].getattr(files[0].ino()).await.unwrap().attr.size;
+                assert_eq!(size, oracle.len() as u64, "seed {seed}, step {step}");
+            }
+        });
+    }
+}

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 /// Lines kept for a failure's message.
-const LINES_MAX: usize = 60;
+const LINES_MAX: usize = 2000;
 
 /// A program. Each runs on one client.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -27,6 +27,7 @@ pub struct History {
     pub pending: RefCell<BTreeMap<ActorId, Op>>,
     /// Whose turn it is in the directories that all programs use.
     shared_turn: Rc<Semaphore>,
+    turn_holder: Cell<Option<ActorId>>,
     violation: RefCell<Option<Violation>>,
     lines: RefCell<VecDeque<String>>,
     paused: Cell<bool>,
@@ -46,6 +47,7 @@ impl History {
             sideline: Sideline::default(),
             pending: RefCell::default(),
             shared_turn: Semaphore::new(1),
+            turn_holder: Cell::new(None),
             violation: RefCell::default(),
             lines: RefCell::default(),
             paused: Cell::new(false),
@@ -130,6 +132,26 @@ impl History {
         self.paused.get()
     }
 
+    /// Gives the turn back.
+    pub fn end_turn(&self, turn: Permit) {
+        self.turn_holder.set(None);
+        drop(turn);
+        self.changed.notify_all();
+    }
+
+    /// Begins a pause and waits until none but these programs is in the common directories: what
+    /// the others do there would depend on what is lost with the death of these.
+    pub async fn corner(&self, dying: &[ActorId]) {
+        self.pause();
+        loop {
+            let changed = self.changed.notified();
+            if self.has_failed() || self.turn_holder.get().is_none_or(|holder| dying.contains(&holder)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Nothing new begins until the next [`Self::grant`].
     pub fn pause(&self) {
         self.paused.set(true);
@@ -138,7 +160,7 @@ impl History {
 
     /// The turn in the common directories; `None` if a pause comes first, since whoever has the
     /// turn may never give it back.
-    pub async fn take_turn(&self) -> Option<Permit> {
+    pub async fn take_turn(&self, actor: ActorId) -> Option<Permit> {
         let taking = Box::pin(self.shared_turn.acquire(1));
         let pausing = Box::pin(async {
             loop {
@@ -151,7 +173,10 @@ impl History {
         });
         match select(pausing, taking).await {
             Either::Left(_) => None,
-            Either::Right((turn, _)) => Some(turn),
+            Either::Right((turn, _)) => {
+                self.turn_holder.set(Some(actor));
+                Some(turn)
+            }
         }
     }
 
@@ -166,6 +191,9 @@ impl History {
     pub fn died(&self, actor: ActorId) {
         self.running.borrow_mut().remove(&actor);
         self.dead.borrow_mut().insert(actor);
+        if self.turn_holder.get() == Some(actor) {
+            self.turn_holder.set(None);
+        }
         self.changed.notify_all();
     }
 

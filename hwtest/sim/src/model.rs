@@ -479,13 +479,13 @@ impl Model {
                 Ok(Answer::Done)
             }
             Op::Copy { from, from_offset, to, to_offset, length } => {
-                self.seen(client, *from);
                 let data = self.slice(*from, *from_offset, *length);
                 let count = data.len() as u64;
                 // As Linux has it: the length is cut at the source's end before overlap is looked at.
                 if from == to && *from_offset < to_offset + count && *to_offset < from_offset + count {
                     return Err(Errno::EINVAL);
                 }
+                self.seen(client, *from);
                 if count > 0 {
                     self.edit(client, *to, Edit::Copy { offset: *to_offset, data });
                 }

@@ -86,9 +86,6 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for line in &self.history {
-            writeln!(f, "    {line}")?;
-        }
         write!(f, "seed {}: {}", self.seed, self.violation)
     }
 }

@@ -26,6 +26,8 @@ use std::time::Duration;
 /// Directories each program has of its own; those under the root lie on different shards.
 const OWN_DIRECTORIES: usize = 2;
 const SHARED_DIRECTORIES: usize = 2;
+/// Several times the age at which clients write back.
+const WRITTEN_BACK_WITHIN: Duration = Duration::from_millis(1500);
 /// The longest that the programs may take for one phase.
 const PHASE_MAX: Duration = Duration::from_secs(900);
 /// What the log and the ordered stores may keep of an empty file system, on all targets.
@@ -198,6 +200,15 @@ impl Run {
             self.recover_clients(&killed).await?;
         }
         self.world.handle.sleep(phase.rest).await;
+        if phase.rest >= WRITTEN_BACK_WITHIN {
+            for mounted in self.clients.borrow().values() {
+                let dirty = mounted.client.dirty_bytes();
+                if dirty > 0 {
+                    let detail = format!("{} keeps {dirty} bytes unwritten for {:?}", mounted.name, phase.rest);
+                    return Err(Violation::new(Checker::Hang, detail));
+                }
+            }
+        }
         if phase.thorough {
             self.survey("after the phase").await?;
         }
@@ -222,6 +233,7 @@ impl Run {
             Fault::ClientDies { client, after, node } => {
                 self.history.grant(phase.operations);
                 world.handle.sleep(*after).await;
+                self.corner(*client).await?;
                 self.kill_client(*client);
                 if let Some(death) = node {
                     world.crash_server(*death);
@@ -333,6 +345,15 @@ impl Run {
         self.finish().await
     }
 
+    async fn corner(&self, index: usize) -> Result<(), Violation> {
+        let actors = self.plan.actors.iter().enumerate().filter(|(_, plan)| plan.client == index);
+        let dying: Vec<ActorId> = actors.map(|(actor, _)| ActorId(actor)).collect();
+        match self.world.handle.timeout(PHASE_MAX, self.history.corner(&dying)).await {
+            Some(()) => self.history.verdict(),
+            None => self.finish().await,
+        }
+    }
+
     /// The client and its programs are gone from one moment to the next.
     fn kill_client(&self, index: usize) {
         let mounted = self.clients.borrow_mut().remove(&index);
@@ -352,7 +373,7 @@ impl Run {
     /// A client that nobody hears of is fenced; what it had not committed is lost, and it knows.
     async fn cut_off(&self, index: usize) -> Result<(), Violation> {
         let world = &self.world;
-        self.history.pause();
+        self.corner(index).await?;
         let name = self.client_name(index);
         self.history.note(format!("{name} is cut off"));
         world.network.partition(&name, SERVER, true);

@@ -85,11 +85,10 @@ impl Actor {
                 self.sideline_step().await;
             } else if self.random.borrow_mut().one_in(self.shared_one_in) {
                 // Somebody may have died in his turn: what he did has to be found out first.
-                let turn = self.history.take_turn().await;
-                if turn.is_some() {
+                if let Some(turn) = self.history.take_turn(self.id).await {
                     self.step(true).await;
+                    self.history.end_turn(turn);
                 }
-                drop(turn);
             } else {
                 self.step(false).await;
             }

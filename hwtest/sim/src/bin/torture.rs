@@ -27,6 +27,9 @@ struct Options {
     /// Go on after a failure.
     #[arg(long)]
     keep_going: bool,
+    /// Operations and events to show before a failure.
+    #[arg(long, default_value_t = 40)]
+    history: usize,
     /// Show the log of the code under test at this filter, such as cfs_meta=debug.
     #[arg(long)]
     log: Option<String>,
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
                 }
             }
             Err(failure) => {
-                report(&failure);
+                report(&failure, options.history);
                 failed += 1;
                 if !options.keep_going {
                     return ExitCode::FAILURE;
@@ -76,7 +79,10 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn report(failure: &Failure) {
+fn report(failure: &Failure, shown: usize) {
+    for line in failure.history.iter().skip(failure.history.len().saturating_sub(shown)) {
+        println!("    {line}");
+    }
     println!("{failure}");
     println!("replay: scripts/torture --seeds 1 --seed {}", failure.seed);
 }
