@@ -235,7 +235,7 @@ fn a_reader_sees_what_a_writer_holds_back_and_both_go_on_coherently() {
         for round in 0..20u8 {
             write(&writer, &file, 0, &[round; 13]).await;
             assert_eq!(read(&reader, &seen, 0, 100).await, [round; 13], "round {round}");
-            write(&reader, &seen, 3, &[b'x']).await;
+            write(&reader, &seen, 3, b"x").await;
             assert_eq!(read(&writer, &file, 3, 1).await, b"x", "round {round}");
         }
     });

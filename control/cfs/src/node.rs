@@ -18,7 +18,7 @@ use cfs_store::segment::{LocalTarget, Mirror, SegmentConfig, SegmentStore, Targe
 use cfs_store::{StoreError, TargetStore};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::meta::{MetaError, ShardOp, ShardReply};
-use cfs_wire::{ClusterId, NodeId, ShardId, TargetId, VolumeId};
+use cfs_wire::{ClusterId, Epoch, NodeId, ShardId, TargetId, VolumeId};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::cell::RefCell;
@@ -28,6 +28,9 @@ use std::time::Duration;
 
 /// The first and, until volumes can be created, only volume.
 pub const VOLUME: VolumeId = VolumeId(1);
+
+/// A start that takes longer than this is given up with the last answer's reason.
+const TAKEN_UP_WITHIN: Duration = Duration::from_secs(60);
 
 /// A device that should be a target of this node.
 pub struct DeviceSlot {
@@ -123,7 +126,7 @@ impl Node {
             collector,
             registrar,
         });
-        let minimum = movers.adopt_epoch().await?;
+        let minimum = adopt_epoch(&handle, &movers).await?;
         movers.clone().start(&handle, config.movers, minimum);
         let check = Check::new(calls, store.clone());
         let node = Rc::new(Node {
@@ -238,6 +241,21 @@ impl Node {
     /// Total and free bytes as the policy leaves them.
     pub fn usable_space(&self) -> (u64, u64) {
         usable_space(&self.targets.pool, &self.targets.parameters)
+    }
+}
+
+/// Asks until every shard has been taken up: one with a long log takes a while.
+async fn adopt_epoch(handle: &Handle, movers: &Movers) -> Result<Epoch, MoverError> {
+    let deadline = handle.now() + TAKEN_UP_WITHIN;
+    loop {
+        match movers.adopt_epoch().await {
+            Err(MoverError::Shard { error: MetaError::Unavailable(_) | MetaError::NotLeader { .. }, .. })
+                if handle.now() < deadline =>
+            {
+                handle.sleep(Duration::from_millis(50)).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 

@@ -234,7 +234,7 @@ fn check_namespace(gathered: &Gathered, report: &mut CheckReport) {
     let mut subdirectories: BTreeMap<Ino, u32> = BTreeMap::new();
     for (dir, name, ino, kind) in &gathered.entries {
         let shown = String::from_utf8_lossy(name);
-        if !gathered.inodes.get(dir).is_some_and(|facts| facts.kind == FileKind::Directory) {
+        if gathered.inodes.get(dir).is_none_or(|facts| facts.kind != FileKind::Directory) {
             report.problems.push(format!("entry '{shown}' is in {dir}, which is no directory"));
         }
         let Some(facts) = gathered.inodes.get(ino) else {

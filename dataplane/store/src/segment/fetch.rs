@@ -170,10 +170,10 @@ impl SegmentStore {
     ) -> Result<Bytes, DataError> {
         let total = usize::from(registration.data) + usize::from(registration.parity);
         let mut ranges: Vec<Option<Bytes>> = vec![None; total];
-        for index in 0..usize::from(registration.data) {
+        for (index, range) in ranges.iter_mut().enumerate().take(usize::from(registration.data)) {
             // A data shard that was never stored is all zero.
             if !registration.shards.iter().any(|place| usize::from(place.index) == index) {
-                ranges[index] = Some(Bytes::new());
+                *range = Some(Bytes::new());
             }
         }
         let others: Vec<&ShardPlace> = registration.shards.iter().filter(|place| place.index != shard).collect();
