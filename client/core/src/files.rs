@@ -117,23 +117,16 @@ impl Client {
             state.opens == 0
         };
         if unused && inode.state().unlinked {
-            self.discard_unlinked(inode);
+            self.finish_unlinked(inode);
         }
         if unused {
             self.linger(inode.ino);
         }
     }
 
-    /// Nobody can read the inode any more: what is dirty is dropped, the hold given back.
-    pub(crate) fn discard_unlinked(self: &Rc<Self>, inode: &Rc<Inode>) {
-        let bytes = {
-            let mut state = inode.state();
-            // What is on its way already has its place in the order of commits.
-            let bytes = state.dirty.bytes();
-            state.dirty = Default::default();
-            bytes
-        };
-        self.dirty_less(bytes);
+    /// Nobody here can read the inode any more: the hold is given back. What is dirty is committed
+    /// all the same, since another client may have the file open.
+    pub(crate) fn finish_unlinked(self: &Rc<Self>, inode: &Rc<Inode>) {
         let (client, inode) = (self.clone(), inode.clone());
         self.handle.spawn(async move { client.give_back(&inode).await });
     }

@@ -136,8 +136,8 @@ impl Client {
         }
     }
 
-    /// An inode lost a name: its attributes changed, and without any name left nobody will miss
-    /// what was not written back.
+    /// An inode lost a name: its attributes changed, and without any name or user left its hold is
+    /// given back.
     fn lost_name(self: &Rc<Self>, reply: &MetaReply) {
         let MetaReply::Removed { ino, nlink } = reply else { return };
         self.attr_changed(*ino);
@@ -151,7 +151,7 @@ impl Client {
             state.opens == 0
         };
         if unused {
-            self.discard_unlinked(&inode);
+            self.finish_unlinked(&inode);
         }
     }
 

@@ -60,15 +60,16 @@ impl Movers {
         Ok(minimum)
     }
 
-    /// Hands out the next epoch, then lets every shard forget freezes that no location still
-    /// accepted can meet.
+    /// Lets every shard forget freezes that no location still accepted can meet, then hands out
+    /// the next epoch. In this order a start never hands out, nor freezes under, an epoch lower
+    /// than one handed out before it: a freeze outlives every location it is to meet.
     async fn advance_epoch(&self, minimum: Epoch) -> Result<Epoch, MoverError> {
         let next = Epoch(minimum.0 + 1);
-        self.registrar.set_epoch(Epoch(next.0 + EPOCHS_ACCEPTED));
         for shard in (0..self.calls.shards()).map(ShardId) {
             let reply = self.calls.shard_call(shard, ShardOp::AdvanceEpoch { minimum: next }).await;
             reply.map_err(|error| MoverError::Shard { shard, error })?;
         }
+        self.registrar.set_epoch(Epoch(next.0 + EPOCHS_ACCEPTED));
         Ok(next)
     }
 

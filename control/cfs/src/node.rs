@@ -109,7 +109,8 @@ impl Node {
         let copies = usize::from(targets.parameters.tolerated) + 1;
         let mirror = Mirror::new(&handle, targets.pool.clone(), copies);
         let parameters = targets.parameters;
-        let replicas = Replicas::start(&handle, targets.node, parameters, mirror, fabric.clone()).await?;
+        let capacity = targets.pool.readable().iter().map(|target| target.space().capacity).min().unwrap_or(0);
+        let replicas = Replicas::start(&handle, targets.node, parameters, mirror, fabric.clone(), capacity).await?;
         let space = {
             let pool = targets.pool.clone();
             Rc::new(move || usable_space(&pool, &parameters))

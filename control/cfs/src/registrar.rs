@@ -34,6 +34,15 @@ impl ShardRegistrar {
         })
     }
 
+    /// A change of a registration. One that its shard refuses has not happened: taken for done,
+    /// a segment would be answered that nothing keeps from the orphan search.
+    async fn change(&self, segment: SegmentId, op: ShardOp) -> Result<(), DataError> {
+        match self.call(self.home(segment), op).await? {
+            ShardReply::Done => Ok(()),
+            _ => Err(DataError::Closed),
+        }
+    }
+
     fn home(&self, segment: SegmentId) -> ShardId {
         registration_shard(segment, self.calls.shards())
     }
@@ -45,23 +54,15 @@ impl Registrar for ShardRegistrar {
     }
 
     fn register(&self, registration: Registration) -> LocalBoxFuture<'_, Result<(), DataError>> {
-        async move {
-            let home = self.home(registration.segment);
-            self.call(home, ShardOp::Register(registration)).await.map(|_| ())
-        }
-        .boxed_local()
+        async move { self.change(registration.segment, ShardOp::Register(registration)).await }.boxed_local()
     }
 
     fn replace(&self, old: Registration, new: Registration) -> LocalBoxFuture<'_, Result<(), DataError>> {
-        async move {
-            let home = self.home(new.segment);
-            self.call(home, ShardOp::Replace { old, new }).await.map(|_| ())
-        }
-        .boxed_local()
+        async move { self.change(new.segment, ShardOp::Replace { old, new }).await }.boxed_local()
     }
 
     fn deregister(&self, segment: SegmentId) -> LocalBoxFuture<'_, Result<(), DataError>> {
-        async move { self.call(self.home(segment), ShardOp::Deregister(segment)).await.map(|_| ()) }.boxed_local()
+        async move { self.change(segment, ShardOp::Deregister(segment)).await }.boxed_local()
     }
 
     fn lookup(&self, segment: SegmentId) -> LocalBoxFuture<'_, Result<Option<Registration>, DataError>> {

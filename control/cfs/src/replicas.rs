@@ -25,6 +25,20 @@ const MEMTABLES_BYTES: usize = 64 << 20;
 const MEMTABLE_BYTES_MIN: usize = 256 << 10;
 const MEMTABLE_BYTES_MAX: usize = 8 << 20;
 
+/// The part of a target that the log may take before it is cut. Targets keep at least a 64th
+/// for metadata when file data has filled the rest: the log must turn over within it, beside
+/// the runs that its checkpoints write, or a full cluster could not even commit a delete.
+const LOG_SHARE: u64 = 128;
+/// Below this, checkpoints would come every few hundred commits.
+const LOG_BYTES_MIN: u64 = 4 << 20;
+
+/// Bounds of a log whose smallest target has `capacity` bytes.
+fn log_config(capacity: u64) -> LogConfig {
+    let config = LogConfig::default();
+    let most = config.stored_bytes_max;
+    LogConfig { stored_bytes_max: (capacity / LOG_SHARE).max(LOG_BYTES_MIN).min(most), ..config }
+}
+
 /// Why the replicas could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicasError {
@@ -62,15 +76,16 @@ pub struct Replicas {
 
 impl Replicas {
     /// Recovers the log and the stores, starts every shard's group, and creates the shards of a
-    /// new cluster.
+    /// new cluster. `capacity` is that of the smallest target.
     pub async fn start(
         handle: &Handle,
         node: NodeId,
         parameters: ClusterParameters,
         mirror: Rc<Mirror>,
         fabric: Rc<dyn Fabric>,
+        capacity: u64,
     ) -> Result<Rc<Replicas>, ReplicasError> {
-        let (log, report) = SharedLog::open(mirror.clone(), handle.clone(), LogConfig::default()).await?;
+        let (log, report) = SharedLog::open(mirror.clone(), handle.clone(), log_config(capacity)).await?;
         tracing::info!(?report, "log recovered");
         let host = RaftHost::new(node, handle.clone(), fabric, log, HostConfig::default());
         let inventory = Inventory::load(&*mirror).await?;

@@ -1,18 +1,26 @@
 //! The check: reads all metadata of all shards and all blobs of all targets, and says where
-//! they disagree. It looks at a quiet or a busy system alike, so what may change under it (an
-//! entry being created) is looked at a second time before it is called a problem.
+//! they disagree. It looks at a quiet or a busy system alike, and metadata is not read at one
+//! instant, so what looks wrong (an entry being created, a copy being put) is looked at again
+//! after a pause: only what is wrong every time is called a problem.
 
 use crate::{MoverError, ShardCalls, all_shards, call};
 use cfs_api::{CheckReport, CheckState};
 use cfs_store::segment::SegmentStore;
 use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::data::{Extent, Location, Referent, Registration};
-use cfs_wire::meta::{AuditRecord, FileKind, ShardOp, ShardReply};
+use cfs_wire::meta::{AuditRecord, FileKind, ShardOp, ShardReply, registration_shard};
 use cfs_wire::{BlobId, Ino, SegmentId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
+/// How often metadata that looks wrong is read before it is called so.
+const LOOKS_MAX: usize = 3;
+/// Longer than an operation is under way in an ordinary system.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Blobs or segments looked at between two yields.
+const STEPS_PER_YIELD: u64 = 64;
 /// Records fetched from a shard at once.
 const AUDIT_BATCH: u32 = 1024;
 /// Problems listed at most: beyond it they are counted in one last line.
@@ -76,13 +84,20 @@ impl Check {
     }
 
     async fn run_phases(&self, repair: bool, deep: bool, report: &mut CheckReport) -> Result<(), MoverError> {
-        let gathered = self.gather(report).await?;
-        self.phase("namespace", 0);
-        check_namespace(&gathered, report);
-        check_references(&gathered, report);
+        let mut gathered = self.compare(report).await?;
+        for _ in 1..LOOKS_MAX {
+            if report.problems.is_empty() {
+                break;
+            }
+            self.store.handle().sleep(LOOK_AGAIN_AFTER).await;
+            let mut again = CheckReport::default();
+            gathered = self.compare(&mut again).await?;
+            let before: BTreeSet<String> = std::mem::take(&mut report.problems).into_iter().collect();
+            again.problems.retain(|problem| before.contains(problem));
+            *report = again;
+        }
         self.phase("copies", 0);
-        let hot = self.check_copies(repair, deep, report).await;
-        check_hot(&gathered, &hot, report);
+        self.check_copies(&gathered, repair, deep, report).await;
         self.phase("segments", gathered.registrations.len() as u64);
         self.check_segments(&gathered, repair, deep, report).await;
         if report.problems.len() > PROBLEMS_MAX {
@@ -91,6 +106,19 @@ impl Check {
             report.problems.push(format!("and {more} more"));
         }
         Ok(())
+    }
+
+    /// One look at all metadata, and at which hot blobs exist.
+    async fn compare(&self, report: &mut CheckReport) -> Result<Gathered, MoverError> {
+        self.phase("metadata", 0);
+        let gathered = self.gather(report).await?;
+        self.phase("namespace", 0);
+        check_namespace(&gathered, report);
+        check_references(&gathered, report);
+        let targets = self.store.pool().readable();
+        let hot = targets.iter().flat_map(|target| target.list(BlobKind::Hot)).map(|info| info.id).collect();
+        check_hot(&gathered, &hot, report);
+        Ok(gathered)
     }
 
     fn phase(&self, name: &str, total: u64) {
@@ -102,6 +130,14 @@ impl Check {
 
     fn step(&self) {
         self.state.borrow_mut().done += 1;
+    }
+
+    /// A step of a loop that may not wait anywhere else.
+    async fn long_step(&self) {
+        self.step();
+        if self.state.borrow().done.is_multiple_of(STEPS_PER_YIELD) {
+            self.store.handle().yield_now().await;
+        }
     }
 
     async fn gather(&self, report: &mut CheckReport) -> Result<Gathered, MoverError> {
@@ -126,35 +162,49 @@ impl Check {
         Ok(gathered)
     }
 
-    /// Redundancy of everything kept in whole copies; answers the hot blobs that exist.
-    async fn check_copies(&self, repair: bool, deep: bool, report: &mut CheckReport) -> BTreeSet<BlobId> {
-        let mut hot = BTreeSet::new();
+    /// Redundancy of everything kept in whole copies. Hot blobs that no extent names are garbage
+    /// for the orphan search, or not committed yet.
+    async fn check_copies(&self, gathered: &Gathered, repair: bool, deep: bool, report: &mut CheckReport) {
+        let named = |extent: &Extent| match &extent.location {
+            Location::Hot { blob, .. } => Some(*blob),
+            Location::Chunk { .. } => None,
+        };
+        let named: BTreeSet<BlobId> = gathered.extents.values().filter_map(named).collect();
+        let mut short = Vec::new();
         for kind in [BlobKind::Log, BlobKind::Manifest, BlobKind::Run, BlobKind::Hot] {
             let mut blobs: BTreeMap<BlobId, BlobInfo> = BTreeMap::new();
             for target in self.store.pool().readable() {
                 blobs.extend(target.list(kind).into_iter().map(|info| (info.id, info)));
             }
-            for info in blobs.values() {
+            for info in blobs.into_values() {
                 report.blobs += 1;
-                self.step();
-                if kind == BlobKind::Hot {
-                    hot.insert(info.id);
-                }
-                let missing = self.store.missing_copies(info, deep).await;
-                let gone = || !self.store.pool().readable().iter().any(|target| target.stat(info.id).is_some());
-                if missing == 0 || gone() {
-                    continue;
-                }
-                report.degraded += 1;
-                if repair {
-                    match self.store.repair_copies(info, deep).await {
-                        Some(_) => report.repaired += 1,
-                        None => report.problems.push(format!("{kind:?} blob {}: copies cannot be restored", info.id)),
-                    }
+                self.long_step().await;
+                let counts = kind != BlobKind::Hot || named.contains(&info.id);
+                if counts && self.store.missing_copies(&info, deep).await > 0 {
+                    short.push(info);
                 }
             }
         }
-        hot
+        if short.is_empty() {
+            return;
+        }
+        // Copies being put or deleted come and go within this time.
+        self.store.handle().sleep(LOOK_AGAIN_AFTER).await;
+        for info in short {
+            let missing = self.store.missing_copies(&info, deep).await;
+            let gone = || !self.store.pool().readable().iter().any(|target| target.stat(info.id).is_some());
+            if missing == 0 || gone() {
+                continue;
+            }
+            report.degraded += 1;
+            if repair {
+                match self.store.repair_copies(&info, deep).await {
+                    Some(_) => report.repaired += 1,
+                    None if gone() => report.degraded -= 1,
+                    None => report.problems.push(format!("{:?} blob {}: copies cannot be restored", info.kind, info.id)),
+                }
+            }
+        }
     }
 
     async fn check_segments(&self, gathered: &Gathered, repair: bool, deep: bool, report: &mut CheckReport) {
@@ -164,13 +214,19 @@ impl Check {
         };
         let referenced: BTreeSet<SegmentId> = gathered.extents.values().filter_map(segment_of).collect();
         for (registration, dead) in gathered.registrations.values() {
-            self.step();
+            self.long_step().await;
             report.segments += 1;
             // A crash between registration and the last put leaves a segment without all its
             // shards and without references: garbage for the orphan search, not damage.
             if dead.len() == registration.slots.len() || !referenced.contains(&registration.segment) {
                 continue;
             }
+            if self.store.missing_shards(registration, deep).await.is_empty() {
+                continue;
+            }
+            // It may have been repaired, compacted or collected since it was read.
+            let Some(registration) = self.registration(registration.segment, report).await else { continue };
+            let registration = &registration;
             let missing = self.store.missing_shards(registration, deep).await;
             if missing.is_empty() {
                 continue;
@@ -192,6 +248,21 @@ impl Check {
                         report.problems.push(format!("segment {}: repair failed: {error}", registration.segment));
                     }
                 }
+            }
+        }
+    }
+}
+
+impl Check {
+    /// A segment's registration as it is now.
+    async fn registration(&self, segment: SegmentId, report: &mut CheckReport) -> Option<Registration> {
+        let shard = registration_shard(segment, self.calls.shards());
+        match call(&*self.calls, shard, ShardOp::GetRegistration(segment)).await {
+            Ok(ShardReply::Registration(found)) => found,
+            Ok(_) => None,
+            Err(error) => {
+                report.problems.push(format!("segment {segment}: its registration cannot be read: {error}"));
+                None
             }
         }
     }

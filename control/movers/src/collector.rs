@@ -6,6 +6,7 @@
 //! A crash anywhere repeats the batch, which changes nothing twice.
 
 use crate::{MoverError, ShardCalls, all_shards, call};
+use cfs_reactor::sync::Mutex;
 use cfs_store::segment::SegmentStore;
 use cfs_wire::data::Referent;
 use cfs_wire::meta::{ShardOp, ShardReply, registration_shard};
@@ -30,11 +31,14 @@ pub struct Collected {
 pub struct Collector {
     calls: Rc<dyn ShardCalls>,
     store: Rc<SegmentStore>,
+    /// One freeze at a time: two of one referent could each see it held in one shard only, at
+    /// different times, and one would thaw what the other takes for frozen.
+    freezing: Mutex<()>,
 }
 
 impl Collector {
     pub fn new(calls: Rc<dyn ShardCalls>, store: Rc<SegmentStore>) -> Collector {
-        Collector { calls, store }
+        Collector { calls, store, freezing: Mutex::new(()) }
     }
 
     /// Resolves everything released so far in every shard.
@@ -60,9 +64,13 @@ impl Collector {
         Ok(total)
     }
 
-    /// Freezes referents in every shard and answers those that none holds. The others, and on
-    /// failure all, are thawed.
+    /// Freezes referents in every shard and answers those that none holds; the others are
+    /// thawed. After a failure those not known to be held stay frozen until they are asked for
+    /// again or the epoch has passed: an earlier round may have deleted them already.
     pub async fn freeze(&self, referents: &[Referent], epoch: Epoch) -> Result<Vec<Referent>, MoverError> {
+        let _alone = self.freezing.lock().await;
+        // A long round must not freeze under an epoch older than what it meets.
+        let epoch = epoch.max(self.store.epoch());
         let mut held = vec![false; referents.len()];
         let freezes = all_shards(&*self.calls).map(|shard| async move {
             let op = ShardOp::Freeze { referents: referents.to_vec(), epoch };
@@ -81,10 +89,7 @@ impl Collector {
         }
         let (dead, kept): (Vec<_>, Vec<_>) = referents.iter().zip(&held).partition(|(_, held)| !**held);
         let dead: Vec<Referent> = dead.into_iter().map(|(referent, _)| *referent).collect();
-        let mut thaw: Vec<Referent> = kept.into_iter().map(|(referent, _)| *referent).collect();
-        if failure.is_some() {
-            thaw = referents.to_vec();
-        }
+        let thaw: Vec<Referent> = kept.into_iter().map(|(referent, _)| *referent).collect();
         if !thaw.is_empty() {
             let thaws = all_shards(&*self.calls)
                 .map(|shard| call(&*self.calls, shard, ShardOp::Thaw { referents: thaw.clone() }));
@@ -123,8 +128,9 @@ impl Collector {
         Ok(())
     }
 
-    /// Deletes a segment's shards, then its registration: in this order a crash leaves a
-    /// registration that the next round finds again, never shards that nothing names.
+    /// Removes a segment's registration, then its shards: in this order a reader that finds a
+    /// shard gone learns from the missing registration that it has to read the extents again.
+    /// A crash in between leaves shards that nothing names, which the orphan search deletes.
     pub async fn remove_segment(&self, segment: SegmentId) -> Result<(), MoverError> {
         let shard = registration_shard(segment, self.calls.shards());
         let reply = call(&*self.calls, shard, ShardOp::GetRegistration(segment)).await?;
@@ -133,9 +139,9 @@ impl Collector {
         };
         let Some(registration) = registration else { return Ok(()) };
         let blobs: Vec<BlobId> = registration.shards.iter().map(|place| place.blob).collect();
-        self.delete_everywhere(&blobs).await;
         call(&*self.calls, shard, ShardOp::Deregister(segment)).await?;
         self.store.forget(segment);
+        self.delete_everywhere(&blobs).await;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use crate::{MoverError, ShardCalls, all_shards, call};
 use cfs_store::segment::SegmentStore;
 use cfs_wire::blobs::BlobKind;
 use cfs_wire::data::{Extent, FetchCall, Piece, Referent, Registration, StoreCall};
-use cfs_wire::limits::{CHUNK_BYTES, SEGMENT_BYTES_MAX};
+use cfs_wire::limits::{CHUNK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_SLOTS_MAX};
 use cfs_wire::meta::{ShardOp, ShardReply};
 use cfs_wire::{BlobId, Ino, Policy, VolumeId};
 use std::cell::RefCell;
@@ -97,12 +97,15 @@ impl Packer {
 
     /// Adds a candidate, packing the batch first when it is full or has another policy.
     async fn add(&self, batch: &mut Batch, candidate: Candidate, packed: &mut Packed) -> Result<(), MoverError> {
-        let full = batch.bytes + candidate.extent.length as usize > SEGMENT_BYTES_MAX / 2;
+        let slots = (candidate.extent.length as usize).div_ceil(CHUNK_BYTES);
+        let full = batch.bytes + candidate.extent.length as usize > SEGMENT_BYTES_MAX / 2
+            || batch.slots + slots > SEGMENT_SLOTS_MAX;
         let differs = batch.candidates.first().is_some_and(|first| first.policy != candidate.policy);
         if full || differs {
             self.flush(batch, packed).await?;
         }
         batch.bytes += candidate.extent.length as usize;
+        batch.slots += slots;
         batch.candidates.push(candidate);
         Ok(())
     }
@@ -212,6 +215,8 @@ impl Packer {
 struct Batch {
     candidates: Vec<Candidate>,
     bytes: usize,
+    /// Slots they will take: small extents fill a segment's table before its bytes.
+    slots: usize,
 }
 
 fn is_mostly_dead(registration: &Registration, dead: &[u16]) -> bool {

@@ -159,6 +159,7 @@ impl Run {
                 client: mounted.client.clone(),
                 handle: mounted.handle.clone(),
                 history: self.history.clone(),
+                world: self.world.clone(),
                 own: self.own[actor].clone(),
                 shared: self.shared.clone(),
                 sideline: self.sideline,

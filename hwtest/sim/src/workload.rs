@@ -6,6 +6,7 @@ use crate::model::{Answer, Model};
 use crate::op::{FileName, NodeId, Op, Properties};
 use crate::report::Checker;
 use crate::sideline::RACE_NAMES;
+use crate::world::World;
 use bytes::Bytes;
 use cfs_client::{Caller, Client, LocatedEntry, LockRequest, NewFile, OpenFile, OpenFlags};
 use cfs_reactor::Handle;
@@ -44,6 +45,7 @@ pub struct Actor {
     pub client: Rc<Client>,
     pub handle: Handle,
     pub history: Rc<History>,
+    pub world: Rc<World>,
     /// Directories only this program works in, on different shards.
     pub own: Vec<NodeId>,
     /// Directories all programs work in.
@@ -125,7 +127,12 @@ impl Actor {
         self.history.note(format!("{context}: {shown}"));
         self.history.fold(&format!("{context}: {shown}"));
         if let Err(wrong) = outcome {
-            let checker = if matches!(op, Op::Read { .. }) { Checker::Contents } else { Checker::Reply };
+            let mut checker = Checker::Reply;
+            if let Op::Read { node, .. } = &op {
+                checker = Checker::Contents;
+                let extents = self.world.extents_text(self.ino(*node)).await;
+                self.history.note(format!("node {} at its shard: {extents}", node.0));
+            }
             self.history.fail_with(checker, format!("{context}: {wrong}"));
         }
     }
@@ -309,14 +316,7 @@ impl Actor {
             22..25 if room => {
                 let from = self.pick(&self.open_files(shared));
                 let from_offset = self.below(model.size(from) + 1);
-                let mut length = 1 + self.below(self.write_bytes_max);
-                if from == node {
-                    // Whether a copy may go on into what it has just written is left open.
-                    length = length.min(model.size(from) - from_offset);
-                    if length == 0 {
-                        return Op::Stat { node };
-                    }
-                }
+                let length = 1 + self.below(self.write_bytes_max);
                 Op::Copy { from, from_offset, to: node, to_offset: self.offset(size), length }
             }
             25..29 => Op::Fsync { node },
@@ -490,8 +490,13 @@ impl Actor {
         let owner = self.id.0 as u64 + 1;
         let (family, kind) = (LockFamily::Flock, LockKind::Write);
         let lock = LockRequest { family, kind, start: 0, end: u64::MAX, owner, pid: owner as u32 };
-        match self.client.setlkw(self.sideline.lock, lock).await {
-            Err(Errno::EAGAIN) => return Ok(()),
+        let wait = self.below(2) == 0;
+        let locked = match wait {
+            true => self.client.setlkw(self.sideline.lock, lock).await,
+            false => self.client.setlk(self.sideline.lock, lock).await,
+        };
+        match locked {
+            Err(Errno::EAGAIN) if !wait => return Ok(()),
             Err(errno) => return Err(format!("lock: {errno}")),
             Ok(()) => {}
         }

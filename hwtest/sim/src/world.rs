@@ -12,7 +12,8 @@ use cfs_fabric::mem::MemNetwork;
 use cfs_meta::service::ServiceConfig;
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Notify;
-use cfs_wire::{Policy, TargetId};
+use cfs_wire::meta::{MetaOp, MetaReply};
+use cfs_wire::{Ino, Policy, TargetId};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -259,6 +260,25 @@ impl World {
                 return;
             }
             halt.await;
+        }
+    }
+
+    /// Where the shard says a file's bytes are, for messages.
+    pub async fn extents_text(&self, ino: Ino) -> String {
+        if !self.is_serving() {
+            return "the node does not serve".to_owned();
+        }
+        let op = MetaOp::GetExtents { ino, offset: 0, length: u64::MAX >> 1, extents_max: 1000 };
+        match self.node().meta().inspect(ino.shard(), &op).await {
+            Ok(MetaReply::Extents(reply)) => {
+                let shown = reply.extents.iter().map(|extent| {
+                    format!("{}+{} {:?}", extent.offset, extent.length, extent.location)
+                });
+                let inline = reply.inline.map_or(0, |inline| inline.len());
+                let size = reply.attr.size;
+                format!("size {size}, {inline} bytes inline, {}", shown.collect::<Vec<_>>().join("; "))
+            }
+            other => format!("{other:?}"),
         }
     }
 

@@ -2,6 +2,7 @@
 //! or on an absent target.
 
 use super::SegmentStore;
+use crate::StoreError;
 use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
 use cfs_wire::data::{DataError, FetchCall, Location, Piece, Registration, ShardPlace};
@@ -41,7 +42,7 @@ impl Run {
             (
                 Run::Shard { segment, shard, start, length },
                 Run::Shard { segment: other, shard: other_shard, start: other_start, length: more },
-            ) if segment == other && shard == other_shard && *start + *length == *other_start => {
+            ) if segment == other && shard == other_shard && start.checked_add(*length) == Some(*other_start) => {
                 *length += more;
                 true
             }
@@ -117,13 +118,16 @@ impl SegmentStore {
                     }
                     return Ok(bytes);
                 }
+                // Deleted while it was read.
+                Err(StoreError::NotFound(_)) => {}
                 Err(error) => {
                     tracing::warn!(%blob, target = %target.id(), tries, %error, "a copy is unreadable");
                     damage = Some(error.to_string());
                 }
             }
         }
-        let absent = named.iter().any(|id| self.pool.get(*id).is_none());
+        // While one of its targets is present and has no copy, the blob was collected.
+        let absent = !named.is_empty() && named.iter().all(|id| self.pool.get(*id).is_none());
         match damage {
             Some(detail) => Err(DataError::Unreadable(format!("hot blob {blob}: {detail}"))),
             None if absent => Err(DataError::Unreadable(format!("hot blob {blob}: no copy on a present target"))),

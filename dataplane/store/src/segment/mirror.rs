@@ -60,8 +60,10 @@ impl Mirror {
         }
         let mut exclude = good.clone();
         exclude.extend(bad.iter().map(|target| target.id()));
+        // A put heals a damaged copy in place, and there may be no target without one.
+        bad.retain(|target| target.failure().is_none());
         while good.len() < self.copies {
-            let Some(target) = self.pool.pick(1, &exclude).pop() else {
+            let Some(target) = bad.pop().or_else(|| self.pool.pick(1, &exclude).pop()) else {
                 return Err(BlobError::TooFewTargets { up: self.pool.writable().len(), needed: self.copies });
             };
             exclude.push(target.id());

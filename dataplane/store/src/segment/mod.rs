@@ -106,6 +106,15 @@ impl SegmentStore {
         &self.pool
     }
 
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The reference epoch handed out now.
+    pub fn epoch(&self) -> Epoch {
+        self.registrar.epoch()
+    }
+
     /// Whether a segment is being stored right now.
     pub fn is_in_flight(&self, segment: SegmentId) -> bool {
         self.in_flight.borrow().contains(&segment)

@@ -41,9 +41,16 @@ impl SegmentStore {
         // Until the new registration stands, the rebuilt shards look like orphans.
         let _in_flight = InFlight::new(self, registration.segment);
         let mut repaired = registration.clone();
+        let mut failure = None;
         for place in &missing {
             let payload = self.rebuild_range(registration, place.index, 0, place.length, "shard missing").await?;
-            let fresh = self.place_rebuilt(&repaired, place, payload).await?;
+            let fresh = match self.place_rebuilt(&repaired, place, payload).await {
+                Ok(fresh) => fresh,
+                Err(error) => {
+                    failure = Some(error);
+                    continue;
+                }
+            };
             for slot in &mut repaired.shards {
                 if slot.index == place.index {
                     *slot = fresh;
@@ -51,14 +58,21 @@ impl SegmentStore {
             }
             report.rebuilt += 1;
         }
-        self.registrar.replace(registration.clone(), repaired).await?;
-        self.forget(registration.segment);
-        for place in missing {
+        // Where not all find a target, those that did count all the same.
+        if report.rebuilt > 0 {
+            let replaced = self.registrar.replace(registration.clone(), repaired.clone()).await;
+            self.forget(registration.segment);
+            replaced?;
+        }
+        for place in missing.iter().filter(|place| !repaired.shards.contains(place)) {
             if let Some(target) = self.pool.get(place.target)
                 && let Err(error) = target.delete(vec![place.blob]).await
             {
                 tracing::warn!(blob = %place.blob, target = %place.target, %error, "a replaced shard stays until collected");
             }
+        }
+        if let Some(error) = failure {
+            return Err(error);
         }
         Ok(report)
     }
@@ -106,8 +120,11 @@ impl SegmentStore {
         }
         let payload = self.read_any(info, &holders).await?;
         let mut exclude = holders.clone();
+        // A put heals a damaged copy in place, and there may be no target without one.
+        let mut damaged: Vec<_> = holders.iter().filter(|id| !sound.contains(*id)).filter_map(|id| self.pool.get(*id)).collect();
+        damaged.retain(|target| target.failure().is_none());
         while sound.len() < wanted {
-            let target = self.pool.pick(1, &exclude).pop()?;
+            let target = damaged.pop().or_else(|| self.pool.pick(1, &exclude).pop())?;
             exclude.push(target.id());
             if target.put(info.id, info.kind, info.owner, info.geometry, payload.clone()).await.is_err() {
                 continue;
