@@ -186,6 +186,10 @@ impl Client {
                 match moved {
                     Some(ino) if flags & RENAME_EXCHANGE == 0 || back.is_some() => {
                         self.entry_changed(dir, &from, back);
+                        if back.is_none() && !matches!(answer.reply, MetaReply::Removed { .. }) {
+                            // Two names of one inode are both left as they were.
+                            self.forget_entry(dir, &from);
+                        }
                         self.entry_changed(to_dir, &to, Some(ino));
                     }
                     _ => {

@@ -103,9 +103,9 @@ fn shape(random: &mut SplitMix64) -> Shape {
     let policy = pick(random, &[(2, 1), (2, 1), (2, 1), (1, 1)]);
     Shape {
         targets: pick(random, &[3, 3, 3, 4]),
-        disk_bytes: pick(random, &[48 << 20, 64 << 20, 96 << 20]),
+        disk_bytes: pick(random, &[64 << 20, 96 << 20, 128 << 20]),
         block: pick(random, &[512, 4096, 4096]),
-        zone_bytes: pick(random, &[1 << 20, 2 << 20, 2 << 20]),
+        zone_bytes: pick(random, &[2 << 20, 2 << 20, 4 << 20]),
         shards: pick(random, &[1, 2, 4, 8]),
         policy: Policy::new(policy.0, policy.1).expect("the policies above are valid"),
         ..Shape::default()

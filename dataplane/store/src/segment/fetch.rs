@@ -10,6 +10,10 @@ use cfs_wire::limits::RPC_BULK_BYTES_MAX;
 use cfs_wire::{BlobId, SegmentId, TargetId};
 use futures_util::future::{join_all, try_join_all};
 
+/// Damaged segments remembered: with a target away every segment read is one, and a full check
+/// finds the rest.
+const DAMAGED_MAX: usize = 64 << 10;
+
 /// A run of stored bytes to read: neighbouring pieces of one shard are read as one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Run {
@@ -151,7 +155,11 @@ impl SegmentStore {
             Err(detail) => {
                 tracing::warn!(segment = %registration.segment, shard, %detail, "reading through parity");
                 self.degraded_reads.set(self.degraded_reads.get() + 1);
-                self.damaged.borrow_mut().insert(registration.segment);
+                let mut damaged = self.damaged.borrow_mut();
+                if damaged.len() < DAMAGED_MAX {
+                    damaged.insert(registration.segment);
+                }
+                drop(damaged);
                 self.rebuild_range(registration, shard, start, length, &detail).await
             }
         }
