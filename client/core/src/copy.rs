@@ -36,6 +36,8 @@ impl Client {
         length: u64,
         kill_privileges: bool,
     ) -> Result<u64, Errno> {
+        // What is shared is what the server knows of the source.
+        self.flush_inode(&from.inode).await?;
         let mut length = length;
         if Rc::ptr_eq(&from.inode, &to.inode) {
             // Cut at the end as it is now: the copy must not go on into what it has just written.
