@@ -17,6 +17,8 @@ const FETCH_PIECES_MAX: usize = 256;
 pub(crate) enum FetchError {
     /// The extents have changed: ask for them again.
     Gone,
+    /// No copy can be read where the extents point; they may point elsewhere by now.
+    Unreadable,
     Errno(Errno),
 }
 
@@ -93,7 +95,8 @@ impl Client {
                     Ok(Err(error)) if error.is_retryable() => {}
                     Ok(Err(error)) => {
                         tracing::error!(%error, "bytes cannot be read");
-                        return Err(FetchError::Errno(Errno::EIO));
+                        let moved = matches!(error, DataError::Unreadable(_));
+                        return Err(if moved { FetchError::Unreadable } else { FetchError::Errno(Errno::EIO) });
                     }
                     Err(error) => {
                         tracing::error!(%error, "the data plane's answer is malformed");

@@ -190,12 +190,19 @@ impl Client {
         length: u64,
     ) -> Result<(Bytes, u64), Errno> {
         let mut backoff = Backoff::new(self);
+        let mut unreadable: Option<Vec<Run>> = None;
         loop {
             let mapped = self.mapping(inode, offset, length).await?;
             match self.fetch_runs(&mapped.runs).await {
                 Ok(bytes) => return Ok((bytes, mapped.size)),
                 Err(FetchError::Errno(errno)) => return Err(errno),
-                Err(FetchError::Gone) => {
+                // Packed and collected meanwhile, with the last old copy on a broken target: only
+                // where the extents still say the same are the bytes lost.
+                Err(FetchError::Unreadable) if unreadable.as_ref() == Some(&mapped.runs) => return Err(Errno::EIO),
+                Err(error) => {
+                    if matches!(error, FetchError::Unreadable) {
+                        unreadable = Some(mapped.runs);
+                    }
                     self.stamps.changed(inode.ino);
                     inode.state().extents.clear();
                 }

@@ -6,6 +6,7 @@ use cfs_movers::orphans::OrphanSearch;
 use cfs_movers::packer::Packer;
 use cfs_movers::{MoverError, ShardCalls};
 use cfs_reactor::Handle;
+use cfs_store::segment::SegmentStore;
 use cfs_wire::meta::{ShardOp, ShardReply};
 use cfs_wire::{Epoch, ShardId};
 use std::rc::Rc;
@@ -18,6 +19,8 @@ pub struct MoverIntervals {
     pub pack: Duration,
     pub orphans: Duration,
     pub epoch: Duration,
+    /// Segments that reads found damaged are repaired.
+    pub repair: Duration,
 }
 
 impl Default for MoverIntervals {
@@ -28,6 +31,7 @@ impl Default for MoverIntervals {
             orphans: Duration::from_secs(300),
             // Longer than any client keeps stored bytes before it commits them.
             epoch: Duration::from_secs(120),
+            repair: Duration::from_secs(10),
         }
     }
 }
@@ -39,6 +43,7 @@ pub struct Movers {
     pub orphans: OrphanSearch,
     pub packer: Packer,
     pub registrar: Rc<ShardRegistrar>,
+    pub store: Rc<SegmentStore>,
 }
 
 /// The epoch handed out lies this far above the least one shards accept: a location stays good
@@ -73,6 +78,18 @@ impl Movers {
         Ok(next)
     }
 
+    /// Repairs the segments that reads found damaged. What can't be repaired now (a target is
+    /// away and there is no other) is found again by the next read, or by a check.
+    async fn repair_damaged(&self) {
+        for segment in self.store.take_damaged() {
+            let Some(registration) = self.store.describe(segment).await else { continue };
+            match self.store.repair_segment(&registration, true).await {
+                Ok(repaired) => tracing::info!(%segment, ?repaired, "a damaged segment was repaired"),
+                Err(error) => tracing::warn!(%segment, %error, "a damaged segment is not repaired yet"),
+            }
+        }
+    }
+
     /// Starts the loops. They end with the domain.
     pub fn start(self: Rc<Self>, handle: &Handle, intervals: MoverIntervals, minimum: Epoch) {
         let (movers, timer) = (self.clone(), handle.clone());
@@ -96,6 +113,13 @@ impl Movers {
                 timer.sleep(intervals.orphans).await;
                 let epoch = cfs_store::segment::Registrar::epoch(&*movers.registrar);
                 report("orphan search", movers.orphans.round(epoch).await);
+            }
+        });
+        let (movers, timer) = (self.clone(), handle.clone());
+        handle.spawn(async move {
+            loop {
+                timer.sleep(intervals.repair).await;
+                movers.repair_damaged().await;
             }
         });
         let timer = handle.clone();

@@ -126,6 +126,7 @@ impl Node {
             packer: Packer::new(calls.clone(), store.clone(), VOLUME),
             collector,
             registrar,
+            store: store.clone(),
         });
         let minimum = adopt_epoch(&handle, &movers).await?;
         movers.clone().start(&handle, config.movers, minimum);

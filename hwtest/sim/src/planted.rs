@@ -16,8 +16,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// seed without the bug.
 const GRACE: Duration = Duration::from_secs(60);
 
+/// How to look for planted bugs.
 #[derive(clap::Args)]
-pub struct Options {
+pub struct PlantedOptions {
     /// Switch every planted bug on, one after the other, and look for each.
     #[arg(long)]
     planted: bool,
@@ -38,7 +39,7 @@ struct Hunt {
     deadline: cfs_reactor::Instant,
 }
 
-impl Options {
+impl PlantedOptions {
     /// `None` if nothing planted was asked for.
     pub fn run(&self, first_seed: u64) -> Option<ExitCode> {
         if let Some(name) = &self.bug {

@@ -150,6 +150,7 @@ impl World {
             pack: Duration::from_secs(1),
             orphans: Duration::from_secs(4),
             epoch: Duration::from_secs(5),
+            repair: Duration::from_secs(5),
         };
         NodeConfig { meta, movers, ..NodeConfig::default() }
     }
@@ -300,7 +301,7 @@ impl World {
         let domain = self.handle.new_domain();
         let survivor = self.disk((index + 1) % self.shape.targets);
         let opened = cfs_store::TargetStore::open(survivor.open(&domain), &domain, None).await;
-        let superblock = opened.map_err(|error| broken(&error))?.superblock().clone();
+        let superblock = *opened.map_err(|error| broken(&error))?.superblock();
         let device = fresh.open(&domain);
         let target = TargetId(index as u32);
         let formatted = format_replacement(&domain, &*device, &superblock, target, false).await;

@@ -78,7 +78,7 @@ impl RaftHost {
             self.groups.borrow().values().map(|group| (self.log.bytes_unpurged_of(group.id), group.clone())).collect();
         groups.sort_by_key(|(bytes, group)| (std::cmp::Reverse(*bytes), group.id));
         for (_, group) in groups.iter().filter(|(bytes, _)| *bytes > 0) {
-            if self.log.bytes_unpurged() <= self.log.limit_bytes() / 2 {
+            if !self.log.is_starved() && self.log.bytes_unpurged() <= self.log.limit_bytes() / 2 {
                 break;
             }
             self.checkpoint(group.id).await?;

@@ -70,6 +70,8 @@ pub struct SharedLog {
     pressure: Rc<Notify>,
     cutting: cfs_reactor::sync::Mutex<()>,
     closed: Cell<bool>,
+    /// The store had no space for the last put.
+    starved: Cell<bool>,
 }
 
 impl SharedLog {
@@ -94,6 +96,7 @@ impl SharedLog {
             pressure: Notify::new(),
             cutting: cfs_reactor::sync::Mutex::new(()),
             closed: Cell::new(false),
+            starved: Cell::new(false),
         });
         handle.spawn(log.clone().write_batches());
         // The opening batch carries the new incarnation: from here on a batch left over from
@@ -133,7 +136,14 @@ impl SharedLog {
     }
 
     fn is_over(&self, state: &State) -> bool {
-        state.unpurged() > self.config.limit_bytes || state.stored > self.config.stored_bytes_max
+        self.starved.get()
+            || state.unpurged() > self.config.limit_bytes
+            || state.stored > self.config.stored_bytes_max
+    }
+
+    /// Whether a batch waits for space.
+    pub fn is_starved(&self) -> bool {
+        self.starved.get()
     }
 
     /// Woken whenever an append finds the log over its limit.
@@ -267,10 +277,18 @@ impl SharedLog {
         loop {
             match self.blobs.put(BlobKind::Log, owner, formed.bytes.clone()).await {
                 Err(error) if error.is_retryable() && !self.closed.get() => {
+                    if matches!(error, BlobError::NoSpace { .. }) {
+                        // Only a shorter log makes room for the log.
+                        self.starved.set(true);
+                        self.pressure.notify_all();
+                    }
                     tracing::warn!(batch = formed.sequence, %error, "the Raft log waits");
                     self.handle.sleep(RETRY_AFTER).await;
                 }
-                other => return other,
+                other => {
+                    self.starved.set(false);
+                    return other;
+                }
             }
         }
     }

@@ -20,6 +20,10 @@ enum Attempt {
     Again,
 }
 
+/// The last 256th of the space is not given to new names, attributes and inline bytes: the log
+/// of the deletes that make room again needs it.
+const KEPT_FREE: u64 = 256;
+
 impl MetaService {
     pub(super) async fn mutate(&self, shard: &Rc<Shard>, call: MetaCall) -> MetaResult {
         match &call.op {
@@ -61,6 +65,12 @@ impl MetaService {
         result
     }
 
+    /// Whether so little space is left that it is kept for deleting.
+    fn is_full(&self) -> bool {
+        let (total, free) = (self.inner.space)();
+        total > 0 && free <= total / KEPT_FREE
+    }
+
     async fn attempt(
         &self,
         shard: &Rc<Shard>,
@@ -77,7 +87,8 @@ impl MetaService {
             return Err(MetaError::NotLeader { hint: self.inner.proposer.hint(shard.id) });
         }
         let unblocked = shard.applied.unblocked().notified();
-        let entry = LogEntry::Client { call: call.clone(), now: self.inner.handle.wall(), facts: *facts };
+        let found = Facts { full: self.is_full(), ..*facts };
+        let entry = LogEntry::Client { call: call.clone(), now: self.inner.handle.wall(), facts: found };
         let delivery = self.propose(shard, &entry).await?;
         match &delivery.outcome.reply {
             // What was found out in another shard is no longer so.

@@ -6,7 +6,7 @@ use super::namespace::Ran;
 use super::records::{Config, Counters, Inode};
 use super::view::{Attempt, Fail, View};
 use super::{Reader, StateError, keys};
-use cfs_wire::meta::{FileKind, MetaCall, MetaError, MetaOp, MetaReply, MetaResult};
+use cfs_wire::meta::{FileKind, FileWrite, MetaCall, MetaError, MetaOp, MetaReply, MetaResult};
 use cfs_wire::{Errno, SessionId, ShardId, Timestamp};
 
 /// Applies one entry: a function of the state and the entry alone. Fails only when the state
@@ -116,7 +116,23 @@ async fn client(view: &mut View<'_>, call: &MetaCall, now: Timestamp, facts: &Fa
     Ok(Reply::Meta(result))
 }
 
+/// Whether an operation adds to the metadata beyond the few bytes of any change. Commits of bytes
+/// that are stored already go through: their space is taken.
+fn grows(op: &MetaOp) -> bool {
+    match op {
+        MetaOp::Create { .. } | MetaOp::Tmpfile { .. } | MetaOp::Link { .. } | MetaOp::SetXattr { .. } => true,
+        MetaOp::Commit(commit) => {
+            let inline = |write: &FileWrite| matches!(write, FileWrite::Inline { .. } | FileWrite::AppendInline { .. });
+            commit.writes.iter().any(inline)
+        }
+        _ => false,
+    }
+}
+
 async fn operation(view: &mut View<'_>, call: &MetaCall, now: Timestamp, facts: &Facts) -> Attempt<Ran> {
+    if facts.full && grows(&call.op) {
+        return Err(MetaError::Errno(Errno::ENOSPC).into());
+    }
     let session = call.id.session;
     let home = call.op.home();
     if home.is_some_and(|ino| ino.shard() != view.shard) {

@@ -100,6 +100,9 @@ pub struct Facts {
     /// The volume's rename lock is held with this token and the walks `NeedRenameLock` asked
     /// for found no cycle.
     pub rename_token: Option<u64>,
+    /// The node's targets are full: what would add metadata is refused with ENOSPC, so that
+    /// there is room left to delete with.
+    pub full: bool,
 }
 
 /// A transaction: its coordinator and a number which that shard never reuses.

@@ -155,13 +155,16 @@ impl SegmentStore {
             Err(detail) => {
                 tracing::warn!(segment = %registration.segment, shard, %detail, "reading through parity");
                 self.degraded_reads.set(self.degraded_reads.get() + 1);
-                let mut damaged = self.damaged.borrow_mut();
-                if damaged.len() < DAMAGED_MAX {
-                    damaged.insert(registration.segment);
-                }
-                drop(damaged);
+                self.note_damage(registration.segment);
                 self.rebuild_range(registration, shard, start, length, &detail).await
             }
+        }
+    }
+
+    fn note_damage(&self, segment: SegmentId) {
+        let mut damaged = self.damaged.borrow_mut();
+        if damaged.len() < DAMAGED_MAX {
+            damaged.insert(segment);
         }
     }
 

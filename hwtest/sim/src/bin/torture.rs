@@ -35,7 +35,7 @@ struct Options {
     log: Option<String>,
     #[cfg(feature = "planted")]
     #[command(flatten)]
-    planted: cfs_sim::planted::Options,
+    planted: cfs_sim::planted::PlantedOptions,
 }
 
 fn main() -> ExitCode {

@@ -431,7 +431,7 @@ fn the_rename_lock_is_fenced_by_its_token() {
     let other = directory_on(&mut cluster, ShardId(0));
     let rename = MetaOp::Rename { dir: there, name: name("sub"), to_dir: other, to_name: name("sub"), flags: 0 };
     let call = cluster.call(ALICE, rename);
-    let facts = Facts { target: Some(None), rename_token: first };
+    let facts = Facts { target: Some(None), rename_token: first, full: false };
     let outcome = cluster.propose(ShardId(1), LogEntry::Client { call, now: at(9000), facts });
     let [FollowUp::Drive(transaction)] = outcome.follow_up.as_slice() else { panic!("{outcome:?}") };
     let mut driver = Driver::new(transaction.clone());
@@ -458,7 +458,7 @@ fn participants_come_in_shard_order() {
         .unwrap();
     let rename = MetaOp::Rename { dir: dirs[&2], name: name("f"), to_dir: dirs[&1], to_name: name("f"), flags: 0 };
     let call = cluster.call(ALICE, rename);
-    let facts = Facts { target: Some(None), rename_token: None };
+    let facts = Facts { target: Some(None), rename_token: None, full: false };
     let outcome = cluster.propose(ShardId(2), LogEntry::Client { call, now: at(9000), facts });
     let [FollowUp::Drive(Transaction { participants, .. })] = outcome.follow_up.as_slice() else {
         panic!("{outcome:?}")
