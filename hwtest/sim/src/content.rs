@@ -9,12 +9,25 @@ use std::rc::Rc;
 /// One change of a file's bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Edit {
-    Write { offset: u64, data: Bytes },
+    Write {
+        offset: u64,
+        data: Bytes,
+    },
     /// Bytes that become visible from the front on, in several commits.
-    Copy { offset: u64, data: Bytes },
-    Truncate { size: u64 },
-    Zero { offset: u64, length: u64 },
-    Extend { size: u64 },
+    Copy {
+        offset: u64,
+        data: Bytes,
+    },
+    Truncate {
+        size: u64,
+    },
+    Zero {
+        offset: u64,
+        length: u64,
+    },
+    Extend {
+        size: u64,
+    },
 }
 
 impl Edit {

@@ -16,10 +16,10 @@ pub mod model;
 pub mod observe;
 pub mod op;
 pub mod plan;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod report;
 pub mod scenario;
 pub mod sideline;
 pub mod workload;
 pub mod world;
-#[cfg(feature = "planted")]
-pub mod planted;

@@ -182,8 +182,7 @@ impl Model {
     fn sweep(&mut self) {
         loop {
             let held = |id: &NodeId| self.opens.keys().any(|(_, open)| open == id);
-            let gone: Vec<NodeId> =
-                self.nodes.keys().copied().filter(|id| self.nlink(*id) == 0 && !held(id)).collect();
+            let gone: Vec<NodeId> = self.nodes.keys().copied().filter(|id| self.nlink(*id) == 0 && !held(id)).collect();
             if gone.is_empty() {
                 return;
             }
@@ -229,9 +228,7 @@ impl Model {
             Op::SetXattr { .. } | Op::RemoveXattr { .. } | Op::GetXattr { .. } | Op::ListXattrs { .. } => {
                 self.extended(op)
             }
-            Op::Lookup { dir, name } => {
-                Ok(Answer::Node(*self.alive_dir(*dir)?.names.get(name).ok_or(Errno::ENOENT)?))
-            }
+            Op::Lookup { dir, name } => Ok(Answer::Node(*self.alive_dir(*dir)?.names.get(name).ok_or(Errno::ENOENT)?)),
             Op::List { dir } => {
                 let names = &self.alive_dir(*dir)?.names;
                 Ok(Answer::Names(names.iter().map(|(name, id)| (name.clone(), *id)).collect()))
@@ -433,9 +430,7 @@ impl Model {
                 let value = self.nodes[node].xattrs.get(*name).ok_or(Errno::ENODATA)?;
                 Ok(Answer::Bytes(value.clone().into()))
             }
-            Op::ListXattrs { node } => {
-                Ok(Answer::AttributeNames(self.nodes[node].xattrs.keys().cloned().collect()))
-            }
+            Op::ListXattrs { node } => Ok(Answer::AttributeNames(self.nodes[node].xattrs.keys().cloned().collect())),
             other => unreachable!("{other:?} has nothing to do with extended attributes"),
         }
     }

@@ -141,7 +141,11 @@ fn compare(model: &Model, id: NodeId, observed: &Observed, path: &str, view: Vie
         let lost = view.dead.iter().any(|client| node.content.is_pending_of(*client));
         if node.content.now() != observed.bytes && !(lost && node.content.allows(&observed.bytes)) {
             let differs = difference(node.content.now(), &observed.bytes);
-            let died = if lost { format!("; no prefix of {} edits explains it", node.content.pending()) } else { String::new() };
+            let died = if lost {
+                format!("; no prefix of {} edits explains it", node.content.pending())
+            } else {
+                String::new()
+            };
             return wrong(Checker::Contents, format!("{differs}{died}"));
         }
         if attr.size != observed.bytes.len() as u64 {

@@ -27,33 +27,121 @@ pub struct Properties {
 #[derive(Clone, PartialEq, Eq)]
 pub enum Op {
     /// Makes a node; a regular file is opened too.
-    Make { dir: NodeId, name: FileName, new: Properties },
-    Tmpfile { dir: NodeId, new: Properties },
-    Link { node: NodeId, dir: NodeId, name: FileName },
-    Unlink { dir: NodeId, name: FileName },
-    Rmdir { dir: NodeId, name: FileName },
-    Rename { dir: NodeId, name: FileName, to_dir: NodeId, to_name: FileName, flags: u32 },
-    SetMode { node: NodeId, mode: u32 },
-    SetOwner { node: NodeId, uid: u32, gid: u32 },
-    SetSize { node: NodeId, size: u64 },
-    SetMtime { node: NodeId, time: Timestamp },
-    SetXattr { node: NodeId, name: &'static [u8], value: Vec<u8>, flags: u32 },
-    RemoveXattr { node: NodeId, name: &'static [u8] },
-    Open { node: NodeId },
-    Close { node: NodeId },
-    Write { node: NodeId, offset: u64, data: Bytes },
-    Append { node: NodeId, data: Bytes },
-    Punch { node: NodeId, offset: u64, length: u64 },
-    Extend { node: NodeId, size: u64 },
-    Copy { from: NodeId, from_offset: u64, to: NodeId, to_offset: u64, length: u64 },
-    Fsync { node: NodeId },
-    Read { node: NodeId, offset: u64, length: u32 },
-    Stat { node: NodeId },
-    Lookup { dir: NodeId, name: FileName },
-    List { dir: NodeId },
-    GetXattr { node: NodeId, name: &'static [u8] },
-    ListXattrs { node: NodeId },
-    ReadLink { node: NodeId },
+    Make {
+        dir: NodeId,
+        name: FileName,
+        new: Properties,
+    },
+    Tmpfile {
+        dir: NodeId,
+        new: Properties,
+    },
+    Link {
+        node: NodeId,
+        dir: NodeId,
+        name: FileName,
+    },
+    Unlink {
+        dir: NodeId,
+        name: FileName,
+    },
+    Rmdir {
+        dir: NodeId,
+        name: FileName,
+    },
+    Rename {
+        dir: NodeId,
+        name: FileName,
+        to_dir: NodeId,
+        to_name: FileName,
+        flags: u32,
+    },
+    SetMode {
+        node: NodeId,
+        mode: u32,
+    },
+    SetOwner {
+        node: NodeId,
+        uid: u32,
+        gid: u32,
+    },
+    SetSize {
+        node: NodeId,
+        size: u64,
+    },
+    SetMtime {
+        node: NodeId,
+        time: Timestamp,
+    },
+    SetXattr {
+        node: NodeId,
+        name: &'static [u8],
+        value: Vec<u8>,
+        flags: u32,
+    },
+    RemoveXattr {
+        node: NodeId,
+        name: &'static [u8],
+    },
+    Open {
+        node: NodeId,
+    },
+    Close {
+        node: NodeId,
+    },
+    Write {
+        node: NodeId,
+        offset: u64,
+        data: Bytes,
+    },
+    Append {
+        node: NodeId,
+        data: Bytes,
+    },
+    Punch {
+        node: NodeId,
+        offset: u64,
+        length: u64,
+    },
+    Extend {
+        node: NodeId,
+        size: u64,
+    },
+    Copy {
+        from: NodeId,
+        from_offset: u64,
+        to: NodeId,
+        to_offset: u64,
+        length: u64,
+    },
+    Fsync {
+        node: NodeId,
+    },
+    Read {
+        node: NodeId,
+        offset: u64,
+        length: u32,
+    },
+    Stat {
+        node: NodeId,
+    },
+    Lookup {
+        dir: NodeId,
+        name: FileName,
+    },
+    List {
+        dir: NodeId,
+    },
+    GetXattr {
+        node: NodeId,
+        name: &'static [u8],
+    },
+    ListXattrs {
+        node: NodeId,
+    },
+    ReadLink {
+        node: NodeId,
+    },
 }
 
 /// The names of a rename or exchange flag, as `renameat2` has them.

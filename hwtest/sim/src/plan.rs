@@ -28,20 +28,45 @@ pub enum Fault {
     /// Nothing: caches and write-behind at their best.
     None,
     /// The node dies at a write of a disk; `again`: and once more while it starts.
-    Crash { death: Death, disk: usize, write: u64, again: Option<u64> },
+    Crash {
+        death: Death,
+        disk: usize,
+        write: u64,
+        again: Option<u64>,
+    },
     /// The node is stopped in good order.
     Restart,
     /// A client dies, perhaps together with the node.
-    ClientDies { client: usize, after: Duration, node: Option<Death> },
+    ClientDies {
+        client: usize,
+        after: Duration,
+        node: Option<Death>,
+    },
     /// A client is cut off for longer than its lease, and fenced.
-    ClientCutOff { client: usize },
+    ClientCutOff {
+        client: usize,
+    },
     /// Requests and replies are lost, connections reset.
-    Network { request_loss: u32, reply_loss: u32, reset: u32, delay_max: Duration },
+    Network {
+        request_loss: u32,
+        reply_loss: u32,
+        reset: u32,
+        delay_max: Duration,
+    },
     /// Nobody reaches the node for less than a lease.
-    ShortPartition { client: usize, length: Duration },
-    Disk { disk: usize, bad: BadDisk, crash: Option<Death> },
+    ShortPartition {
+        client: usize,
+        length: Duration,
+    },
+    Disk {
+        disk: usize,
+        bad: BadDisk,
+        crash: Option<Death>,
+    },
     /// The node's wall clock jumps.
-    Skew { nanos: i64 },
+    Skew {
+        nanos: i64,
+    },
 }
 
 #[derive(Clone, PartialEq, Debug)]

@@ -91,7 +91,8 @@ impl PlantedOptions {
                 found += u32::from(running.remove(index).finish(ended));
             }
             if running.len() == before {
-                let _ = rustix::thread::nanosleep(&rustix::thread::Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as _ });
+                let _ =
+                    rustix::thread::nanosleep(&rustix::thread::Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as _ });
             }
         }
         println!("planted {found} of {} found", Bug::ALL.len());

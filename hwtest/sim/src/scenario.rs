@@ -1,6 +1,8 @@
 //! One seed from an empty cluster to an empty cluster.
 
-use crate::checker::{check_clean, check_node, check_sideline, check_tree, file_blobs, live_by_kind, metadata_bytes, within};
+use crate::checker::{
+    check_clean, check_node, check_sideline, check_tree, file_blobs, live_by_kind, metadata_bytes, within,
+};
 use crate::history::{ActorId, History};
 use crate::model::Model;
 use crate::observe::OPAQUE;
@@ -560,9 +562,13 @@ impl Run {
     async fn empty(&self) -> Result<(), Violation> {
         let auditor = self.auditor().await?;
         let client = auditor.client.clone();
-        let deleted = within(&self.world, &auditor, "deleting everything", async move {
-            remove_all(&client, client.root()).await
-        });
+        let deleted =
+            within(
+                &self.world,
+                &auditor,
+                "deleting everything",
+                async move { remove_all(&client, client.root()).await },
+            );
         deleted.await?.map_err(|errno| Violation::new(Checker::Reply, format!("deleting everything: {errno}")))?;
         auditor.kill();
         const ROUNDS: u32 = 60;

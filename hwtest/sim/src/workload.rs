@@ -288,7 +288,8 @@ impl Actor {
             0 => Op::RemoveXattr { node, name },
             1 => Op::GetXattr { node, name },
             _ => {
-                let value = vec![self.below(256) as u8; self.below(if self.below(10) == 0 { 3000 } else { 40 }) as usize];
+                let value =
+                    vec![self.below(256) as u8; self.below(if self.below(10) == 0 { 3000 } else { 40 }) as usize];
                 Op::SetXattr { node, name, value, flags: self.pick(&[0, 0, 1, 2]) }
             }
         }
@@ -338,7 +339,9 @@ impl Actor {
     async fn perform(&self, op: &Op, shared: bool) -> Result<Seen, Errno> {
         let client = &self.client;
         match op {
-            Op::Make { .. } | Op::Tmpfile { .. } | Op::Open { .. } | Op::Close { .. } => self.perform_open(op, shared).await,
+            Op::Make { .. } | Op::Tmpfile { .. } | Op::Open { .. } | Op::Close { .. } => {
+                self.perform_open(op, shared).await
+            }
             Op::Link { node, dir, name } => {
                 client.link(self.ino(*node), self.ino(*dir), name).await.map(|entry| attr(entry.attr))
             }
@@ -366,7 +369,10 @@ impl Actor {
                 let names = client.listxattr(self.ino(*node)).await?;
                 Ok(Seen::AttributeNames(names.iter().map(|name| name.to_vec()).collect()))
             }
-            Op::SetMode { node, .. } | Op::SetOwner { node, .. } | Op::SetSize { node, .. } | Op::SetMtime { node, .. } => {
+            Op::SetMode { node, .. }
+            | Op::SetOwner { node, .. }
+            | Op::SetSize { node, .. }
+            | Op::SetMtime { node, .. } => {
                 client.setattr(self.ino(*node), changes(op)).await.map(|located| attr(located.attr))
             }
             _ => self.perform_data(op).await,

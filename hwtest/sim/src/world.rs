@@ -272,9 +272,10 @@ impl World {
         let op = MetaOp::GetExtents { ino, offset: 0, length: u64::MAX >> 1, extents_max: 1000 };
         match self.node().meta().inspect(ino.shard(), &op).await {
             Ok(MetaReply::Extents(reply)) => {
-                let shown = reply.extents.iter().map(|extent| {
-                    format!("{}+{} {:?}", extent.offset, extent.length, extent.location)
-                });
+                let shown = reply
+                    .extents
+                    .iter()
+                    .map(|extent| format!("{}+{} {:?}", extent.offset, extent.length, extent.location));
                 let inline = reply.inline.map_or(0, |inline| inline.len());
                 let size = reply.attr.size;
                 format!("size {size}, {inline} bytes inline, {}", shown.collect::<Vec<_>>().join("; "))
@@ -325,9 +326,8 @@ impl World {
         };
         let fabric = self.network.endpoint(name, &domain);
         let handle = domain.clone();
-        let connecting = domain.spawn(async move {
-            Client::connect(&handle, fabric, &Address(SERVER.to_owned()), config).await
-        });
+        let connecting =
+            domain.spawn(async move { Client::connect(&handle, fabric, &Address(SERVER.to_owned()), config).await });
         match connecting.await {
             Ok(Ok(client)) => Ok(Mounted { handle: domain, client, name: name.to_owned() }),
             Ok(Err(error)) => Err(Violation::new(Checker::Restart, format!("mount: {error}"))),

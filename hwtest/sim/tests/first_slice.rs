@@ -47,8 +47,7 @@ async fn read_all(client: &Rc<Client>, ino: Ino) -> Vec<u8> {
 /// Makes a file with these bytes and syncs it.
 async fn write_file(client: &Rc<Client>, name: &[u8], bytes: &Bytes) -> Ino {
     let new = NewFile::regular(0o644, 0o022);
-    let (entry, file) =
-        client.create(Caller::default(), client.root(), name, new, OpenFlags::default()).await.unwrap();
+    let (entry, file) = client.create(Caller::default(), client.root(), name, new, OpenFlags::default()).await.unwrap();
     for (index, part) in bytes.chunks(128 << 10).enumerate() {
         let offset = (index * (128 << 10)) as u64;
         let written = client.write(&file, offset, Bytes::copy_from_slice(part), false).await.unwrap();

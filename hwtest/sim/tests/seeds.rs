@@ -6,7 +6,7 @@ use std::process::Command;
 
 #[test]
 fn fixed_seeds_end_clean() {
-    for seed in 1..=10 {
+    for seed in 1..=5 {
         if let Err(failure) = scenario::run(seed) {
             panic!("{}\n{failure}\nreplay: scripts/torture --seeds 1 --seed {seed}", failure.history.join("\n"));
         }
@@ -25,11 +25,13 @@ fn traces(seed: u64, seeds: u64) -> String {
 
 #[test]
 fn a_seed_replays_exactly_in_another_process() {
-    let first = traces(3, 3);
-    assert_eq!(first.lines().filter(|line| line.contains(" trace ")).count(), 3, "{first}");
-    assert_eq!(first, traces(3, 3));
-    // The twin: other seeds leave other traces.
-    assert_ne!(first.lines().next(), traces(4, 1).lines().next());
+    let first = traces(3, 2);
+    assert_eq!(first.lines().filter(|line| line.contains(" trace ")).count(), 2, "{first}");
+    assert_eq!(first, traces(3, 2));
+    // The twin: another seed leaves another trace.
+    let hashes =
+        |text: &str| text.lines().next().and_then(|line| line.split_once(" trace ")).map(|(_, hash)| hash.to_owned());
+    assert_ne!(hashes(&first), hashes(&traces(4, 1)));
 }
 
 #[cfg(feature = "planted")]

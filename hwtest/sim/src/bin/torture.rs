@@ -1,10 +1,10 @@
 //! Runs seed after seed until the time is over or one fails.
 
-use clap::Parser;
 use cfs_reactor::Clock;
 use cfs_reactor::clock::KernelClock;
 use cfs_sim::report::Failure;
 use cfs_sim::scenario;
+use clap::Parser;
 use std::process::ExitCode;
 use std::time::Duration;
 
