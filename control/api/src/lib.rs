@@ -18,10 +18,17 @@ pub enum AdminCall {
     Shards,
     Df,
     /// A path inside the volume, `/`-separated, as bytes.
-    Stat { path: Vec<u8> },
-    Extents { path: Vec<u8> },
+    Stat {
+        path: Vec<u8>,
+    },
+    Extents {
+        path: Vec<u8>,
+    },
     /// Starts a check, or tells of the one that runs.
-    CheckStart { repair: bool, deep: bool },
+    CheckStart {
+        repair: bool,
+        deep: bool,
+    },
     CheckPoll,
 }
 

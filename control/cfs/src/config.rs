@@ -43,8 +43,7 @@ pub enum ConfigError {
 impl FileConfig {
     pub fn read(path: &Path) -> Result<FileConfig, ConfigError> {
         let shown = path.display().to_string();
-        let text =
-            std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: shown.clone(), error })?;
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: shown.clone(), error })?;
         FileConfig::parse(&text, &shown)
     }
 
@@ -86,8 +85,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "T" => 40,
         _ => return Err(format!("'{text}' is no size; write bytes or a suffix K, M, G, T, such as 10G")),
     };
-    let number: u64 =
-        digits.parse().map_err(|_| format!("'{text}' is no size; write a whole number, such as 10G"))?;
+    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is no size; write a whole number, such as 10G"))?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is larger than 16 EiB"))
 }
 

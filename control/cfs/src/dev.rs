@@ -25,12 +25,8 @@ pub fn run(args: DevArgs) -> Result<()> {
     mount::check_mountpoint(mountpoint)?;
     let targets = prepare(&args)?;
     let signals = Signals::block()?;
-    let settings = Settings {
-        listen: args.listen.clone(),
-        targets,
-        read_lease_ms: Some(READ_LEASE_MS),
-        ..Settings::default()
-    };
+    let settings =
+        Settings { listen: args.listen.clone(), targets, read_lease_ms: Some(READ_LEASE_MS), ..Settings::default() };
     let server = Server::start(settings)?;
     let address_file = args.data.join(ADDRESS_FILE);
     std::fs::write(&address_file, server.address())

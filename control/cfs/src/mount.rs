@@ -85,12 +85,7 @@ impl Mounted {
 }
 
 /// Mounts `address` at `mountpoint`; whoever unmounts it wakes `ended`.
-pub fn in_background(
-    address: &str,
-    mountpoint: &Path,
-    options: &[String],
-    ended: UnixStream,
-) -> Result<Mounted> {
+pub fn in_background(address: &str, mountpoint: &Path, options: &[String], ended: UnixStream) -> Result<Mounted> {
     spawn(configure(address, mountpoint, options)?, ended)
 }
 
@@ -148,7 +143,9 @@ fn parse_options(parsed: &mut MountOptions, options: &[String]) -> Result<()> {
                         count.parse().with_context(|| format!("mount option {other}: not a number"))?;
                 }
                 _ if other.starts_with("x-") || other.starts_with("comment=") => {}
-                _ => bail!("mount option '{other}' is unknown; known: ro, nosuid, nodev, noexec, noatime, allow_other, threads=N, read_ahead_kib=N"),
+                _ => bail!(
+                    "mount option '{other}' is unknown; known: ro, nosuid, nodev, noexec, noatime, allow_other, threads=N, read_ahead_kib=N"
+                ),
             },
         }
     }

@@ -315,7 +315,8 @@ async fn open_targets(handle: &Handle, slots: Vec<DeviceSlot>) -> Result<Targets
     }
     let mut unopened = unopened.into_iter();
     let total = usize::from(parameters.targets);
-    let missing: Vec<TargetId> = (0..u32::from(parameters.targets)).map(TargetId).filter(|id| !labels.contains_key(id)).collect();
+    let missing: Vec<TargetId> =
+        (0..u32::from(parameters.targets)).map(TargetId).filter(|id| !labels.contains_key(id)).collect();
     for id in &missing {
         // Which missing target an unreadable device was can't be known; it is one of them.
         let (label, reason) = unopened.next().unwrap_or_else(|| ("(no device given)".into(), "missing".into()));
@@ -353,4 +354,3 @@ impl ShardCalls for LocalShards {
         self.meta.shard_call(shard, op).boxed_local()
     }
 }
-

@@ -135,9 +135,8 @@ fn a_formatted_target_is_not_formatted_again_without_force() {
 fn a_target_of_another_cluster_is_named() {
     let (ours, theirs) = (Cluster::new(), Cluster::new());
     let (ours, theirs) = (ours.targets(), theirs.targets());
-    let output = cfs(&[
-        "server", "--listen", "127.0.0.1:0", "--target", &ours[0], "--target", &ours[1], "--target", &theirs[2],
-    ]);
+    let output =
+        cfs(&["server", "--listen", "127.0.0.1:0", "--target", &ours[0], "--target", &ours[1], "--target", &theirs[2]]);
     let line = refused(&output);
     assert!(line.contains(&theirs[2]) && line.contains("check the configured paths"), "{line}");
 }

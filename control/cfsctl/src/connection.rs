@@ -25,7 +25,10 @@ impl Server {
         let address = self.address.clone();
         drive(move |handle, ring| async move {
             let fabric = TcpFabric::new(ring, &handle);
-            let connection = fabric.connect(&address).await.context("is a server running? start one with `cfs dev` or `cfs server`")?;
+            let connection = fabric
+                .connect(&address)
+                .await
+                .context("is a server running? start one with `cfs dev` or `cfs server`")?;
             Ok(client::call(&*connection, &call).await?)
         })
     }

@@ -38,31 +38,37 @@ fn table(reply: &AdminReply) -> Table {
         ]),
         AdminReply::Targets(targets) => {
             let header = ["target", "state", "capacity", "live", "free", "zones free", "path"];
-            rows(&header, targets.iter().map(|target| {
-                vec![
-                    format!("t{}", target.id),
-                    target.state.clone(),
-                    bytes(target.capacity_bytes),
-                    bytes(target.live_bytes),
-                    bytes(target.free_bytes),
-                    format!("{}/{}", target.zones_free, target.zones),
-                    target.path.clone(),
-                ]
-            }))
+            rows(
+                &header,
+                targets.iter().map(|target| {
+                    vec![
+                        format!("t{}", target.id),
+                        target.state.clone(),
+                        bytes(target.capacity_bytes),
+                        bytes(target.live_bytes),
+                        bytes(target.free_bytes),
+                        format!("{}/{}", target.zones_free, target.zones),
+                        target.path.clone(),
+                    ]
+                }),
+            )
         }
         AdminReply::Shards(shards) => {
             let header = ["shard", "leader", "term", "applied", "checkpointed", "inodes", "store"];
-            rows(&header, shards.iter().map(|shard| {
-                vec![
-                    format!("s{}", shard.id),
-                    shard.leader.map_or("none".into(), |node| format!("n{node}")),
-                    shard.term.to_string(),
-                    shard.applied.to_string(),
-                    shard.checkpointed.to_string(),
-                    shard.inodes.to_string(),
-                    bytes(shard.store_bytes),
-                ]
-            }))
+            rows(
+                &header,
+                shards.iter().map(|shard| {
+                    vec![
+                        format!("s{}", shard.id),
+                        shard.leader.map_or("none".into(), |node| format!("n{node}")),
+                        shard.term.to_string(),
+                        shard.applied.to_string(),
+                        shard.checkpointed.to_string(),
+                        shard.inodes.to_string(),
+                        bytes(shard.store_bytes),
+                    ]
+                }),
+            )
         }
         AdminReply::Df(df) => pairs(&[
             ("raw capacity", bytes(df.capacity_bytes)),
@@ -87,16 +93,19 @@ fn table(reply: &AdminReply) -> Table {
         ]),
         AdminReply::Extents(extents) => {
             let header = ["offset", "length", "kind", "blob or segment", "targets"];
-            rows(&header, extents.iter().map(|extent| {
-                let targets: Vec<String> = extent.targets.iter().map(|target| format!("t{target}")).collect();
-                vec![
-                    extent.offset.to_string(),
-                    extent.length.to_string(),
-                    extent.kind.clone(),
-                    extent.blob.clone(),
-                    targets.join(" "),
-                ]
-            }))
+            rows(
+                &header,
+                extents.iter().map(|extent| {
+                    let targets: Vec<String> = extent.targets.iter().map(|target| format!("t{target}")).collect();
+                    vec![
+                        extent.offset.to_string(),
+                        extent.length.to_string(),
+                        extent.kind.clone(),
+                        extent.blob.clone(),
+                        targets.join(" "),
+                    ]
+                }),
+            )
         }
         AdminReply::Check(state) => pairs(&[
             ("running", state.running.to_string()),

@@ -201,7 +201,9 @@ impl Check {
                 match self.store.repair_copies(&info, deep).await {
                     Some(_) => report.repaired += 1,
                     None if gone() => report.degraded -= 1,
-                    None => report.problems.push(format!("{:?} blob {}: copies cannot be restored", info.kind, info.id)),
+                    None => {
+                        report.problems.push(format!("{:?} blob {}: copies cannot be restored", info.kind, info.id))
+                    }
                 }
             }
         }
@@ -371,20 +373,27 @@ fn check_references(gathered: &Gathered, report: &mut CheckReport) {
         if let Location::Chunk { segment, slot, shard, start, stored, .. } = &extent.location {
             let registered = gathered.registrations.get(segment);
             let Some((registration, dead)) = registered else {
-                report.problems.push(format!("inode {ino}: offset {offset} is in segment {segment}, which is not registered"));
+                report
+                    .problems
+                    .push(format!("inode {ino}: offset {offset} is in segment {segment}, which is not registered"));
                 continue;
             };
             let found = registration.slots.get(usize::from(*slot));
             if !found.is_some_and(|found| found.shard == *shard && found.start == *start && found.stored == *stored) {
-                report.problems.push(format!("inode {ino}: offset {offset} disagrees with slot {slot} of segment {segment}"));
+                report
+                    .problems
+                    .push(format!("inode {ino}: offset {offset} disagrees with slot {slot} of segment {segment}"));
             }
             if dead.contains(slot) {
-                report.problems.push(format!("inode {ino}: offset {offset} is in slot {slot} of segment {segment}, which is marked dead"));
+                report.problems.push(format!(
+                    "inode {ino}: offset {offset} is in slot {slot} of segment {segment}, which is marked dead"
+                ));
             }
         }
     }
     for (referent, ino, offset) in &gathered.back_references {
-        let matches = gathered.extents.get(&(*ino, *offset)).is_some_and(|extent| extent.location.referent() == *referent);
+        let matches =
+            gathered.extents.get(&(*ino, *offset)).is_some_and(|extent| extent.location.referent() == *referent);
         if !matches {
             report.problems.push(format!("back-reference of {referent:?} to inode {ino} at {offset} has no extent"));
         }

@@ -139,7 +139,12 @@ impl Packer {
             let mut offset = old.offset;
             let mut fresh = Vec::with_capacity(count);
             for piece in &stored.pieces[first_chunk..first_chunk + count] {
-                fresh.push(Extent { offset, length: piece.length, location: piece.location.clone(), epoch: stored.epoch });
+                fresh.push(Extent {
+                    offset,
+                    length: piece.length,
+                    location: piece.location.clone(),
+                    epoch: stored.epoch,
+                });
                 offset += u64::from(piece.length);
             }
             packed.extents += 1;

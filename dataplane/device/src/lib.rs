@@ -56,12 +56,7 @@ pub(crate) fn check_range(
 }
 
 /// As [`check_range`] for each part of a write and for their sum, which it returns.
-pub(crate) fn check_write(
-    device: &str,
-    geometry: &DeviceGeometry,
-    offset: u64,
-    parts: &[Bytes],
-) -> DeviceResult<u64> {
+pub(crate) fn check_write(device: &str, geometry: &DeviceGeometry, offset: u64, parts: &[Bytes]) -> DeviceResult<u64> {
     let mut end = offset;
     for part in parts {
         check_range(device, geometry, "write", end, part.len() as u64)?;

@@ -20,7 +20,6 @@
 //! - a full target still deletes and collects: `zones::Reserve`
 #![forbid(unsafe_code)]
 
-pub mod segment;
 mod collect;
 mod commit;
 mod core;
@@ -34,6 +33,7 @@ mod read;
 mod recovery;
 mod scan;
 mod scrub;
+pub mod segment;
 mod state;
 mod store;
 mod transfer;

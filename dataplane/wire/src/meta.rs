@@ -242,51 +242,135 @@ pub struct LockRange {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum MetaOp {
     // Reads, sent to the shard of the inode they name.
-    Lookup { dir: Ino, name: Name },
-    GetAttr { ino: Ino },
-    ReadLink { ino: Ino },
+    Lookup {
+        dir: Ino,
+        name: Name,
+    },
+    GetAttr {
+        ino: Ino,
+    },
+    ReadLink {
+        ino: Ino,
+    },
     /// Entries after the cookie `after` (0: from the start), at most `entries_max`.
-    ReadDir { dir: Ino, after: u64, entries_max: u32, with_attrs: bool },
-    GetXattr { ino: Ino, name: Name },
-    ListXattr { ino: Ino },
+    ReadDir {
+        dir: Ino,
+        after: u64,
+        entries_max: u32,
+        with_attrs: bool,
+    },
+    GetXattr {
+        ino: Ino,
+        name: Name,
+    },
+    ListXattr {
+        ino: Ino,
+    },
     /// Extents overlapping a range, at most `extents_max`, and inline content if that is what
     /// the file has.
-    GetExtents { ino: Ino, offset: u64, length: u64, extents_max: u32 },
+    GetExtents {
+        ino: Ino,
+        offset: u64,
+        length: u64,
+        extents_max: u32,
+    },
     StatFs,
     /// The first lock that would keep this one out.
-    TestLock { ino: Ino, lock: LockRange },
+    TestLock {
+        ino: Ino,
+        lock: LockRange,
+    },
 
     // Sessions, sent to every shard the session talks to.
-    OpenSession { client: String },
+    OpenSession {
+        client: String,
+    },
     CloseSession,
 
     // Namespace, sent to the shard of the (source) directory.
     /// `hold`: register an open-file hold for this session, as `Open` does.
-    Create { dir: Ino, name: Name, node: NewNode, hold: bool },
-    Tmpfile { dir: Ino, node: NewNode },
-    Link { ino: Ino, dir: Ino, name: Name },
-    Unlink { dir: Ino, name: Name },
-    Rmdir { dir: Ino, name: Name },
-    Rename { dir: Ino, name: Name, to_dir: Ino, to_name: Name, flags: u32 },
+    Create {
+        dir: Ino,
+        name: Name,
+        node: NewNode,
+        hold: bool,
+    },
+    Tmpfile {
+        dir: Ino,
+        node: NewNode,
+    },
+    Link {
+        ino: Ino,
+        dir: Ino,
+        name: Name,
+    },
+    Unlink {
+        dir: Ino,
+        name: Name,
+    },
+    Rmdir {
+        dir: Ino,
+        name: Name,
+    },
+    Rename {
+        dir: Ino,
+        name: Name,
+        to_dir: Ino,
+        to_name: Name,
+        flags: u32,
+    },
 
     // Inodes, sent to the inode's shard.
-    SetAttr { ino: Ino, changes: AttrChanges },
-    SetXattr { ino: Ino, name: Name, value: Vec<u8>, flags: u32 },
-    RemoveXattr { ino: Ino, name: Name },
+    SetAttr {
+        ino: Ino,
+        changes: AttrChanges,
+    },
+    SetXattr {
+        ino: Ino,
+        name: Name,
+        value: Vec<u8>,
+        flags: u32,
+    },
+    RemoveXattr {
+        ino: Ino,
+        name: Name,
+    },
     Commit(Commit),
     /// Keeps an unlinked inode alive until released or the session ends. Idempotent.
-    Open { ino: Ino },
-    Release { ino: Ino },
+    Open {
+        ino: Ino,
+    },
+    Release {
+        ino: Ino,
+    },
     /// Asks for the inode's write lease; the reply says whether it was granted.
-    AcquireLease { ino: Ino },
+    AcquireLease {
+        ino: Ino,
+    },
     /// Gives the write lease back; everything dirty was committed before.
-    ReturnLease { ino: Ino },
+    ReturnLease {
+        ino: Ino,
+    },
     /// `wait`: the call is held until the lock is granted or `CancelLock` names it.
-    Lock { ino: Ino, lock: LockRange, wait: bool },
-    CancelLock { ino: Ino, owner: u64 },
-    Unlock { ino: Ino, lock: LockRange },
+    Lock {
+        ino: Ino,
+        lock: LockRange,
+        wait: bool,
+    },
+    CancelLock {
+        ino: Ino,
+        owner: u64,
+    },
+    Unlock {
+        ino: Ino,
+        lock: LockRange,
+    },
     /// Drops every lock of an owner on an inode (last close of that owner).
-    UnlockOwner { ino: Ino, family: LockFamily, owner: u64 },
+    UnlockOwner {
+        ino: Ino,
+        family: LockFamily,
+        owner: u64,
+    },
 }
 
 impl MetaOp {
@@ -358,23 +442,47 @@ pub enum MetaReply {
     Done,
     Entry(Entry),
     /// The entry's inode lives in another shard: ask that one for its attributes.
-    Remote { ino: Ino, kind: FileKind, dir_grant: Grant },
-    Attr { attr: Attr, grant: Grant },
+    Remote {
+        ino: Ino,
+        kind: FileKind,
+        dir_grant: Grant,
+    },
+    Attr {
+        attr: Attr,
+        grant: Grant,
+    },
     Target(Vec<u8>),
     /// `parent` is what `..` names.
-    Entries { entries: Vec<DirEntry>, end: bool, parent: Ino, grant: Grant },
+    Entries {
+        entries: Vec<DirEntry>,
+        end: bool,
+        parent: Ino,
+        grant: Grant,
+    },
     Value(Vec<u8>),
     Names(Vec<Name>),
     Extents(ExtentsReply),
     StatFs(StatFs),
     /// `None`: nothing conflicts.
     Conflict(Option<LockRange>),
-    Lease { granted: bool, attr: Attr, grant: Grant },
+    Lease {
+        granted: bool,
+        attr: Attr,
+        grant: Grant,
+    },
     /// Attributes after the commit; `append_offset` of the first append in it.
-    Committed { attr: Attr, append_offset: Option<u64> },
-    Session { lease_ms: u32 },
+    Committed {
+        attr: Attr,
+        append_offset: Option<u64>,
+    },
+    Session {
+        lease_ms: u32,
+    },
     /// After unlink or rename-over: the inode that lost its name, and its remaining links.
-    Removed { ino: Ino, nlink: u32 },
+    Removed {
+        ino: Ino,
+        nlink: u32,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -458,57 +566,119 @@ pub enum ShardOp {
     Register(Registration),
     GetRegistration(SegmentId),
     /// Registrations after a segment id, for the collector and repair.
-    ListRegistrations { after: Option<SegmentId>, max: u32 },
+    ListRegistrations {
+        after: Option<SegmentId>,
+        max: u32,
+    },
     /// Replaces a registration's places after repair or relocation: compare-and-swap on the old.
-    Replace { old: Registration, new: Registration },
+    Replace {
+        old: Registration,
+        new: Registration,
+    },
     /// Forgets a registration whose shards are deleted.
     Deregister(SegmentId),
     /// Referents that lost a reference in this shard since they were last resolved.
-    ListReleased { max: u32 },
+    ListReleased {
+        max: u32,
+    },
     /// Whether this shard references each; from then on it refuses new references to them.
-    Freeze { referents: Vec<Referent>, epoch: Epoch },
+    Freeze {
+        referents: Vec<Referent>,
+        epoch: Epoch,
+    },
     /// Takes freezes back.
-    Thaw { referents: Vec<Referent> },
+    Thaw {
+        referents: Vec<Referent>,
+    },
     /// Removes entries from the released list that a `Freeze` looked at; one that was released
     /// again since then stays.
-    Resolve { referents: Vec<Referent> },
+    Resolve {
+        referents: Vec<Referent>,
+    },
     /// Marks slots dead in the registration; the reply says which segments have none alive.
-    MarkDead { slots: Vec<(SegmentId, u16)> },
+    MarkDead {
+        slots: Vec<(SegmentId, u16)>,
+    },
     /// The inodes and file offsets that reference something (packer, compaction).
-    Holders { referent: Referent },
+    Holders {
+        referent: Referent,
+    },
     /// Swaps locations of one inode where the old one still stands.
     /// The new extents cover the old one exactly.
-    Swap { ino: Ino, swaps: Vec<(Extent, Vec<Extent>)> },
+    Swap {
+        ino: Ino,
+        swaps: Vec<(Extent, Vec<Extent>)>,
+    },
     /// Raises the shard's minimum accepted reference epoch; freezes below it are forgotten.
-    AdvanceEpoch { minimum: Epoch },
+    AdvanceEpoch {
+        minimum: Epoch,
+    },
     /// The shard's records, for a check: at most `max` after an opaque position.
-    Audit { after: Option<Vec<u8>>, max: u32 },
+    Audit {
+        after: Option<Vec<u8>>,
+        max: u32,
+    },
     /// The shard's minimum accepted reference epoch.
     GetEpoch,
     /// Extents of one inode that overlap a range, at most `max`, with the file's policy.
-    Extents { ino: Ino, offset: u64, length: u64, max: u32 },
+    Extents {
+        ino: Ino,
+        offset: u64,
+        length: u64,
+        max: u32,
+    },
 }
 
 /// One record of a shard's state as a check sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum AuditRecord {
     /// `parent`: of directories. `inline`: bytes of content in the record.
-    Inode { ino: Ino, kind: FileKind, nlink: u32, size: u64, allocated: u64, inline: u32, parent: Option<Ino> },
-    Entry { dir: Ino, name: Name, ino: Ino, kind: FileKind },
-    Extent { ino: Ino, extent: Extent },
-    BackReference { referent: Referent, ino: Ino, offset: u64 },
+    Inode {
+        ino: Ino,
+        kind: FileKind,
+        nlink: u32,
+        size: u64,
+        allocated: u64,
+        inline: u32,
+        parent: Option<Ino>,
+    },
+    Entry {
+        dir: Ino,
+        name: Name,
+        ino: Ino,
+        kind: FileKind,
+    },
+    Extent {
+        ino: Ino,
+        extent: Extent,
+    },
+    BackReference {
+        referent: Referent,
+        ino: Ino,
+        offset: u64,
+    },
     /// An inode without links that waits for its last close or for its removal.
-    Orphan { ino: Ino },
-    Registration { registration: Registration, dead: Vec<u16> },
+    Orphan {
+        ino: Ino,
+    },
+    Registration {
+        registration: Registration,
+        dead: Vec<u16>,
+    },
     /// A cross-shard transaction that is not finished.
-    Transaction { detail: String },
+    Transaction {
+        detail: String,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ShardReply {
     Done,
     Registration(Option<Registration>),
-    Registrations { list: Vec<(Registration, Vec<u16>)>, end: bool },
+    Registrations {
+        list: Vec<(Registration, Vec<u16>)>,
+        end: bool,
+    },
     Released(Vec<(Referent, Option<Location>)>),
     /// In the order asked: true where a reference exists.
     Held(Vec<bool>),
@@ -519,9 +689,15 @@ pub enum ShardReply {
     /// with other content, a registration replaced by another, an epoch gone by).
     Refused,
     /// `next`: where to go on; `None` at the end.
-    Audit { records: Vec<AuditRecord>, next: Option<Vec<u8>> },
+    Audit {
+        records: Vec<AuditRecord>,
+        next: Option<Vec<u8>>,
+    },
     Epoch(Epoch),
-    Extents { extents: Vec<Extent>, policy: Policy },
+    Extents {
+        extents: Vec<Extent>,
+        policy: Policy,
+    },
 }
 
 /// The shard that keeps a segment's registration.

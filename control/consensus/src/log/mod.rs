@@ -136,9 +136,7 @@ impl SharedLog {
     }
 
     fn is_over(&self, state: &State) -> bool {
-        self.starved.get()
-            || state.unpurged() > self.config.limit_bytes
-            || state.stored > self.config.stored_bytes_max
+        self.starved.get() || state.unpurged() > self.config.limit_bytes || state.stored > self.config.stored_bytes_max
     }
 
     /// Whether a batch waits for space.

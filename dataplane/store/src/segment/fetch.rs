@@ -213,11 +213,10 @@ impl SegmentStore {
             }
         }
         let shards: Vec<Option<&[u8]>> = ranges.iter().map(|range| range.as_deref()).collect();
-        let mut rebuilt = codec
-            .reconstruct(&shards, &lengths, &[usize::from(shard)])
-            .map_err(|error| DataError::Unreadable(format!("segment {}: {error}; {}", registration.segment, failures.join("; "))))?;
+        let mut rebuilt = codec.reconstruct(&shards, &lengths, &[usize::from(shard)]).map_err(|error| {
+            DataError::Unreadable(format!("segment {}: {error}; {}", registration.segment, failures.join("; ")))
+        })?;
         let bytes = rebuilt.pop().unwrap_or_default();
         Ok(Bytes::from(bytes))
     }
 }
-

@@ -3,9 +3,9 @@
 use super::{BlobTarget, SegmentStore};
 use crate::StoreError;
 use bytes::Bytes;
+use cfs_wire::BlobId;
 use cfs_wire::blobs::{BlobKind, Owner, ShardGeometry};
 use cfs_wire::data::{DataError, Location, Piece, StoreCall};
-use cfs_wire::BlobId;
 use futures_util::future::join_all;
 use std::rc::Rc;
 
@@ -48,9 +48,7 @@ pub(super) enum PlaceFailure {
 impl PlaceFailure {
     fn into_data_error(self) -> DataError {
         match self {
-            PlaceFailure::TooFew { up, needed } => {
-                DataError::TooFewTargets { up: up as u32, needed: needed as u32 }
-            }
+            PlaceFailure::TooFew { up, needed } => DataError::TooFewTargets { up: up as u32, needed: needed as u32 },
             PlaceFailure::NoSpace => DataError::NoSpace,
             PlaceFailure::Other(error) => DataError::Unreadable(error.to_string()),
         }

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
+use cfs_wire::SegmentId;
 use cfs_wire::data::{Location, Piece, Slot};
 use cfs_wire::limits::{BLOB_BYTES_MAX, CHUNK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_SLOTS_MAX};
-use cfs_wire::SegmentId;
 
 /// Data bytes of one segment under k data shards: each shard is one blob.
 pub(super) fn segment_bytes_max(data: usize) -> usize {
@@ -63,7 +63,8 @@ pub(super) fn pack(chunks: &[Bytes], data: usize) -> Option<Layout> {
         shards[index].extend_from_slice(chunk);
     }
     let bounded = shards.iter().all(|shard| shard.len() <= BLOB_BYTES_MAX);
-    bounded.then(|| Layout { shards: shards.into_iter().map(|shard| DmaBuf::copy_of(&shard).freeze()).collect(), slots })
+    bounded
+        .then(|| Layout { shards: shards.into_iter().map(|shard| DmaBuf::copy_of(&shard).freeze()).collect(), slots })
 }
 
 /// The locations of a segment's chunks, in file order.

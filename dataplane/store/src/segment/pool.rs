@@ -134,7 +134,10 @@ impl TargetPool {
     /// Targets that can be read, in id order; a failed one may still answer reads.
     pub fn readable(&self) -> Vec<Rc<dyn BlobTarget>> {
         let members = self.members.borrow();
-        members.values().filter_map(|member| if let Member::Open(target) = member { Some(target.clone()) } else { None }).collect()
+        members
+            .values()
+            .filter_map(|member| if let Member::Open(target) = member { Some(target.clone()) } else { None })
+            .collect()
     }
 
     /// Targets that take writes, in id order.

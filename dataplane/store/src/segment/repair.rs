@@ -1,7 +1,7 @@
 //! Putting redundancy back: missing or damaged shards and copies are rebuilt on other targets.
 
-use super::write::{InFlight, segment_owner, shard_geometry};
 use super::SegmentStore;
+use super::write::{InFlight, segment_owner, shard_geometry};
 use bytes::Bytes;
 use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::data::{DataError, Registration, ShardPlace};
@@ -121,7 +121,8 @@ impl SegmentStore {
         let payload = self.read_any(info, &holders).await?;
         let mut exclude = holders.clone();
         // A put heals a damaged copy in place, and there may be no target without one.
-        let mut damaged: Vec<_> = holders.iter().filter(|id| !sound.contains(*id)).filter_map(|id| self.pool.get(*id)).collect();
+        let mut damaged: Vec<_> =
+            holders.iter().filter(|id| !sound.contains(*id)).filter_map(|id| self.pool.get(*id)).collect();
         damaged.retain(|target| target.failure().is_none());
         while sound.len() < wanted {
             let target = damaged.pop().or_else(|| self.pool.pick(1, &exclude).pop())?;

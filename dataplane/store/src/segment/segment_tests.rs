@@ -86,7 +86,12 @@ async fn bench(handle: Handle, count: u32) -> Bench {
             device: DeviceId(u128::from(index) + 100),
         };
         let device = disk.open(&handle);
-        format(&*device, &FormatOptions { identity, parameters: parameters(), zone_bytes: Some(4 << 20), force: false }).await.unwrap();
+        format(
+            &*device,
+            &FormatOptions { identity, parameters: parameters(), zone_bytes: Some(4 << 20), force: false },
+        )
+        .await
+        .unwrap();
         pool.add(open_target(&handle, &disk).await);
         disks.push(disk);
     }
@@ -252,7 +257,8 @@ fn parts_of_chunks_and_runs_across_chunks_and_segments_give_just_those_bytes() {
 fn packed_chunks_of_any_length_come_back_each_by_its_own_piece() {
     run(9, |handle| async move {
         let bench = bench(handle, 3).await;
-        let chunks: Vec<Bytes> = (0..40).map(|index| random_bytes(index, 1 + (index as usize * 7919) % 65_536)).collect();
+        let chunks: Vec<Bytes> =
+            (0..40).map(|index| random_bytes(index, 1 + (index as usize * 7919) % 65_536)).collect();
         let reply = bench.store.store_chunks(&call("2+1"), chunks.clone()).await.unwrap();
         bench.pool.add_absent(TargetId(0), "gone".into());
         for (chunk, piece) in chunks.iter().zip(&reply.pieces) {

@@ -68,7 +68,8 @@ impl SegmentStore {
         let data = self.data_shards(call)?;
         let step = layout::segment_bytes_max(data);
         let runs = (0..bytes.len()).step_by(step).map(|at| bytes.slice(at..(at + step).min(bytes.len())));
-        let stored = try_join_all(runs.map(|run| self.store_segment(call, epoch, data, layout::lay_out(&run, data)))).await?;
+        let stored =
+            try_join_all(runs.map(|run| self.store_segment(call, epoch, data, layout::lay_out(&run, data)))).await?;
         Ok(StoreReply { epoch, pieces: stored.into_iter().flatten().collect() })
     }
 
