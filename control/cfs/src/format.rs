@@ -2,10 +2,15 @@
 
 use cfs_device::BlockDevice;
 use cfs_reactor::Handle;
-use cfs_store::{FormatOptions, Identity, StoreError, Superblock, format};
+use cfs_store::{FormatOptions, Identity, StoreError, Superblock, format, probe};
 use cfs_wire::cluster::ClusterParameters;
+use cfs_wire::limits::BLOB_BYTES_MAX;
 use cfs_wire::{ClusterId, DeviceId, NodeId, Policy, TargetId};
 use std::rc::Rc;
+
+/// A target's largest payload is half a zone, and segments, the log and the ordered store count on
+/// whole blobs.
+const ZONE_BYTES_MIN: u32 = 2 * BLOB_BYTES_MAX as u32;
 
 /// What a new cluster is to be.
 #[derive(Clone, Debug)]
@@ -24,6 +29,8 @@ pub enum FormatError {
     TooFewTargets { policy: Policy, needed: usize, given: usize },
     #[error("1 to 65535 metadata shards are possible, {0} were asked for")]
     Shards(u16),
+    #[error("zones of {0} bytes cannot hold two of the largest blobs; use at least {ZONE_BYTES_MIN}")]
+    ZoneBytes(u32),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -41,6 +48,18 @@ pub async fn format_cluster(
     }
     if spec.shards == 0 {
         return Err(FormatError::Shards(spec.shards));
+    }
+    if let Some(zone_bytes) = spec.zone_bytes.filter(|zone_bytes| *zone_bytes < ZONE_BYTES_MIN) {
+        return Err(FormatError::ZoneBytes(zone_bytes));
+    }
+    if !spec.force {
+        // All are looked at before the first is written.
+        for device in devices {
+            if let Some(found) = probe(&**device).await? {
+                let device = device.name().to_owned();
+                return Err(StoreError::AlreadyFormatted { device, owner: found.identity }.into());
+            }
+        }
     }
     let cluster = ClusterId(handle.random_u128());
     let mut name_key = [0; 32];

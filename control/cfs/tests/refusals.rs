@@ -132,6 +132,17 @@ fn a_formatted_target_is_not_formatted_again_without_force() {
 }
 
 #[test]
+fn one_device_in_use_keeps_all_of_them_from_being_formatted() {
+    let cluster = Cluster::new();
+    let dir = tempfile::tempdir().unwrap();
+    let fresh: Vec<String> = (0..2).map(|index| dir.path().join(format!("t{index}")).display().to_string()).collect();
+    let line = refused(&cfs(&["format", "--size", "64M", &fresh[0], &fresh[1], &cluster.targets()[0]]));
+    assert!(line.contains(&cluster.targets()[0]), "{line}");
+    let first = fingerprint(Path::new(&fresh[0]));
+    assert!(first.iter().all(|byte| *byte == 0), "the first device was written");
+}
+
+#[test]
 fn a_target_of_another_cluster_is_named() {
     let (ours, theirs) = (Cluster::new(), Cluster::new());
     let (ours, theirs) = (ours.targets(), theirs.targets());
