@@ -83,6 +83,9 @@ pub struct Client {
     pages: RefCell<Pages>,
     dirty_inodes: RefCell<BTreeSet<Ino>>,
     dirty_bytes: Cell<usize>,
+    /// Bytes the server had room for when it was asked at `space_asked`, less what was written since.
+    space_left: Cell<u64>,
+    space_asked: Cell<cfs_reactor::Instant>,
     /// Inodes that nobody has open and that may still hold something at the server.
     lingering: RefCell<BTreeSet<Ino>>,
     /// Dirty bytes came or went.
@@ -116,6 +119,8 @@ impl Client {
             pages: RefCell::new(Pages::new(config.cache_bytes_max)),
             dirty_inodes: RefCell::new(BTreeSet::new()),
             dirty_bytes: Cell::new(0),
+            space_left: Cell::new(0),
+            space_asked: Cell::default(),
             lingering: RefCell::new(BTreeSet::new()),
             dirty_changed: Notify::new(),
             invalidator: RefCell::new(None),

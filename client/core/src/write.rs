@@ -19,6 +19,12 @@ use std::time::Duration;
 /// entry in the shard's log.
 const LEASE_DENIED: Duration = Duration::from_secs(1);
 
+/// What other clients take is seen after so long.
+const SPACE_ASKED_EVERY: Duration = Duration::from_secs(1);
+/// Room that is not given to unwritten bytes: small writes take more than their length, and other
+/// clients write too.
+const SPACE_MARGIN: u64 = 32 << 20;
+
 impl Client {
     /// Writes `data` at `offset`, or at the end with O_APPEND; answers how much was written.
     /// `kill_privileges`: the caller lacks CAP_FSETID.
@@ -34,6 +40,7 @@ impl Client {
             return Ok(0);
         }
         let inode = &file.inode;
+        let reserved = self.reserve_space(data.len()).await;
         loop {
             self.wait_for_room(inode, data.len()).await;
             if self.holds_lease(inode) {
@@ -51,11 +58,30 @@ impl Client {
             self.write_through(file, offset, data, kill_privileges).await?;
             return Ok(length);
         }
-        if file.flags.sync {
+        // Without room set aside a write is stored before it is answered: ENOSPC is for whoever
+        // writes, not for whoever closes.
+        if file.flags.sync || !reserved {
             self.flush_inode(inode).await?;
             file.take_failure()?;
         }
         Ok(length)
+    }
+
+    /// Whether so many bytes more may be kept unwritten: the server had room for them, and for a
+    /// margin, when it was asked last.
+    async fn reserve_space(self: &Rc<Self>, length: usize) -> bool {
+        let length = length as u64;
+        let fresh = self.now().saturating_since(self.space_asked.get()) < SPACE_ASKED_EVERY;
+        if !fresh || self.space_left.get() < length {
+            let Ok(stat) = self.statfs().await else { return true };
+            let taken = SPACE_MARGIN + self.dirty_bytes.get() as u64;
+            let left = if stat.bytes_total == 0 { u64::MAX } else { stat.bytes_free.saturating_sub(taken) };
+            self.space_left.set(left);
+            self.space_asked.set(self.now());
+        }
+        let left = self.space_left.get();
+        self.space_left.set(left.saturating_sub(length));
+        left >= length
     }
 
     /// Waits until so many bytes more may be dirty.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
 use cfs_wire::blobs::{BlobKind, Owner, ShardGeometry};
 use cfs_wire::data::{DataError, Piece, Registration, ShardPlace, StoreCall, StoreReply};
-use cfs_wire::limits::STORE_BYTES_MAX;
+use cfs_wire::limits::{PAGE, STORE_BYTES_MAX};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{BlobId, Epoch, SegmentId};
 use futures_util::future::{join, join_all, try_join_all};
@@ -106,6 +106,7 @@ impl SegmentStore {
         let parity = call.policy.parity();
         let Layout { shards: data_shards, slots } = layout;
         let parity_shards = self.encode(data, parity, &data_shards)?;
+        self.check_room(&data_shards, parity)?;
         let shards = self.assign(data_shards, parity_shards)?;
         let registration = Registration {
             segment,
@@ -138,6 +139,15 @@ impl SegmentStore {
         let pieces = layout::pieces(segment, &registration.slots);
         self.remember(registration);
         Ok(pieces)
+    }
+
+    /// Refuses before anything is put or registered what would not find room: on a full cluster
+    /// each attempt would otherwise cost two entries of the log.
+    fn check_room(&self, shards: &[Bytes], parity: usize) -> Result<(), DataError> {
+        let longest = shards.iter().map(Bytes::len).max().unwrap_or(0) as u64;
+        let needed = shards.iter().filter(|shard| !shard.is_empty()).count() + parity;
+        let roomy = self.pool.writable().iter().filter(|target| target.free() > longest + PAGE as u64).count();
+        if roomy < needed { Err(DataError::NoSpace) } else { Ok(()) }
     }
 
     fn encode(&self, data: usize, parity: usize, shards: &[Bytes]) -> Result<Vec<Bytes>, DataError> {
