@@ -30,7 +30,7 @@ fn a_target_with_a_zone_for_every_stream_survives_power_cuts_too() {
 }
 
 #[test]
-#[ignore = "minutes: run by hand and by the torture script"]
+#[ignore = "minutes: run by hand"]
 fn whatever_was_answered_survives_a_power_cut_at_every_write_many_seeds() {
     for seed in 100..140 {
         let mut halt = 1;
