@@ -7,6 +7,7 @@ use crate::signals::Signals;
 use anyhow::{Context, Result, bail};
 use cfs::format::FormatSpec;
 use cfs_wire::TargetId;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Where tools find the address that was bound.
@@ -16,6 +17,8 @@ const ADDRESS_FILE: &str = "address";
 const READ_LEASE_MS: u32 = 2000;
 /// How many targets and what they were made for; a later start needs no flags.
 const LAYOUT_FILE: &str = "cluster.toml";
+/// There from before the first target is made until the layout is written.
+const FORMATTING_FILE: &str = "formatting";
 
 pub fn run(args: DevArgs) -> Result<()> {
     if let Some(target) = args.replace {
@@ -53,22 +56,50 @@ fn prepare(args: &DevArgs) -> Result<Vec<PathBuf>> {
         return read_layout(&layout).map(|count| (0..count).map(|index| target_path(data, index)).collect());
     }
     let paths: Vec<PathBuf> = (0..u32::from(args.targets)).map(|index| target_path(data, index)).collect();
-    // A crash between creating the files and the layout: what is there was never used.
-    for path in paths.iter().filter(|path| path.exists()) {
-        std::fs::remove_file(path).with_context(|| format!("cannot remove unfinished {}", path.display()))?;
-    }
+    clear_unfinished(data, &paths)?;
+    let mark = data.join(FORMATTING_FILE);
+    write_durably(&mark, "a format that did not finish left this; the next start begins anew\n")?;
     let size = (args.size / u64::from(args.targets.max(1))) & !((1 << 20) - 1);
     let spec = FormatSpec { policy: args.ec, shards: args.shards, zone_bytes: None, force: false };
     if let Err(error) = server::format_files(&paths, Some(size), spec) {
-        for path in &paths {
+        for path in paths.iter().chain([&mark]) {
             let _ = std::fs::remove_file(path);
         }
         return Err(error);
     }
-    let text = format!("targets = {}\n", args.targets);
-    std::fs::write(&layout, text).with_context(|| format!("cannot write {}", layout.display()))?;
+    write_durably(&layout, &format!("targets = {}\n", args.targets))?;
+    std::fs::remove_file(&mark).with_context(|| format!("cannot remove {}", mark.display()))?;
     println!("formatted {} targets of {} MiB, policy {}", args.targets, size >> 20, args.ec);
     Ok(paths)
+}
+
+/// Removes what a format cut by a crash left behind; targets without its mark may hold files.
+fn clear_unfinished(data: &Path, paths: &[PathBuf]) -> Result<()> {
+    let unfinished = data.join(FORMATTING_FILE).exists();
+    for path in paths.iter().filter(|path| path.exists()) {
+        if !unfinished {
+            bail!(
+                "{} exists but {} does not: move the targets away to begin anew, or write the line \
+                 'targets = N' into that file to use them",
+                path.display(),
+                data.join(LAYOUT_FILE).display()
+            );
+        }
+        std::fs::remove_file(path).with_context(|| format!("cannot remove unfinished {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Writes a small file and makes it and its name durable.
+fn write_durably(path: &Path, text: &str) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::File::open(parent)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn read_layout(path: &Path) -> Result<u32> {

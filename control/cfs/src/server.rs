@@ -27,6 +27,9 @@ const RING_ENTRIES: u32 = 1024;
 /// away on a machine with two.
 const SPIN_DEFAULT: Duration = Duration::from_micros(20);
 
+/// A start that takes longer says so, and again each time this has passed.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What `cfs server` was told.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -57,9 +60,9 @@ impl Server {
             .name("cfs-reactor".into())
             .spawn(move || run(settings, ready, stopped))
             .context("cannot start a thread")?;
-        match started.recv() {
-            Ok(address) => Ok(Server { address, stop, thread }),
-            Err(_) => match thread.join() {
+        match wait_for_start(&started) {
+            Some(address) => Ok(Server { address, stop, thread }),
+            None => match thread.join() {
                 Ok(Err(error)) => Err(error),
                 Ok(Ok(())) => Err(anyhow!("the server ended at once")),
                 Err(_) => Err(anyhow!("the server's thread panicked; its message is above")),
@@ -78,6 +81,22 @@ impl Server {
         match self.thread.join() {
             Ok(outcome) => outcome,
             Err(_) => Err(anyhow!("the server's thread panicked; its message is above")),
+        }
+    }
+}
+
+/// The address once the node serves, `None` if it ended before; tells whoever waits longer than a
+/// second what is being waited for.
+fn wait_for_start(started: &mpsc::Receiver<String>) -> Option<String> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match started.recv_timeout(PROGRESS_INTERVAL) {
+            Ok(address) => return Some(address),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                waited += PROGRESS_INTERVAL;
+                eprintln!("starting: reading the targets and replaying the log, {} s", waited.as_secs());
+            }
         }
     }
 }

@@ -283,3 +283,30 @@ fn more_missing_targets_than_redundancy_bridges_stop_the_start() {
     let line = refused(&cluster.server("127.0.0.1:0"));
     assert!(line.contains("2 of 3 targets are missing") && line.contains(&targets[0]), "{line}");
 }
+
+#[test]
+fn dev_does_not_take_targets_without_a_layout_for_unfinished_ones() {
+    let cluster = Cluster::new();
+    let data = cluster.path("dev");
+    let mountpoint = cluster.path("mnt");
+    fs::create_dir(&data).unwrap();
+    fs::create_dir(&mountpoint).unwrap();
+    let target = data.join("target-0");
+    fs::copy(&cluster.targets()[0], &target).unwrap();
+    let before = fingerprint(&target);
+    // An address that is refused: the start ends after the targets were prepared, before a mount.
+    let (data_flag, mount_flag) = (data.display().to_string(), mountpoint.display().to_string());
+    let dev =
+        || refused(&cfs(&["dev", "--data", &data_flag, "--size", "192M", "--listen", "192.0.2.1:7400", &mount_flag]));
+
+    let message = dev();
+    assert!(message.contains("target-0 exists but") && message.contains("targets = N"), "{message}");
+    assert!(fingerprint(&target) == before, "the target was changed");
+
+    // The twin: a format that says it did not finish is begun anew.
+    fs::write(data.join("formatting"), "").unwrap();
+    let message = dev();
+    assert!(message.contains("192.0.2.1"), "{message}");
+    assert!(fingerprint(&target) != before, "the target was not formatted anew");
+    assert!(!data.join("formatting").exists() && data.join("cluster.toml").exists());
+}
