@@ -98,10 +98,10 @@ fn set_time(time: TimeOrNow) -> SetTime {
     }
 }
 
-/// What is asked of the kernel, if it has it.
-fn wanted_capabilities() -> [InitFlags; 10] {
+/// What is asked of the kernel, if it has it. Never FUSE_ATOMIC_O_TRUNC: with it the kernel sends
+/// O_TRUNC before it looks whether the file is a running program, which then dies.
+fn wanted_capabilities() -> [InitFlags; 9] {
     [
-        InitFlags::FUSE_ATOMIC_O_TRUNC,
         InitFlags::FUSE_EXPORT_SUPPORT,
         // The umask does not apply under a default ACL; only the shard knows.
         InitFlags::FUSE_DONT_MASK,

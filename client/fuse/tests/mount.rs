@@ -144,6 +144,28 @@ fn file_gone(mounted: &Mounted) -> File {
 }
 
 #[test]
+fn a_running_program_is_neither_written_nor_truncated() {
+    let Some(mounted) = mount() else { return };
+    let program = mounted.path("program");
+    fs::copy("/bin/sleep", &program).unwrap();
+    let size = fs::metadata("/bin/sleep").unwrap().len();
+    let mut running = std::process::Command::new(&program).arg("60").spawn().unwrap();
+    let for_writing = OpenOptions::new().write(true).open(&program);
+    // Truncates though it opens for reading only.
+    let truncating = OpenOptions::new().read(true).custom_flags(libc::O_TRUNC).open(&program);
+    for opened in [for_writing, truncating] {
+        assert_eq!(opened.unwrap_err().raw_os_error(), Some(libc::ETXTBSY));
+    }
+    assert_eq!(running.try_wait().unwrap(), None, "the program goes on");
+    assert_eq!(fs::metadata(&program).unwrap().len(), size);
+    running.kill().unwrap();
+    running.wait().unwrap();
+    OpenOptions::new().read(true).custom_flags(libc::O_TRUNC).open(&program).unwrap();
+    assert_eq!(fs::metadata(&program).unwrap().len(), 0);
+    mounted.unmount();
+}
+
+#[test]
 fn what_was_synced_is_there_after_a_new_mount_and_direct_io_sees_what_was_buffered() {
     let Some(mut mounted) = mount() else { return };
     fs::write(mounted.path("kept"), vec![7u8; 100_000]).unwrap();
