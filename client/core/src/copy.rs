@@ -95,15 +95,14 @@ impl Client {
         let _turn = to.order.acquire(1).await;
         let _ = self.flush_in_turn(to).await;
         let session = self.session().await?;
-        let op = MetaOp::GetExtents { ino: to.ino, offset: 0, length: 1, extents_max: 1 };
-        let MetaReply::Extents(target_reply) = self.read_call(op).await?.reply else { return Err(Errno::EIO) };
+        let target_policy = self.policy(to).await?;
         let mut known = crate::extents::ExtentCache::default();
         known.learn(source, &reply);
         let inline = |run: &Run| matches!(run.source, Source::Inline(_));
         let shareable = known
             .runs(source, end.saturating_sub(source))
             .is_some_and(|runs| !runs.is_empty() && !runs.iter().any(inline));
-        if !shareable || target_reply.policy != reply.policy {
+        if !shareable || target_policy != reply.attr.policy {
             return Ok(Shared::Refused);
         }
         let mut writes: Vec<FileWrite> = Vec::new();

@@ -192,9 +192,9 @@ mod tests {
             btime: time,
             version: 0,
             has_xattrs: false,
+            policy: Policy::new(1, 0).unwrap(),
         };
-        let policy = Policy::new(1, 0).unwrap();
-        ExtentsReply { attr, grant: Grant::default(), inline, extents, covered, policy }
+        ExtentsReply { attr, grant: Grant::default(), inline, extents, covered }
     }
 
     #[test]

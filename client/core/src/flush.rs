@@ -215,16 +215,15 @@ impl Client {
     }
 
     /// How redundantly new bytes of this file are stored.
-    async fn policy(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<Policy, Errno> {
+    pub(crate) async fn policy(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<Policy, Errno> {
         let known = inode.state().policy;
         if let Some(policy) = known {
             return Ok(policy);
         }
-        let op = MetaOp::GetExtents { ino: inode.ino, offset: 0, length: 1, extents_max: 1 };
-        match self.read_call(op).await?.reply {
-            MetaReply::Extents(reply) => {
-                inode.state().policy = Some(reply.policy);
-                Ok(reply.policy)
+        match self.read_call(MetaOp::GetAttr { ino: inode.ino }).await?.reply {
+            MetaReply::Attr { attr, .. } => {
+                inode.state().policy = Some(attr.policy);
+                Ok(attr.policy)
             }
             other => Err(crate::cache::unexpected(&other)),
         }

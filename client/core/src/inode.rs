@@ -4,7 +4,7 @@ use crate::dirty::{DirtyMap, Frozen, frozen_bytes, frozen_end};
 use crate::extents::ExtentCache;
 use cfs_reactor::Instant;
 use cfs_reactor::sync::Semaphore;
-use cfs_wire::meta::{Attr, Name};
+use cfs_wire::meta::{Attr, FileKind, Name};
 use cfs_wire::{Errno, Ino, Policy, SessionId, Timestamp};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -41,6 +41,7 @@ pub(crate) struct InodeState {
     pub kill_privileges: bool,
     /// Of the last commit that was acknowledged.
     pub commit_sequence: u64,
+    /// Of a file; it never changes, so it outlives the attributes it came with.
     pub policy: Option<Policy>,
     pub extents: ExtentCache,
     /// A directory's entries: `None` where a name is known to be absent.
@@ -126,6 +127,9 @@ impl InodeState {
 
     /// Takes the server's attributes unless newer ones are here.
     pub fn learn_attr(&mut self, attr: &Attr) {
+        if attr.kind == FileKind::File {
+            self.policy = Some(attr.policy);
+        }
         if self.attr.as_ref().is_none_or(|known| known.version <= attr.version) {
             self.attr = Some(attr.clone());
         }

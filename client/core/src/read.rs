@@ -261,7 +261,6 @@ impl Client {
             let MetaReply::Extents(reply) = &answer.reply else {
                 return Err(crate::cache::unexpected(&answer.reply));
             };
-            inode.state().policy = Some(reply.policy);
             self.take_attr(&reply.attr, reply.grant, &answer);
             if self.may_use_cache(inode) && self.stamps.unchanged_since(inode.ino, answer.stamp) {
                 inode.state().extents.learn(at, reply);

@@ -5,7 +5,7 @@ use cfs_reactor::sync::Notify;
 use cfs_reactor::{Handle, Instant};
 use cfs_wire::limits::SESSION_REPLIES_MAX;
 use cfs_wire::meta::MountReply;
-use cfs_wire::{Ino, RequestId, SessionId, ShardId, VolumeId};
+use cfs_wire::{Ino, Policy, RequestId, SessionId, ShardId, VolumeId};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -20,6 +20,7 @@ pub(crate) struct Session {
     pub volume: VolumeId,
     pub root: Ino,
     pub shards: u16,
+    pub policy: Policy,
     pub lease: Duration,
     handle: Handle,
     next: Cell<u64>,
@@ -50,6 +51,7 @@ impl Session {
             volume: reply.volume,
             root: reply.root,
             shards: reply.shards,
+            policy: reply.policy,
             lease,
             handle: handle.clone(),
             next: Cell::new(1),

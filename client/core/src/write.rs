@@ -9,9 +9,9 @@ use crate::flush::Placement;
 use crate::inode::{Inode, WriteLease};
 use bytes::Bytes;
 use cfs_reactor::Instant;
-use cfs_wire::Errno;
 use cfs_wire::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, STORE_BYTES_MAX};
 use cfs_wire::meta::{FileWrite, MetaOp, MetaReply};
+use cfs_wire::{Errno, Policy};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl Client {
             return Ok(0);
         }
         let inode = &file.inode;
-        let reserved = self.reserve_space(data.len()).await;
+        let reserved = self.reserve_space(inode, data.len()).await;
         loop {
             self.wait_for_room(inode, data.len()).await;
             if self.holds_lease(inode) {
@@ -69,8 +69,9 @@ impl Client {
 
     /// Whether so many bytes more may be kept unwritten: the server had room for them, and for a
     /// margin, when it was asked last.
-    async fn reserve_space(self: &Rc<Self>, length: usize) -> bool {
-        let length = length as u64;
+    async fn reserve_space(self: &Rc<Self>, inode: &Inode, length: usize) -> bool {
+        let volume = self.session.borrow().policy;
+        let length = space_taken(length as u64, inode.state().policy.unwrap_or(volume), volume);
         let fresh = self.now().saturating_since(self.space_asked.get()) < SPACE_ASKED_EVERY;
         if !fresh || self.space_left.get() < length {
             let Ok(stat) = self.statfs().await else { return true };
@@ -212,6 +213,12 @@ fn as_write(placement: Placement, append: bool) -> FileWrite {
     } else {
         FileWrite::Data { offset, length, location, epoch }
     }
+}
+
+/// What so many bytes under `policy` take of free space, which is counted in the volume's policy.
+fn space_taken(bytes: u64, policy: Policy, volume: Policy) -> u64 {
+    let (raw, paid) = (policy.total() * volume.data(), policy.data() * volume.total());
+    (u128::from(bytes) * raw as u128).div_ceil(paid as u128) as u64
 }
 
 /// Where a write may end.

@@ -4,7 +4,7 @@ use crate::Client;
 use crate::cache::{Located, unexpected};
 use crate::nodes::name;
 use cfs_wire::limits::{FILE_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
-use cfs_wire::meta::{AttrChanges, MetaOp, MetaReply, Name};
+use cfs_wire::meta::{AttrChanges, MetaOp, MetaReply, Name, XATTR_POLICY};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino};
 use std::rc::Rc;
@@ -43,7 +43,9 @@ impl Client {
 
     pub async fn getxattr(self: &Rc<Self>, ino: Ino, attr_name: &[u8]) -> Result<Vec<u8>, Errno> {
         let attr_name = xattr_name(attr_name)?;
-        if self.cached_attr(ino).is_some_and(|located| !located.attr.has_xattrs) {
+        // The policy is there without being set.
+        if attr_name.as_slice() != XATTR_POLICY && self.cached_attr(ino).is_some_and(|located| !located.attr.has_xattrs)
+        {
             return Err(Errno::ENODATA);
         }
         match self.read_call(MetaOp::GetXattr { ino, name: attr_name }).await?.reply {

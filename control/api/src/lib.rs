@@ -24,6 +24,16 @@ pub enum AdminCall {
     Extents {
         path: Vec<u8>,
     },
+    /// Answered by [`AdminReply::Policy`].
+    PolicyShow {
+        path: Vec<u8>,
+    },
+    /// A directory's own policy, such as `3x`; `None` takes it away. Answered by
+    /// [`AdminReply::Policy`].
+    PolicySet {
+        path: Vec<u8>,
+        policy: Option<String>,
+    },
     /// Starts a check, or tells of the one that runs.
     CheckStart {
         repair: bool,
@@ -40,6 +50,7 @@ pub enum AdminReply {
     Df(Df),
     Stat(FileStat),
     Extents(Vec<FileExtent>),
+    Policy(PathPolicy),
     Check(CheckState),
 }
 
@@ -47,6 +58,8 @@ pub enum AdminReply {
 pub enum AdminError {
     #[error("{path}: {detail}")]
     Path { path: String, detail: String },
+    #[error("policy: {0}")]
+    Policy(String),
     #[error("malformed request: {0}")]
     Malformed(String),
     #[error("the server cannot answer now: {0}")]
@@ -117,6 +130,16 @@ pub struct FileStat {
     pub mtime: String,
     pub ctime: String,
     pub btime: String,
+    pub policy: String,
+}
+
+/// How redundantly the new bytes of a file, or of what is created in a directory, are stored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PathPolicy {
+    pub path: String,
+    pub policy: String,
+    /// Lost targets that it survives.
+    pub survives: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -1,11 +1,11 @@
 //! Answers the admin API from the node's own state.
 
 use crate::node::Node;
-use cfs_api::{AdminCall, AdminError, AdminReply, Df, FileExtent, FileStat, Shard, Status, Target};
+use cfs_api::{AdminCall, AdminError, AdminReply, Df, FileExtent, FileStat, PathPolicy, Shard, Status, Target};
 use cfs_store::segment::TargetState;
 use cfs_wire::data::Location;
-use cfs_wire::meta::{Attr, FileKind, MetaError, MetaOp, MetaReply, Name};
-use cfs_wire::{Errno, Ino, ShardId, Timestamp};
+use cfs_wire::meta::{Attr, FileKind, MetaError, MetaOp, MetaReply, Name, ShardOp};
+use cfs_wire::{Errno, Ino, Policy, PolicyError, ShardId, Timestamp};
 use std::rc::Rc;
 
 /// Extents fetched at once when listing a file's.
@@ -22,6 +22,11 @@ pub async fn answer(node: &Rc<Node>, call: AdminCall) -> Result<AdminReply, Admi
             Ok(AdminReply::Stat(file_stat(&attributes(node, ino, &path).await?)))
         }
         AdminCall::Extents { path } => extents(node, &path).await.map(AdminReply::Extents),
+        AdminCall::PolicyShow { path } => policy_of(node, &path).await.map(AdminReply::Policy),
+        AdminCall::PolicySet { path, policy } => {
+            set_policy(node, &path, policy.as_deref()).await?;
+            policy_of(node, &path).await.map(AdminReply::Policy)
+        }
         AdminCall::CheckStart { repair, deep } => {
             node.start_check(repair, deep);
             Ok(AdminReply::Check(node.check_state()))
@@ -160,7 +165,35 @@ fn file_stat(attr: &Attr) -> FileStat {
         mtime: time_text(attr.mtime),
         ctime: time_text(attr.ctime),
         btime: time_text(attr.btime),
+        policy: attr.policy.to_string(),
     }
+}
+
+async fn policy_of(node: &Node, path: &[u8]) -> Result<PathPolicy, AdminError> {
+    let ino = resolve(node, path).await?;
+    let policy = attributes(node, ino, path).await?.policy;
+    let path = String::from_utf8_lossy(path).into_owned();
+    Ok(PathPolicy { path, policy: policy.to_string(), survives: policy.parity() as u32 })
+}
+
+/// Refuses by name what the metadata would refuse by number.
+async fn set_policy(node: &Node, path: &[u8], policy: Option<&str>) -> Result<(), AdminError> {
+    let policy: Option<Policy> = policy.map(str::parse).transpose().map_err(|error: PolicyError| refused(error))?;
+    if let Some(policy) = policy {
+        policy.check_kept(node.parameters().tolerated, node.parameters().targets).map_err(refused)?;
+    }
+    let ino = resolve(node, path).await?;
+    match node.meta().shard_call(ino.shard(), ShardOp::SetPolicy { ino, policy }).await {
+        Ok(_) => Ok(()),
+        Err(MetaError::Errno(Errno::ENOTDIR)) => {
+            Err(path_error(path, "not a directory; a file keeps the policy it was made with"))
+        }
+        Err(error) => Err(path_error(path, error)),
+    }
+}
+
+fn refused(reason: impl ToString) -> AdminError {
+    AdminError::Policy(reason.to_string())
 }
 
 fn kind_name(kind: FileKind) -> &'static str {

@@ -39,6 +39,10 @@ pub struct FormatArgs {
     /// Redundancy: k+m (such as 2+1) or copies (such as 3x)
     #[arg(long, default_value = "2+1", env = "CFS_EC")]
     pub ec: Policy,
+    /// Lost targets that the metadata survives: the most that any directory's policy may promise
+    /// (default: what --ec promises)
+    #[arg(long, env = "CFS_TOLERATE", value_parser = clap::value_parser!(u8).range(0..=8))]
+    pub tolerate: Option<u8>,
     /// Size of each file target that does not exist yet
     #[arg(long, value_parser = config::parse_size)]
     pub size: Option<u64>,
@@ -99,6 +103,10 @@ pub struct DevArgs {
     /// Redundancy: k+m (such as 2+1) or copies (such as 3x)
     #[arg(long, default_value = "2+1", env = "CFS_EC")]
     pub ec: Policy,
+    /// Lost targets that the metadata survives: the most that any directory's policy may promise
+    /// (default: what --ec promises)
+    #[arg(long, env = "CFS_TOLERATE", value_parser = clap::value_parser!(u8).range(0..=8))]
+    pub tolerate: Option<u8>,
     /// Size of all targets together
     #[arg(long, default_value = "10G", value_parser = config::parse_size)]
     pub size: u64,

@@ -60,7 +60,8 @@ fn prepare(args: &DevArgs) -> Result<Vec<PathBuf>> {
     let mark = data.join(FORMATTING_FILE);
     write_durably(&mark, "a format that did not finish left this; the next start begins anew\n")?;
     let size = (args.size / u64::from(args.targets.max(1))) & !((1 << 20) - 1);
-    let spec = FormatSpec { policy: args.ec, shards: args.shards, zone_bytes: None, force: false };
+    let spec =
+        FormatSpec { policy: args.ec, tolerate: args.tolerate, shards: args.shards, zone_bytes: None, force: false };
     if let Err(error) = server::format_files(&paths, Some(size), spec) {
         for path in paths.iter().chain([&mark]) {
             let _ = std::fs::remove_file(path);

@@ -16,6 +16,9 @@ const ZONE_BYTES_MIN: u32 = 2 * BLOB_BYTES_MAX as u32;
 #[derive(Clone, Debug)]
 pub struct FormatSpec {
     pub policy: Policy,
+    /// Lost targets that the metadata survives, the most that any directory's policy may promise;
+    /// `None`: what `policy` promises.
+    pub tolerate: Option<u8>,
     pub shards: u16,
     /// Zone size of the targets; `None`: by the device's size.
     pub zone_bytes: Option<u32>,
@@ -27,6 +30,10 @@ pub struct FormatSpec {
 pub enum FormatError {
     #[error("policy {policy} needs {needed} targets to keep what it promises, {given} were given")]
     TooFewTargets { policy: Policy, needed: usize, given: usize },
+    #[error("--tolerate {tolerate} is less than the {promised} lost targets that policy {policy} promises to survive")]
+    Tolerate { tolerate: u8, policy: Policy, promised: usize },
+    #[error("metadata that survives {tolerate} lost targets needs {needed} targets, {given} were given")]
+    TooFewForMetadata { tolerate: u8, needed: usize, given: usize },
     #[error("1 to 65535 metadata shards are possible, {0} were asked for")]
     Shards(u16),
     #[error("zones of {0} bytes cannot hold two of the largest blobs; use at least {ZONE_BYTES_MIN}")]
@@ -45,6 +52,14 @@ pub async fn format_cluster(
     let needed = spec.policy.total().max(spec.policy.copies());
     if devices.len() < needed {
         return Err(FormatError::TooFewTargets { policy: spec.policy, needed, given: devices.len() });
+    }
+    let tolerate = spec.tolerate.unwrap_or(spec.policy.parity() as u8);
+    if usize::from(tolerate) < spec.policy.parity() {
+        return Err(FormatError::Tolerate { tolerate, policy: spec.policy, promised: spec.policy.parity() });
+    }
+    if devices.len() < usize::from(tolerate) + 1 {
+        let needed = usize::from(tolerate) + 1;
+        return Err(FormatError::TooFewForMetadata { tolerate, needed, given: devices.len() });
     }
     if spec.shards == 0 {
         return Err(FormatError::Shards(spec.shards));
@@ -70,7 +85,7 @@ pub async fn format_cluster(
         format: ClusterParameters::FORMAT,
         shards: spec.shards,
         policy: spec.policy,
-        tolerated: spec.policy.parity() as u8,
+        tolerated: tolerate,
         targets: devices.len() as u16,
         name_key,
     };

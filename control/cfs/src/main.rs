@@ -64,7 +64,13 @@ fn start_log(filter: Option<String>) -> Result<()> {
 }
 
 fn format(args: FormatArgs) -> Result<()> {
-    let spec = cfs::format::FormatSpec { policy: args.ec, shards: args.shards, zone_bytes: None, force: args.force };
+    let spec = cfs::format::FormatSpec {
+        policy: args.ec,
+        tolerate: args.tolerate,
+        shards: args.shards,
+        zone_bytes: None,
+        force: args.force,
+    };
     let cluster = server::format_files(&args.targets, args.size, spec)?;
     println!("cluster {cluster}: {} targets, policy {}, {} shards", args.targets.len(), args.ec, args.shards);
     Ok(())

@@ -132,6 +132,8 @@ impl Replicas {
             root_uid: 0,
             root_gid: 0,
             policy: parameters.policy,
+            tolerated: parameters.tolerated,
+            targets: parameters.targets,
             name_key: parameters.name_key,
             feature_level: FEATURE_LEVEL,
             now: self.handle.wall(),

@@ -68,6 +68,7 @@ fn mount(node: &Node, bytes: &[u8]) -> MountResult {
         shards: node.parameters().shards,
         lease_ms: node.config().meta.session_lease.as_millis() as u32,
         session,
+        policy: node.parameters().policy,
     })
 }
 

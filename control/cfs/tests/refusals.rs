@@ -310,3 +310,14 @@ fn dev_does_not_take_targets_without_a_layout_for_unfinished_ones() {
     assert!(fingerprint(&target) != before, "the target was not formatted anew");
     assert!(!data.join("formatting").exists() && data.join("cluster.toml").exists());
 }
+
+#[test]
+fn metadata_that_survives_less_than_the_policy_promises_is_not_formatted() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = |index: u32| dir.path().join(format!("t{index}")).display().to_string();
+    let (t0, t1, t2) = (target(0), target(1), target(2));
+    let message = refused(&cfs(&["format", "--size", "64M", "--ec", "2+1", "--tolerate", "0", &t0, &t1, &t2]));
+    assert!(message.contains("--tolerate 0 is less than the 1 lost targets that policy 2+1 promises"), "{message}");
+    let message = refused(&cfs(&["format", "--size", "64M", "--ec", "2+1", "--tolerate", "3", &t0, &t1, &t2]));
+    assert!(message.contains("needs 4 targets, 3 were given"), "{message}");
+}

@@ -1,5 +1,6 @@
 //! The command line.
 
+use cfs_api::AdminCall;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -38,6 +39,11 @@ pub enum Command {
         /// Path inside the volume, such as /dir/file
         path: OsString,
     },
+    /// How redundantly what is created in a directory is stored
+    Policy {
+        #[command(subcommand)]
+        action: PolicyAction,
+    },
     /// Compare all metadata with all data; exit code 3 when something is wrong
     Check {
         /// Restore missing redundancy
@@ -51,6 +57,39 @@ pub enum Command {
     Completions { shell: clap_complete::Shell },
     /// Write man pages
     Man { dir: PathBuf },
+}
+
+#[derive(Subcommand)]
+pub enum PolicyAction {
+    /// The policy of a file or directory
+    Show {
+        /// Path inside the volume, such as /dir
+        path: OsString,
+    },
+    /// Give a directory its own; what is in it already keeps what it has
+    Set {
+        /// Path inside the volume, such as /dir
+        path: OsString,
+        /// k+m (such as 2+1, or 1+0 for no redundancy) or copies (such as 3x)
+        policy: String,
+    },
+    /// Go back to the volume's
+    Clear {
+        /// Path inside the volume, such as /dir
+        path: OsString,
+    },
+}
+
+impl PolicyAction {
+    pub fn call(&self) -> AdminCall {
+        match self {
+            PolicyAction::Show { path } => AdminCall::PolicyShow { path: path_bytes(path) },
+            PolicyAction::Set { path, policy } => {
+                AdminCall::PolicySet { path: path_bytes(path), policy: Some(policy.clone()) }
+            }
+            PolicyAction::Clear { path } => AdminCall::PolicySet { path: path_bytes(path), policy: None },
+        }
+    }
 }
 
 pub fn path_bytes(path: &OsString) -> Vec<u8> {

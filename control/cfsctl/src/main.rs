@@ -46,6 +46,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Shards => AdminCall::Shards,
         Command::Df => AdminCall::Df,
         Command::Stat { path } => AdminCall::Stat { path: cli::path_bytes(path) },
+        Command::Policy { action } => action.call(),
         Command::Extents { path } => AdminCall::Extents { path: cli::path_bytes(path) },
     };
     let reply = Server::new(&cli.address).call(call)?;

@@ -13,6 +13,7 @@ pub fn reply(reply: &AdminReply, json: bool) -> Result<()> {
             AdminReply::Df(value) => serde_json::to_string_pretty(value)?,
             AdminReply::Stat(value) => serde_json::to_string_pretty(value)?,
             AdminReply::Extents(value) => serde_json::to_string_pretty(value)?,
+            AdminReply::Policy(value) => serde_json::to_string_pretty(value)?,
             AdminReply::Check(value) => serde_json::to_string_pretty(value)?,
         };
         println!("{value}");
@@ -90,6 +91,12 @@ fn table(reply: &AdminReply) -> Table {
             ("modified", stat.mtime.clone()),
             ("changed", stat.ctime.clone()),
             ("born", stat.btime.clone()),
+            ("policy", stat.policy.clone()),
+        ]),
+        AdminReply::Policy(policy) => pairs(&[
+            ("path", policy.path.clone()),
+            ("policy", policy.policy.clone()),
+            ("survives the loss of", format!("{} targets", policy.survives)),
         ]),
         AdminReply::Extents(extents) => {
             let header = ["offset", "length", "kind", "blob or segment", "targets"];

@@ -24,5 +24,5 @@ pub mod time;
 
 pub use errno::Errno;
 pub use ids::*;
-pub use policy::Policy;
+pub use policy::{Policy, PolicyError, PolicyUnkept};
 pub use time::Timestamp;

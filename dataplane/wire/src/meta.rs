@@ -110,7 +110,13 @@ pub struct Attr {
     pub version: u64,
     /// Whether any extended attribute (an ACL among them) is set: a client may then skip asking.
     pub has_xattrs: bool,
+    /// How redundantly new bytes of a file are stored; of a directory: of what is created in it.
+    pub policy: Policy,
 }
+
+/// The extended attribute that shows [`Attr::policy`]. On directories it can be set (to what
+/// `Policy` parses) and removed; it is never listed, so that copying attributes does not copy it.
+pub const XATTR_POLICY: &[u8] = b"cfs.policy";
 
 /// What a client may keep, and for how long, counted from when its request was sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -496,8 +502,6 @@ pub struct ExtentsReply {
     /// Ordered, not overlapping; the range they describe ends at `covered`.
     pub extents: Vec<Extent>,
     pub covered: u64,
-    /// The policy for new bytes of this file.
-    pub policy: Policy,
 }
 
 /// Space is that of the node's targets, redundancy taken off; inodes are not limited.
@@ -529,6 +533,8 @@ pub struct MountReply {
     /// A session that was not heard of for so long may be fenced.
     pub lease_ms: u32,
     pub session: SessionId,
+    /// The volume's policy: the one that `StatFs` counts bytes by.
+    pub policy: Policy,
 }
 
 /// What the server wants of a client: held as a long poll, one per session and node.
@@ -617,6 +623,11 @@ pub enum ShardOp {
     Audit {
         after: Option<Vec<u8>>,
         max: u32,
+    },
+    /// Sets or (`None`) takes away a directory's own policy.
+    SetPolicy {
+        ino: Ino,
+        policy: Option<Policy>,
     },
     /// The shard's minimum accepted reference epoch.
     GetEpoch,

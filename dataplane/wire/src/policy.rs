@@ -6,7 +6,9 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Erasure coding `k+m`, or copies `Nx` (which is k=1, m=N-1 without coding).
+/// Encoded as the two bytes k and m; others than [`Policy::new`] takes do not decode.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(try_from = "(u8, u8)", into = "(u8, u8)")]
 pub struct Policy {
     data: u8,
     parity: u8,
@@ -18,6 +20,18 @@ pub enum PolicyError {
     Syntax(String),
     #[error("policy {data}+{parity} is out of range: data 1 to 32, parity 0 to 8")]
     Range { data: u32, parity: u32 },
+}
+
+/// Why a cluster refuses a policy that is well formed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyUnkept {
+    #[error(
+        "policy {policy} promises to survive {parity} lost targets, but this cluster's metadata survives {tolerated}: \
+         choose a policy with m of at most {tolerated}, or format with --tolerate {parity}"
+    )]
+    Tolerance { policy: Policy, parity: usize, tolerated: u8 },
+    #[error("policy {policy} needs {needed} targets, this cluster has {targets}: choose a smaller k or m")]
+    Targets { policy: Policy, needed: usize, targets: u16 },
 }
 
 impl Policy {
@@ -47,6 +61,33 @@ impl Policy {
     /// Copies a replicated (hot) blob gets under this policy, m+1.
     pub fn copies(self) -> usize {
         self.parity() + 1
+    }
+
+    /// Whether a cluster of `targets` whose metadata survives the loss of `tolerated` of them can
+    /// keep this policy's promise.
+    pub fn check_kept(self, tolerated: u8, targets: u16) -> Result<(), PolicyUnkept> {
+        let (policy, parity, needed) = (self, self.parity(), self.total());
+        if parity > usize::from(tolerated) {
+            return Err(PolicyUnkept::Tolerance { policy, parity, tolerated });
+        }
+        if needed > usize::from(targets) {
+            return Err(PolicyUnkept::Targets { policy, needed, targets });
+        }
+        Ok(())
+    }
+}
+
+impl TryFrom<(u8, u8)> for Policy {
+    type Error = PolicyError;
+
+    fn try_from((data, parity): (u8, u8)) -> Result<Policy, PolicyError> {
+        Policy::new(data, parity)
+    }
+}
+
+impl From<Policy> for (u8, u8) {
+    fn from(policy: Policy) -> (u8, u8) {
+        (policy.data, policy.parity)
     }
 }
 
@@ -81,6 +122,28 @@ impl FromStr for Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_policies_in_range_decode() {
+        let policy: Policy = "4+2".parse().unwrap();
+        assert_eq!(postcard::to_stdvec(&policy).unwrap(), [4, 2]);
+        assert_eq!(postcard::from_bytes::<Policy>(&[4, 2]), Ok(policy));
+        for bytes in [[0, 1], [33, 1], [1, 9]] {
+            assert!(postcard::from_bytes::<Policy>(&bytes).is_err(), "{bytes:?} decoded");
+        }
+    }
+
+    #[test]
+    fn a_policy_that_the_cluster_cannot_keep_is_refused_with_the_remedy() {
+        let refusal = |text: &str| text.parse::<Policy>().unwrap().check_kept(1, 3).map_err(|error| error.to_string());
+        assert_eq!(refusal("2+1"), Ok(()));
+        assert_eq!(refusal("1+0"), Ok(()));
+        assert!(refusal("3x").unwrap_err().contains("format with --tolerate 2"));
+        assert_eq!(
+            refusal("3+1").unwrap_err(),
+            "policy 3+1 needs 4 targets, this cluster has 3: choose a smaller k or m"
+        );
+    }
 
     #[test]
     fn the_three_spellings_round_trip_and_bad_ones_are_named() {

@@ -133,6 +133,7 @@ fn shape(random: &mut SplitMix64) -> Shape {
         zone_bytes: pick(random, &[2 << 20, 2 << 20, 4 << 20]),
         shards: pick(random, &[1, 2, 4, 8]),
         policy: Policy::new(policy.0, policy.1).expect("the policies above are valid"),
+        tolerate: None,
         ..Shape::default()
     }
 }

@@ -32,6 +32,8 @@ pub struct Shape {
     pub zone_bytes: u32,
     pub shards: u16,
     pub policy: Policy,
+    /// See [`FormatSpec`].
+    pub tolerate: Option<u8>,
     pub session_lease: Duration,
 }
 
@@ -44,6 +46,7 @@ impl Default for Shape {
             zone_bytes: 2 << 20,
             shards: 4,
             policy: Policy::new(2, 1).expect("2+1 is a policy"),
+            tolerate: None,
             session_lease: Duration::from_secs(8),
         }
     }
@@ -130,7 +133,13 @@ impl World {
         let devices: Vec<Rc<dyn BlockDevice>> =
             self.disks().iter().map(|disk| disk.open(&domain) as Rc<dyn BlockDevice>).collect();
         let zone_bytes = Some(shape.zone_bytes);
-        let spec = FormatSpec { policy: shape.policy, shards: shape.shards, zone_bytes, force: false };
+        let spec = FormatSpec {
+            policy: shape.policy,
+            tolerate: shape.tolerate,
+            shards: shape.shards,
+            zone_bytes,
+            force: false,
+        };
         let formatted = format_cluster(&domain, &devices, &spec).await;
         domain.kill();
         formatted.map(|_| ()).map_err(|error| Violation::new(Checker::Restart, format!("format: {error}")))

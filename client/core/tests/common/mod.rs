@@ -114,6 +114,8 @@ impl Server {
             root_uid: 0,
             root_gid: 0,
             policy: Policy::new(1, 0).unwrap(),
+            tolerated: 1,
+            targets: 3,
             name_key: [7; 32],
             feature_level: state::entry::FEATURE_LEVEL,
             now: self.handle.wall(),
@@ -203,6 +205,7 @@ impl Service for Endpoint {
                         shards: SHARDS,
                         lease_ms,
                         session,
+                        policy: Policy::new(1, 0).unwrap(),
                     }))
                 }
                 OP_STORE => answer(self.store(request)),

@@ -34,7 +34,7 @@ impl View<'_> {
             Action::MakeDir { inode, .. } => {
                 inode.ino = self.next_ino()?;
                 let lock = keys::locked_inode(self.shard, inode.ino);
-                Ok(Checked { answer: Answer::Attr(inode.attr()), lock })
+                Ok(Checked { answer: Answer::Attr(inode.attr(self.config.policy)), lock })
             }
             Action::AddLink { ino, session, now } => self.check_add_link(*ino, *session, *now).await,
             Action::DropLink { ino, .. } => self.check_drop_link(*ino).await,
@@ -75,7 +75,7 @@ impl View<'_> {
             return Err(Errno::ENOENT.into());
         }
         link(&mut inode, now);
-        Ok(Checked { answer: Answer::Attr(inode.attr()), lock: keys::locked_inode(self.shard, ino) })
+        Ok(Checked { answer: Answer::Attr(inode.attr(self.config.policy)), lock: keys::locked_inode(self.shard, ino) })
     }
 
     async fn check_drop_link(&self, ino: Ino) -> Attempt<Checked> {

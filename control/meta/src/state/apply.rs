@@ -6,7 +6,7 @@ use super::namespace::Ran;
 use super::records::{Config, Counters, Inode};
 use super::view::{Attempt, Fail, View};
 use super::{Reader, StateError, keys};
-use cfs_wire::meta::{FileKind, FileWrite, MetaCall, MetaError, MetaOp, MetaReply, MetaResult};
+use cfs_wire::meta::{FileKind, FileWrite, MetaCall, MetaError, MetaOp, MetaReply, MetaResult, ShardOp, ShardReply};
 use cfs_wire::{Errno, SessionId, ShardId, Timestamp};
 
 /// Applies one entry: a function of the state and the entry alone. Fails only when the state
@@ -34,7 +34,9 @@ fn refusal(fail: Fail, entry: &LogEntry) -> Result<Reply, StateError> {
     Ok(match (fail, entry) {
         (Fail::Need(reply), _) => *reply,
         (Fail::Blocked(txn), _) => Reply::Blocked { txn },
-        (Fail::Refused(error), LogEntry::Client { .. }) => Reply::Meta(Err(error)),
+        (Fail::Refused(error), LogEntry::Client { .. } | LogEntry::Shard { op: ShardOp::SetPolicy { .. }, .. }) => {
+            Reply::Meta(Err(error))
+        }
         (Fail::Changed, LogEntry::Client { .. }) => {
             Reply::Meta(Err(MetaError::Unavailable("the names changed meanwhile".to_owned())))
         }
@@ -51,6 +53,10 @@ async fn run(view: &mut View<'_>, entry: &LogEntry) -> Attempt<Reply> {
         // Handled by the caller.
         LogEntry::Init(_) => {}
         LogEntry::Client { call, now, facts } => return client(view, call, *now, facts).await,
+        LogEntry::Shard { op: ShardOp::SetPolicy { ino, policy }, now } => {
+            view.set_policy(*ino, *policy, *now).await?;
+            return Ok(Reply::Shard(ShardReply::Done));
+        }
         LogEntry::Shard { op, .. } => return Ok(Reply::Shard(view.shard_op(op).await?)),
         LogEntry::Prepare { txn, actions, .. } => return Ok(view.prepare(*txn, actions).await?),
         LogEntry::Decide { txn, verdict, .. } => return view.decide(*txn, verdict).await,
@@ -159,8 +165,8 @@ async fn operation(view: &mut View<'_>, call: &MetaCall, now: Timestamp, facts: 
 
 /// The first entry of a shard. A repeat changes nothing; one that differs is refused.
 async fn initialise(reader: &dyn Reader, shard: ShardId, init: &Init) -> Result<Outcome, StateError> {
-    let Init { shards, volume, root, policy, name_key, feature_level, .. } = *init;
-    let config = Config { shards, volume, root, policy, name_key, feature_level };
+    let Init { shards, volume, root, policy, tolerated, targets, name_key, feature_level, .. } = *init;
+    let config = Config { shards, volume, root, policy, tolerated, targets, name_key, feature_level };
     let mut view = View::bare(reader, shard, config.clone());
     let key = keys::table(shard, keys::CONFIG);
     let stored: Option<Config> = view.get(&key).await?;
@@ -213,6 +219,7 @@ fn root_inode(init: &Init) -> Inode {
         commits: Vec::new(),
         trim: None,
         commits_forgotten: false,
+        policy: None,
     }
 }
 

@@ -48,6 +48,6 @@ impl View<'_> {
         inode.touch(changes.ctime.unwrap_or(now));
         let kind = if changes.size.is_some() { ChangeKind::Content } else { ChangeKind::Attributes };
         self.put_inode(&inode, kind);
-        Ok(MetaReply::Attr { attr: inode.attr(), grant: Grant::default() })
+        Ok(MetaReply::Attr { attr: inode.attr(self.config.policy), grant: Grant::default() })
     }
 }

@@ -45,7 +45,7 @@ impl View<'_> {
         Ok(Some(match table {
             keys::INODE => {
                 let inode: Inode = decode::<Versioned<Inode>>(key, value)?.record;
-                let attr = inode.attr();
+                let attr = inode.attr(self.config.policy);
                 AuditRecord::Inode {
                     ino: attr.ino,
                     kind: attr.kind,

@@ -180,7 +180,7 @@ impl View<'_> {
                 let EntryRecord { name, ino, kind } = record;
                 let mut attr = None;
                 if with_attrs && ino.shard() == self.shard {
-                    attr = Some(self.inode(ino).await?.attr());
+                    attr = Some(self.inode(ino).await?.attr(self.config.policy));
                 }
                 entries.push(DirEntry { name, ino, kind, cookie, attr });
             }

@@ -78,8 +78,11 @@ pub struct Init {
     pub root_mode: u32,
     pub root_uid: u32,
     pub root_gid: u32,
-    /// For new bytes of all files, until directories can say otherwise.
+    /// For new bytes of files, unless a directory says otherwise.
     pub policy: Policy,
+    /// What a directory's policy may ask: lost targets that the metadata survives, and targets.
+    pub tolerated: u8,
+    pub targets: u16,
     /// Key of the name hash: drawn at creation, the same in all shards.
     pub name_key: [u8; 32],
     /// `apply` behaves by this level, not by the version of the binary. This version knows 1.

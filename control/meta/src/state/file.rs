@@ -321,7 +321,7 @@ impl View<'_> {
             inode.modify(commit.mtime.unwrap_or(now));
         }
         self.put_inode(&inode, ChangeKind::Content);
-        Ok(MetaReply::Committed { attr: inode.attr(), append_offset })
+        Ok(MetaReply::Committed { attr: inode.attr(self.config.policy), append_offset })
     }
 
     /// Replaces locations where the old ones still stand: what was overwritten since stays.

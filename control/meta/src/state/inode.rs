@@ -140,6 +140,7 @@ impl View<'_> {
             commits: Vec::new(),
             trim: None,
             commits_forgotten: false,
+            policy: parent.policy,
         };
         if parent.mode & S_ISGID != 0 {
             inode.gid = parent.gid;

@@ -67,7 +67,8 @@ impl View<'_> {
             ShardOp::Extents { ino, offset, length, max } => {
                 let end = offset.saturating_add(*length);
                 let extents = self.extents(*ino, *offset, end, (*max).clamp(1, ROWS_MAX) as usize).await?;
-                ShardReply::Extents { extents, policy: self.config.policy }
+                let own = self.inode_raw(*ino).await?.and_then(|inode| inode.policy);
+                ShardReply::Extents { extents, policy: own.unwrap_or(self.config.policy) }
             }
             _ => return Ok(None),
         };

@@ -25,6 +25,7 @@ mod liveness;
 mod lock;
 pub mod memory;
 mod namespace;
+mod policy;
 mod read;
 pub mod records;
 mod session;

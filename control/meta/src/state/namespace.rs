@@ -74,7 +74,7 @@ impl View<'_> {
                 self.add_inode(&inode, &xattrs);
                 self.add_hold(inode.ino, session);
                 self.put(keys::orphan(self.shard, inode.ino), &());
-                Ok(Ran::Reply(entry_reply(inode.attr())))
+                Ok(Ran::Reply(entry_reply(inode.attr(self.config.policy))))
             }
             MetaOp::Link { ino, dir, name } => {
                 check_name(name)?;
@@ -149,7 +149,7 @@ impl View<'_> {
         if hold {
             self.add_hold(inode.ino, call.id.session);
         }
-        Ok(Ran::Reply(entry_reply(inode.attr())))
+        Ok(Ran::Reply(entry_reply(inode.attr(self.config.policy))))
     }
 
     async fn remove_target(&self, dir: Ino, name: &Name, dots: Errno) -> Attempt<(Ino, FileKind)> {

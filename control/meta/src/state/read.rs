@@ -38,7 +38,7 @@ async fn answer(view: &View<'_>, session: SessionId, op: &MetaOp) -> MetaAttempt
     Ok(match op {
         MetaOp::Lookup { dir, name } => lookup(view, session, *dir, name).await?,
         MetaOp::GetAttr { ino } => {
-            let attr = view.inode(*ino).await?.attr();
+            let attr = view.inode(*ino).await?.attr(view.config.policy);
             MetaReply::Attr { attr, grant: grant(view, session, *ino).await? }
         }
         MetaOp::ReadLink { ino } => {
@@ -60,8 +60,8 @@ async fn answer(view: &View<'_>, session: SessionId, op: &MetaOp) -> MetaAttempt
             }
             let (extents, covered) = view.describe(&inode, *offset, *length, *extents_max).await?;
             let grant = grant(view, session, *ino).await?;
-            let (attr, policy) = (inode.attr(), view.config.policy);
-            MetaReply::Extents(ExtentsReply { attr, grant, inline: inline(inode), extents, covered, policy })
+            let attr = inode.attr(view.config.policy);
+            MetaReply::Extents(ExtentsReply { attr, grant, inline: inline(inode), extents, covered })
         }
         MetaOp::StatFs => MetaReply::StatFs(StatFs { inodes_used: view.counters.inodes, ..StatFs::default() }),
         MetaOp::TestLock { ino, lock } => view.test_lock(session, *ino, lock).await?,
@@ -98,7 +98,7 @@ async fn lookup(view: &View<'_>, session: SessionId, dir: Ino, name: &[u8]) -> M
     if ino.shard() != view.shard {
         return Ok(MetaReply::Remote { ino, kind, dir_grant: Grant::default() });
     }
-    let attr = view.inode(ino).await?.attr();
+    let attr = view.inode(ino).await?.attr(view.config.policy);
     Ok(MetaReply::Entry(Entry { attr, grant: grant(view, session, ino).await?, dir_grant: Grant::default() }))
 }
 

@@ -48,6 +48,8 @@ pub struct Config {
     pub volume: VolumeId,
     pub root: Ino,
     pub policy: Policy,
+    pub tolerated: u8,
+    pub targets: u16,
     pub name_key: [u8; 32],
     pub feature_level: u32,
 }
@@ -113,6 +115,8 @@ pub struct Inode {
     pub trim: Option<u64>,
     /// Some session's mark was dropped from `commits`.
     pub commits_forgotten: bool,
+    /// Other than the volume's. A file's was its directory's when it was made, and stays.
+    pub policy: Option<Policy>,
 }
 
 /// What `st_size` says of any directory, as ext4 says of a small one.
@@ -123,7 +127,8 @@ impl Inode {
         self.kind == FileKind::Directory
     }
 
-    pub fn attr(&self) -> Attr {
+    /// `volume`: the volume's policy.
+    pub fn attr(&self, volume: Policy) -> Attr {
         let inline = self.inline.len() as u64;
         let (size, allocated) = match self.kind {
             FileKind::File => (self.size, self.mapped.saturating_add(inline)),
@@ -147,6 +152,7 @@ impl Inode {
             btime: self.btime,
             version: self.version,
             has_xattrs: self.xattrs > 0,
+            policy: self.policy.unwrap_or(volume),
         }
     }
 }

@@ -133,7 +133,7 @@ impl View<'_> {
     pub(crate) async fn open_file(&mut self, session: SessionId, ino: Ino) -> Attempt<MetaReply> {
         let inode = self.live_inode(ino).await?;
         self.add_hold(ino, session);
-        Ok(MetaReply::Attr { attr: inode.attr(), grant: Grant::default() })
+        Ok(MetaReply::Attr { attr: inode.attr(self.config.policy), grant: Grant::default() })
     }
 
     pub(crate) async fn release(&mut self, session: SessionId, ino: Ino) -> Attempt<MetaReply> {
@@ -159,7 +159,7 @@ impl View<'_> {
             }
         };
         let grant = Grant { read_ms: 0, write: granted };
-        Ok(MetaReply::Lease { granted, attr: inode.attr(), grant })
+        Ok(MetaReply::Lease { granted, attr: inode.attr(self.config.policy), grant })
     }
 
     pub(crate) async fn return_lease(&mut self, session: SessionId, ino: Ino) -> Attempt<MetaReply> {

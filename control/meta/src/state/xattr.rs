@@ -7,7 +7,7 @@ use super::keys;
 use super::records::Inode;
 use super::view::{Attempt, View};
 use cfs_wire::limits::{XATTR_LIST_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
-use cfs_wire::meta::{FileKind, MetaReply, Name, XATTR_CLEAR_SGID, XATTR_CREATE, XATTR_REPLACE};
+use cfs_wire::meta::{FileKind, MetaReply, Name, XATTR_CLEAR_SGID, XATTR_CREATE, XATTR_POLICY, XATTR_REPLACE};
 use cfs_wire::{Errno, Ino, Timestamp};
 use smallvec::SmallVec;
 
@@ -39,6 +39,9 @@ fn check_name(inode: &Inode, name: &[u8]) -> Result<(), Errno> {
 impl View<'_> {
     pub(crate) async fn get_xattr(&self, ino: Ino, name: &[u8]) -> Attempt<Vec<u8>> {
         let inode = self.inode(ino).await?;
+        if name == XATTR_POLICY {
+            return Ok(self.effective_policy(&inode).to_string().into_bytes());
+        }
         match check_name(&inode, name) {
             // What can't be set on it isn't there.
             Err(Errno::EPERM) => return Err(Errno::ENODATA.into()),
@@ -94,6 +97,10 @@ impl View<'_> {
     ) -> Attempt<MetaReply> {
         if flags & !(XATTR_CREATE | XATTR_REPLACE | XATTR_CLEAR_SGID) != 0 {
             return Err(Errno::EINVAL.into());
+        }
+        if name == XATTR_POLICY {
+            self.set_policy_xattr(ino, value, flags, now).await?;
+            return Ok(MetaReply::Done);
         }
         let mut inode = self.live_inode(ino).await?;
         check_name(&inode, name)?;
@@ -170,6 +177,10 @@ impl View<'_> {
     }
 
     pub(crate) async fn remove_xattr(&mut self, ino: Ino, name: &[u8], now: Timestamp) -> Attempt<MetaReply> {
+        if name == XATTR_POLICY {
+            self.remove_policy_xattr(ino, now).await?;
+            return Ok(MetaReply::Done);
+        }
         let mut inode = self.live_inode(ino).await?;
         check_name(&inode, name)?;
         let existed = self.erase_xattr(&mut inode, name).await?;

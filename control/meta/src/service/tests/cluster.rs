@@ -119,6 +119,8 @@ impl Cluster {
             root_uid: 0,
             root_gid: 0,
             policy: cfs_wire::Policy::new(1, 0).unwrap(),
+            tolerated: 1,
+            targets: 3,
             name_key: [7; 32],
             feature_level: state::entry::FEATURE_LEVEL,
             now: self.handle.wall(),

@@ -10,6 +10,7 @@ mod model;
 mod names;
 #[cfg(feature = "planted")]
 mod planted;
+mod policy;
 mod random;
 mod sessions;
 mod transactions;
@@ -66,6 +67,8 @@ pub(super) fn init(shards: u16) -> Init {
         root_uid: 0,
         root_gid: 0,
         policy: Policy::new(2, 1).unwrap(),
+        tolerated: 1,
+        targets: 3,
         name_key: [7; 32],
         feature_level: 1,
         now: at(1000),

@@ -123,6 +123,7 @@ impl Model {
             btime: node.btime,
             version: 0,
             has_xattrs: !node.xattrs.is_empty(),
+            policy: cfs_wire::Policy::new(2, 1).unwrap(),
         })
     }
 
