@@ -92,6 +92,16 @@ pub struct Target {
     pub free_bytes: u64,
     pub zones: u32,
     pub zones_free: u32,
+    /// Payload bytes of live blobs, by what they are: batches of the Raft log, tables and
+    /// manifests of the ordered stores, small writes, data and parity shards of segments.
+    pub log_bytes: u64,
+    pub run_bytes: u64,
+    pub manifest_bytes: u64,
+    pub hot_bytes: u64,
+    pub data_bytes: u64,
+    pub parity_bytes: u64,
+    /// Deletions that still guard against a copy of their blob.
+    pub tombstones: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -102,7 +112,14 @@ pub struct Shard {
     pub applied: u64,
     pub checkpointed: u64,
     pub inodes: u64,
+    /// Bytes of the ordered store's runs, one copy.
     pub store_bytes: u64,
+    /// Runs that were not merged into a level yet.
+    pub recent_runs: u64,
+    /// Bytes per level, the first level first.
+    pub level_bytes: Vec<u64>,
+    /// Entries in runs and memory; superseded ones and deletions count until merged away.
+    pub entries: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

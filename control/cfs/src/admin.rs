@@ -3,6 +3,7 @@
 use crate::node::Node;
 use cfs_api::{AdminCall, AdminError, AdminReply, Df, FileExtent, FileStat, PathPolicy, Shard, Status, Target};
 use cfs_store::segment::TargetState;
+use cfs_wire::blobs::BlobKind;
 use cfs_wire::data::Location;
 use cfs_wire::meta::{Attr, FileKind, MetaError, MetaOp, MetaReply, Name, ShardOp};
 use cfs_wire::{Errno, Ino, Policy, PolicyError, ShardId, Timestamp};
@@ -59,6 +60,7 @@ fn targets(node: &Node) -> Vec<Target> {
     let labels = node.target_labels();
     let describe = |(id, state): (cfs_wire::TargetId, TargetState)| {
         let space = node.pool().get(id).map(|target| target.space());
+        let payload = |kind| space.map_or(0, |space| space.payload_of(kind));
         let state = match state {
             TargetState::Up => "up".to_owned(),
             TargetState::Failed(reason) => format!("failed: {reason}"),
@@ -73,6 +75,13 @@ fn targets(node: &Node) -> Vec<Target> {
             free_bytes: space.map_or(0, |space| space.free),
             zones: space.map_or(0, |space| space.zones_total),
             zones_free: space.map_or(0, |space| space.zones_free),
+            log_bytes: payload(BlobKind::Log),
+            run_bytes: payload(BlobKind::Run),
+            manifest_bytes: payload(BlobKind::Manifest),
+            hot_bytes: payload(BlobKind::Hot),
+            data_bytes: payload(BlobKind::Data),
+            parity_bytes: payload(BlobKind::Parity),
+            tombstones: space.map_or(0, |space| space.tombstones),
         }
     };
     node.pool().states().into_iter().map(describe).collect()
@@ -89,7 +98,10 @@ async fn shards(node: &Node) -> Result<Vec<Shard>, AdminError> {
             applied: facts.applied,
             checkpointed: facts.checkpointed,
             inodes: inodes_used(node, id).await?,
-            store_bytes: facts.store_bytes,
+            store_bytes: facts.store.run_bytes,
+            recent_runs: facts.store.recent_runs as u64,
+            level_bytes: facts.store.level_bytes,
+            entries: facts.store.entries,
         });
     }
     Ok(shards)

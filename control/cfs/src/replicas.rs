@@ -5,7 +5,7 @@ use crate::node::VOLUME;
 use cfs_consensus::host::{HostConfig, HostError, OPCODES};
 use cfs_consensus::{LogConfig, LogError, RaftHost, SharedLog};
 use cfs_fabric::{Address, Fabric, Message};
-use cfs_kv::{Inventory, Kv, KvConfig, KvError};
+use cfs_kv::{Inventory, Kv, KvConfig, KvError, KvStats};
 use cfs_meta::service::applied::encode_entry;
 use cfs_meta::service::peers::NoPeers;
 use cfs_meta::service::{MetaService, ServiceConfig, ShardHandle, ShardMachine, Space};
@@ -59,7 +59,8 @@ pub struct ShardFacts {
     pub term: u64,
     pub applied: u64,
     pub checkpointed: u64,
-    pub store_bytes: u64,
+    /// Of the ordered store.
+    pub store: KvStats,
 }
 
 struct Replica {
@@ -170,7 +171,7 @@ impl Replicas {
             term: metrics.term,
             applied: metrics.applied_index.unwrap_or(0),
             checkpointed: metrics.synced_index.unwrap_or(0),
-            store_bytes: stats.map_or(0, |stats| stats.run_bytes),
+            store: stats.unwrap_or_default(),
         }
     }
 

@@ -38,7 +38,7 @@ fn table(reply: &AdminReply) -> Table {
             ("uptime", format!("{} s", status.uptime_seconds)),
         ]),
         AdminReply::Targets(targets) => {
-            let header = ["target", "state", "capacity", "live", "free", "zones free", "path"];
+            let header = ["target", "state", "capacity", "live", "free", "log", "metadata", "hot", "segments", "zones free", "path"];
             rows(
                 &header,
                 targets.iter().map(|target| {
@@ -48,6 +48,10 @@ fn table(reply: &AdminReply) -> Table {
                         bytes(target.capacity_bytes),
                         bytes(target.live_bytes),
                         bytes(target.free_bytes),
+                        bytes(target.log_bytes),
+                        bytes(target.run_bytes + target.manifest_bytes),
+                        bytes(target.hot_bytes),
+                        bytes(target.data_bytes + target.parity_bytes),
                         format!("{}/{}", target.zones_free, target.zones),
                         target.path.clone(),
                     ]

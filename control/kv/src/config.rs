@@ -23,6 +23,9 @@ pub struct KvConfig {
     /// Level 1 is merged downwards beyond this; every further level holds `level_factor` times more.
     pub level_bytes: u64,
     pub level_factor: u64,
+    /// Runs are merged early when their deletions, or entries that may be replaced, hold back at
+    /// least this. 64 KiB: 256 groups in two copies keep at most 32 MiB that nobody needs.
+    pub garbage_bytes_min: u64,
     /// Shared by all groups of a node, as a clone of this configuration does.
     pub cache: Rc<BlockCache>,
     /// Merges under way at once on a node: each takes some 6 MiB and a good part of the core.
@@ -39,6 +42,7 @@ impl Default for KvConfig {
             recent_runs_stop: 24,
             level_bytes: 64 << 20,
             level_factor: 8,
+            garbage_bytes_min: 64 << 10,
             cache: BlockCache::new(BlockCache::BYTES_MAX_DEFAULT),
             merges: Semaphore::new(MERGES_MAX_DEFAULT),
         }

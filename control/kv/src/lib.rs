@@ -11,7 +11,7 @@
 //!
 //! Start at [`Kv`]. Below it: `memtable` (what is not durable yet), `table` and `block` (the run
 //! format), `version` and `manifest` (which runs are the store), `publish` (the only place where
-//! the durable state changes), `flush` and `compaction` (which feed it), `recovery` (choosing at
+//! the durable state changes), `flush` and `compaction` (which feed it; `pick` says what is merged when), `recovery` (choosing at
 //! open).
 #![forbid(unsafe_code)]
 
@@ -29,6 +29,7 @@ mod flush;
 mod kv;
 mod manifest;
 mod memtable;
+mod pick;
 mod publish;
 mod recovery;
 mod restore;

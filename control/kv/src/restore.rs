@@ -1,7 +1,7 @@
 //! Replacing everything at once: how a Raft snapshot is installed.
 
 use crate::block::Entry;
-use crate::compaction::level_for;
+use crate::pick::level_for;
 use crate::error::KvError;
 use crate::kv::Inner;
 use crate::publish::Cause;

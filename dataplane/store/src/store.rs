@@ -36,10 +36,19 @@ pub struct Space {
     /// The rest of the device: zones kept for collection, tombstones and metadata, headers, and
     /// the slack that keeps collection cheap.
     pub reserved: u64,
-    /// Payload bytes of live hot blobs: what the limit on them counts.
-    pub hot: u64,
+    /// Payload bytes of live blobs per kind, in the order of [`BlobKind::ALL`].
+    pub payload: [u64; 6],
+    /// Deletions that still guard against a copy of their blob.
+    pub tombstones: u64,
     pub zones_total: u32,
     pub zones_free: u32,
+}
+
+impl Space {
+    /// Payload bytes of live blobs of a kind.
+    pub fn payload_of(&self, kind: BlobKind) -> u64 {
+        self.payload[kind as usize - 1]
+    }
 }
 
 impl TargetStore {
@@ -196,7 +205,8 @@ impl TargetStore {
             live,
             free: capacity.saturating_sub(live),
             reserved: self.core.superblock.device_bytes.saturating_sub(capacity),
-            hot: state.live_by_kind[BlobKind::Hot as usize - 1],
+            payload: state.live_by_kind,
+            tombstones: state.tombstones.len() as u64,
             zones_total: self.core.superblock.zones,
             zones_free: state.zones.free_count(),
         }

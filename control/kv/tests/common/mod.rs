@@ -21,6 +21,7 @@ pub fn config() -> KvConfig {
         recent_runs_stop: 6,
         level_bytes: 2000,
         level_factor: 3,
+        garbage_bytes_min: 400,
         cache: BlockCache::new(20_000),
         ..KvConfig::default()
     }

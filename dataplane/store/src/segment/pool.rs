@@ -75,7 +75,7 @@ impl BlobTarget for LocalTarget {
     }
 
     fn hot(&self) -> u64 {
-        self.0.space().hot
+        self.0.space().payload_of(BlobKind::Hot)
     }
 
     fn space(&self) -> Space {
