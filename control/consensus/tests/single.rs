@@ -181,6 +181,47 @@ fn the_log_stays_short_while_groups_idle_and_others_write() {
     });
 }
 
+/// Writes 300 KB into three groups, waits, and answers what the log still takes on a target.
+fn stored_after_rest(rest_bytes: u64) -> u64 {
+    let (stored, _) = simulate(21, move |handle| async move {
+        let disks = Disks::new(3);
+        let config = LogConfig { rest_bytes, ..LogConfig::default() };
+        let node = handle.new_domain();
+        let first = start(&disks, &node, config.clone()).await.unwrap();
+        // Not at rest: an append every three seconds.
+        for round in 0..10u64 {
+            for group in 0..3 {
+                let filler = Bytes::from(vec![round as u8; 10_000]);
+                first.host.propose(ShardId(group), filler).await.unwrap();
+            }
+            handle.sleep(Duration::from_secs(3)).await;
+        }
+        assert_eq!(disks.states[0].checkpoints.get(), 0, "checkpointed under load");
+        assert!(first.log.bytes_stored() > 300_000);
+        handle.sleep(Duration::from_secs(10)).await;
+        let stored = first.log.bytes_stored();
+        let checkpoints = disks.states[0].checkpoints.get();
+        handle.sleep(Duration::from_secs(60)).await;
+        assert_eq!(disks.states[0].checkpoints.get(), checkpoints, "it goes on although nothing is appended");
+        node.kill();
+        drop(first);
+        let second = start(&disks, &handle, config).await.unwrap();
+        for group in 0..3u16 {
+            second.host.read_barrier(ShardId(group)).await.unwrap();
+            assert_eq!(second.lists[usize::from(group)].list().len(), 10, "group {group}");
+        }
+        stored
+    });
+    stored
+}
+
+#[test]
+fn a_log_at_rest_is_checkpointed_and_cut_down() {
+    let stored = stored_after_rest(100_000);
+    assert!(stored < 50_000, "{stored} bytes are left");
+    assert!(stored_after_rest(u64::MAX) > 300_000, "it is cut down anyway: the test proves nothing");
+}
+
 #[test]
 fn state_without_its_log_is_refused() {
     simulate(16, |handle| async move {

@@ -4,6 +4,7 @@ use super::{Group, HostError, RaftHost};
 use crate::types::Mark;
 use cfs_wire::ShardId;
 use cfs_wire::planted::{self, Bug};
+use futures_util::future::select;
 use openraft::async_runtime::WatchReceiver;
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use std::time::Duration;
 const PURGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a round that could not bring the log under its limit.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
+/// A log without a new batch for so long is at rest.
+const REST_AFTER: Duration = Duration::from_secs(5);
 
 impl RaftHost {
     /// Makes the group's state durable and purges its log up to there.
@@ -51,25 +54,53 @@ impl RaftHost {
         Ok(())
     }
 
-    /// Runs for the life of the host; sleeps until an append finds the log over its limit.
+    /// Runs for the life of the host; sleeps until an append finds the log over its limit, or
+    /// the log rests and is worth cutting down.
     pub(super) async fn keep_log_short(self: Rc<Self>) {
-        let pressure = self.log.pressure();
-        loop {
-            let pressed = pressure.notified();
-            if self.stopping.get() {
-                return;
-            }
-            if !self.log.is_over_limit() {
-                pressed.await;
-                continue;
-            }
-            if let Err(error) = self.relieve().await {
+        // The last batch of a log that was cut down at rest: what is left of it stays.
+        let mut rested = 0;
+        while !self.stopping.get() {
+            let outcome = if self.log.is_over_limit() {
+                let outcome = self.relieve().await;
+                if self.log.is_over_limit() {
+                    self.handle.sleep(ROUND_PAUSE).await;
+                }
+                outcome
+            } else if self.is_pressed_or_rests(rested).await {
+                Ok(())
+            } else {
+                let outcome = self.cut_at_rest().await;
+                rested = self.log.durable();
+                outcome
+            };
+            if let Err(error) = outcome {
                 tracing::error!(%error, "the Raft log can't be shortened");
             }
-            if self.log.is_over_limit() {
-                self.handle.sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    /// Waits for either; false: the log rests. `rested`: the last batch before it did so last.
+    async fn is_pressed_or_rests(&self, rested: u64) -> bool {
+        let pressed = Box::pin(self.log.pressure().notified());
+        let durable = self.log.durable();
+        if !self.log.is_worth_cutting() || durable == rested {
+            let restless = Box::pin(self.log.restless().notified());
+            select(pressed, restless).await;
+            return true;
+        }
+        self.handle.timeout(REST_AFTER, pressed).await.is_some() || self.log.durable() != durable
+    }
+
+    /// What the groups have applied since their checkpoints becomes durable state, so that the
+    /// log has next to nothing to keep.
+    async fn cut_at_rest(&self) -> Result<(), HostError> {
+        for id in self.group_ids() {
+            if self.log.bytes_unpurged_of(id) > 0 {
+                self.checkpoint(id).await?;
             }
         }
+        self.log.cut_at_rest().await?;
+        Ok(())
     }
 
     /// One round: the groups with most to purge, then whatever keeps the oldest batches.

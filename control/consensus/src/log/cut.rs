@@ -12,11 +12,22 @@ impl SharedLog {
     /// The order keeps every crash harmless: what is copied or killed is durable, then a batch
     /// saying where the log begins is durable, then the blobs are deleted.
     pub async fn cut(&self) -> Result<usize, LogError> {
+        self.cut_down(false).await
+    }
+
+    /// The same for a log that nobody appends to: copies forward what little lives also when the
+    /// log is short.
+    pub async fn cut_at_rest(&self) -> Result<usize, LogError> {
+        self.cut_down(true).await
+    }
+
+    async fn cut_down(&self, resting: bool) -> Result<usize, LogError> {
         let _alone = self.cutting.lock().await;
         let point = {
             let mut state = self.state.borrow_mut();
-            // Copying forward has to pay: it happens only while the log is over half of what it may take.
-            let worth = state.stored > self.config.stored_bytes_max / 2;
+            // Copying forward has to pay: it happens only while the log is over half of what it
+            // may take, or over what it may keep at rest.
+            let worth = resting || state.stored > self.config.stored_bytes_max / 2;
             let point = state.cut_point(if worth { self.config.copy_bytes_max } else { 0 });
             if point == state.first {
                 return Ok(0);

@@ -49,13 +49,22 @@ pub struct LogConfig {
     /// Bytes the batches may take on each of their targets before the host is asked. A batch of
     /// one small commit takes 8 KiB, so this is 16,000 of them: a second of reading at start.
     pub stored_bytes_max: u64,
+    /// A log that nobody has appended to for a while is checkpointed and cut down when it takes
+    /// more than this on each target: what it held, and what its entries deleted, is free again.
+    pub rest_bytes: u64,
     /// Live bytes copied forward by one cut at most.
     pub copy_bytes_max: u64,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        LogConfig { pipeline: 2, limit_bytes: 32 << 20, stored_bytes_max: 128 << 20, copy_bytes_max: 256 << 10 }
+        LogConfig {
+            pipeline: 2,
+            limit_bytes: 32 << 20,
+            stored_bytes_max: 128 << 20,
+            rest_bytes: 256 << 10,
+            copy_bytes_max: 256 << 10,
+        }
     }
 }
 
@@ -68,6 +77,8 @@ pub struct SharedLog {
     work: Rc<Notify>,
     /// The log has grown over its limit.
     pressure: Rc<Notify>,
+    /// The log is large enough to be cut down when it rests.
+    restless: Rc<Notify>,
     cutting: cfs_reactor::sync::Mutex<()>,
     closed: Cell<bool>,
     /// The store had no space for the last put.
@@ -94,6 +105,7 @@ impl SharedLog {
             state: RefCell::new(state),
             work: Notify::new(),
             pressure: Notify::new(),
+            restless: Notify::new(),
             cutting: cfs_reactor::sync::Mutex::new(()),
             closed: Cell::new(false),
             starved: Cell::new(false),
@@ -147,6 +159,16 @@ impl SharedLog {
     /// Woken whenever an append finds the log over its limit.
     pub fn pressure(&self) -> Rc<Notify> {
         self.pressure.clone()
+    }
+
+    /// Woken whenever a batch leaves the log worth cutting down once it rests.
+    pub fn restless(&self) -> Rc<Notify> {
+        self.restless.clone()
+    }
+
+    /// Whether a log at rest is worth cutting down.
+    pub fn is_worth_cutting(&self) -> bool {
+        self.state.borrow().stored > self.config.rest_bytes
     }
 
     /// Groups whose entries keep the oldest batch from being cut.
@@ -258,6 +280,9 @@ impl SharedLog {
             Ok(id) => {
                 let told = self.state.borrow_mut().completed(formed.sequence, id);
                 told.into_iter().for_each(|waiter| waiter.complete(Ok(())));
+                if self.is_worth_cutting() {
+                    self.restless.notify_all();
+                }
             }
             Err(error) => {
                 tracing::error!(batch = formed.sequence, %error, "the Raft log can't be written any more");
