@@ -55,8 +55,7 @@ impl Movers {
     pub async fn adopt_epoch(&self) -> Result<Epoch, MoverError> {
         let mut minimum = Epoch(0);
         for shard in (0..self.calls.shards()).map(ShardId) {
-            let reply = self.calls.shard_call(shard, ShardOp::GetEpoch).await;
-            match reply.map_err(|error| MoverError::Shard { shard, error })? {
+            match self.shard_call(shard, ShardOp::GetEpoch).await? {
                 ShardReply::Epoch(found) => minimum = minimum.max(found),
                 _ => return Err(MoverError::Protocol { shard, op: "GetEpoch" }),
             }
@@ -65,17 +64,35 @@ impl Movers {
         Ok(minimum)
     }
 
-    /// Lets every shard forget freezes that no location still accepted can meet, then hands out
+    /// Makes freezes that no location still accepted can meet void in every shard, then hands out
     /// the next epoch. In this order a start never hands out, nor freezes under, an epoch lower
     /// than one handed out before it: a freeze outlives every location it is to meet.
     async fn advance_epoch(&self, minimum: Epoch) -> Result<Epoch, MoverError> {
         let next = Epoch(minimum.0 + 1);
         for shard in (0..self.calls.shards()).map(ShardId) {
-            let reply = self.calls.shard_call(shard, ShardOp::AdvanceEpoch { minimum: next }).await;
-            reply.map_err(|error| MoverError::Shard { shard, error })?;
+            self.shard_call(shard, ShardOp::AdvanceEpoch { minimum: next }).await?;
         }
         self.registrar.set_epoch(Epoch(next.0 + EPOCHS_ACCEPTED));
         Ok(next)
+    }
+
+    /// Deletes the freezes that the last advance made meaningless.
+    async fn forget_frozen(&self) -> Result<(), MoverError> {
+        for shard in (0..self.calls.shards()).map(ShardId) {
+            let mut after = None;
+            loop {
+                match self.shard_call(shard, ShardOp::ForgetFrozen { after }).await? {
+                    ShardReply::Forgotten { next: None } => break,
+                    ShardReply::Forgotten { next } => after = next,
+                    _ => return Err(MoverError::Protocol { shard, op: "ForgetFrozen" }),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn shard_call(&self, shard: ShardId, op: ShardOp) -> Result<ShardReply, MoverError> {
+        self.calls.shard_call(shard, op).await.map_err(|error| MoverError::Shard { shard, error })
     }
 
     /// Repairs the segments that reads found damaged. What can't be repaired now (a target is
@@ -131,6 +148,7 @@ impl Movers {
                     Ok(next) => minimum = next,
                     Err(error) => tracing::warn!(%error, "the reference epoch did not advance"),
                 }
+                report("forgetting of freezes", self.forget_frozen().await);
             }
         });
     }

@@ -38,7 +38,19 @@ fn table(reply: &AdminReply) -> Table {
             ("uptime", format!("{} s", status.uptime_seconds)),
         ]),
         AdminReply::Targets(targets) => {
-            let header = ["target", "state", "capacity", "live", "free", "log", "metadata", "hot", "segments", "zones free", "path"];
+            let header = [
+                "target",
+                "state",
+                "capacity",
+                "live",
+                "free",
+                "log",
+                "metadata",
+                "hot",
+                "segments",
+                "zones free",
+                "path",
+            ];
             rows(
                 &header,
                 targets.iter().map(|target| {

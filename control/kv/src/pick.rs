@@ -100,9 +100,8 @@ impl Totals {
 /// merge doubles what is below, so it costs a growing store little.)
 fn recent_pay(version: &Version, config: &KvConfig) -> bool {
     let (recent, below) = (Totals::of(&version.recent), Totals::of(&version.levels));
-    let replaced = version.recent.len() > 1
-        && recent.entries >= below.entries
-        && recent.bytes >= config.garbage_bytes_min.max(1);
+    let replaced =
+        version.recent.len() > 1 && recent.entries >= below.entries && recent.bytes >= config.garbage_bytes_min.max(1);
     replaced || recent.deletions_pay(below, config)
 }
 
@@ -153,4 +152,3 @@ pub fn level_for(bytes: u64, config: &KvConfig) -> usize {
     }
     LEVELS_MAX
 }
-

@@ -1,9 +1,9 @@
 //! Replacing everything at once: how a Raft snapshot is installed.
 
 use crate::block::Entry;
-use crate::pick::level_for;
 use crate::error::KvError;
 use crate::kv::Inner;
+use crate::pick::level_for;
 use crate::publish::Cause;
 use crate::version::{self, Edit};
 use crate::writer::TableWriter;

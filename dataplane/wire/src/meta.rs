@@ -615,9 +615,13 @@ pub enum ShardOp {
         ino: Ino,
         swaps: Vec<(Extent, Vec<Extent>)>,
     },
-    /// Raises the shard's minimum accepted reference epoch; freezes below it are forgotten.
+    /// Raises the shard's minimum accepted reference epoch; freezes below it mean nothing any more.
     AdvanceEpoch {
         minimum: Epoch,
+    },
+    /// Deletes a bounded number of such freezes, from an opaque position on.
+    ForgetFrozen {
+        after: Option<Vec<u8>>,
     },
     /// The shard's records, for a check: at most `max` after an opaque position.
     Audit {
@@ -705,6 +709,10 @@ pub enum ShardReply {
         next: Option<Vec<u8>>,
     },
     Epoch(Epoch),
+    /// `next`: where to go on; `None` at the end.
+    Forgotten {
+        next: Option<Vec<u8>>,
+    },
     Extents {
         extents: Vec<Extent>,
         policy: Policy,

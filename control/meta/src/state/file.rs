@@ -151,7 +151,7 @@ impl View<'_> {
             return Ok(());
         }
         let old = epoch < self.counters.minimum_epoch;
-        if old || self.exists(&keys::frozen(self.shard, referent)).await? {
+        if old || self.is_frozen(referent).await? {
             return Err(MetaError::StaleReference.into());
         }
         Ok(())

@@ -132,8 +132,14 @@ pub(crate) fn released(shard: ShardId, referent: &Referent) -> Vec<u8> {
     Key::new(shard, RELEASED).referent(referent).0
 }
 
+/// One row for all slots of a segment: they die together more often than not, and every shard
+/// keeps the row for two epochs.
 pub(crate) fn frozen(shard: ShardId, referent: &Referent) -> Vec<u8> {
-    Key::new(shard, FROZEN).referent(referent).0
+    let (tag, id) = match referent {
+        Referent::Hot(blob) => (0, blob.0),
+        Referent::Slot(segment, _) => (1, segment.0),
+    };
+    Key::new(shard, FROZEN).u8(tag).bytes(&id.to_be_bytes()).0
 }
 
 pub(crate) fn registration(shard: ShardId, segment: SegmentId) -> Vec<u8> {

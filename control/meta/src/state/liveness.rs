@@ -1,7 +1,7 @@
 //! What servers and movers ask of a shard: segment registrations, and the freeze that decides
 //! whether stored bytes are dead (section 7 of the design, "liveness").
 
-use super::records::{ReleasedRecord, decode};
+use super::records::{FrozenRecord, ReleasedRecord, decode};
 use super::view::{Fail, View, bad_key};
 use super::{StateError, keys};
 use cfs_wire::data::{Referent, Registration};
@@ -12,6 +12,8 @@ use cfs_wire::{Epoch, Ino, SegmentId};
 /// their own that keeps a reply below the body limit.
 pub(crate) const ROWS_MAX: u32 = 4096;
 const REGISTRATIONS_MAX: u32 = 64;
+/// Freezes that one entry looks at: its apply stays short however many there are.
+const FORGOTTEN_AT_ONCE: usize = 1024;
 
 impl View<'_> {
     pub(crate) async fn shard_op(&mut self, op: &ShardOp) -> Result<ShardReply, StateError> {
@@ -27,12 +29,7 @@ impl View<'_> {
                 Ok(ShardReply::Done)
             }
             ShardOp::Freeze { referents, epoch } => self.freeze(referents, *epoch).await,
-            ShardOp::Thaw { referents } => {
-                for referent in referents {
-                    self.delete(keys::frozen(self.shard, referent));
-                }
-                Ok(ShardReply::Done)
-            }
+            ShardOp::Thaw { referents } => self.thaw(referents).await,
             ShardOp::Resolve { referents } => self.resolve(referents).await,
             ShardOp::MarkDead { slots } => self.mark_dead(slots).await,
             ShardOp::Swap { ino, swaps } => {
@@ -47,7 +44,11 @@ impl View<'_> {
                     }
                 }
             }
-            ShardOp::AdvanceEpoch { minimum } => self.advance_epoch(*minimum).await,
+            ShardOp::AdvanceEpoch { minimum } => {
+                self.counters.minimum_epoch = self.counters.minimum_epoch.max(*minimum);
+                Ok(ShardReply::Done)
+            }
+            ShardOp::ForgetFrozen { after } => self.forget_frozen(after.as_deref()).await,
             // Answered as a read above.
             _ => Ok(ShardReply::Refused),
         }
@@ -153,7 +154,7 @@ impl View<'_> {
         let mut held = Vec::with_capacity(referents.len());
         for referent in referents {
             held.push(self.any(&keys::references(self.shard, referent)).await?);
-            self.put(keys::frozen(self.shard, referent), &epoch);
+            self.mark_frozen(referent, epoch).await?;
             let key = keys::released(self.shard, referent);
             if let Some(mut record) = self.get::<ReleasedRecord>(&key).await? {
                 record.seen = true;
@@ -161,6 +162,50 @@ impl View<'_> {
             }
         }
         Ok(ShardReply::Held(held))
+    }
+
+    async fn mark_frozen(&mut self, referent: &Referent, epoch: Epoch) -> Result<(), StateError> {
+        let key = keys::frozen(self.shard, referent);
+        let mut record = self.get::<FrozenRecord>(&key).await?.unwrap_or_default();
+        record.epoch = record.epoch.max(epoch);
+        if let Referent::Slot(_, slot) = referent {
+            let bytes = usize::from(slot / 8) + 1;
+            record.slots.resize(record.slots.len().max(bytes), 0);
+            record.slots[bytes - 1] |= 1 << (slot % 8);
+        }
+        self.put(key, &record);
+        Ok(())
+    }
+
+    async fn thaw(&mut self, referents: &[Referent]) -> Result<ShardReply, StateError> {
+        for referent in referents {
+            let key = keys::frozen(self.shard, referent);
+            let Some(mut record) = self.get::<FrozenRecord>(&key).await? else { continue };
+            if let Referent::Slot(_, slot) = referent
+                && let Some(byte) = record.slots.get_mut(usize::from(slot / 8))
+            {
+                *byte &= !(1 << (slot % 8));
+            }
+            if record.slots.iter().all(|byte| *byte == 0) {
+                self.delete(key);
+            } else {
+                self.put(key, &record);
+            }
+        }
+        Ok(ShardReply::Done)
+    }
+
+    /// Whether new references to it are refused.
+    pub(crate) async fn is_frozen(&self, referent: &Referent) -> Result<bool, StateError> {
+        let record: Option<FrozenRecord> = self.get(&keys::frozen(self.shard, referent)).await?;
+        // Below the minimum no reference that it could meet is accepted any more.
+        let Some(record) = record.filter(|record| record.epoch >= self.counters.minimum_epoch) else {
+            return Ok(false);
+        };
+        Ok(match referent {
+            Referent::Hot(_) => true,
+            Referent::Slot(_, slot) => bit(&record.slots, *slot),
+        })
     }
 
     /// Takes off the list what a freeze looked at; what was released again since stays.
@@ -196,17 +241,22 @@ impl View<'_> {
         Ok(ShardReply::Dead(dead))
     }
 
-    async fn advance_epoch(&mut self, minimum: Epoch) -> Result<ShardReply, StateError> {
-        if minimum <= self.counters.minimum_epoch {
-            return Ok(ShardReply::Done);
-        }
-        self.counters.minimum_epoch = minimum;
-        for (key, value) in self.scan_all(&keys::table(self.shard, keys::FROZEN)).await? {
-            if decode::<Epoch>(&key, &value)? < minimum {
+    /// Deletes freezes that no accepted reference can meet, of some that follow `after`.
+    async fn forget_frozen(&mut self, after: Option<&[u8]>) -> Result<ShardReply, StateError> {
+        let table = keys::table(self.shard, keys::FROZEN);
+        let start = match after {
+            Some(key) if key.starts_with(&table) => [key, &[0]].concat(),
+            _ => table.clone(),
+        };
+        let rows = self.scan(start, &keys::after_prefix(&table), FORGOTTEN_AT_ONCE).await?;
+        let full = rows.len() == FORGOTTEN_AT_ONCE;
+        let next = rows.last().filter(|_| full).map(|(key, _)| key.to_vec());
+        for (key, value) in rows {
+            if decode::<FrozenRecord>(&key, &value)?.epoch < self.counters.minimum_epoch {
                 self.delete(key);
             }
         }
-        Ok(ShardReply::Done)
+        Ok(ShardReply::Forgotten { next })
     }
 }
 

@@ -182,6 +182,17 @@ pub(crate) struct ReleasedRecord {
     pub seen: bool,
 }
 
+/// References that are refused because what they name is being collected, or was: a hot blob, or
+/// some slots of a segment.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct FrozenRecord {
+    /// The latest under which any of it was frozen: forgotten when the minimum accepted one is
+    /// above.
+    pub epoch: Epoch,
+    /// Bit n of byte n/8: slot n. Empty for a hot blob.
+    pub slots: Vec<u8>,
+}
+
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct SessionRecord {
     pub client: String,

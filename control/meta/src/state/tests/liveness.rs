@@ -1,5 +1,6 @@
 //! References against freezes and epochs, swaps, the released list and registrations.
 
+use super::super::keys;
 use super::*;
 use cfs_wire::SegmentId;
 use cfs_wire::data::{Referent, Registration, ShardPlace, Slot};
@@ -35,6 +36,52 @@ pub(super) fn a_frozen_referent_takes_no_new_reference_until_thawed() {
     shard.write(ino, vec![FileWrite::Punch { offset: 4, length: 2 }]).unwrap();
     shard.shard_op(ShardOp::Thaw { referents: vec![referent(2)] });
     shard.write(ino, vec![data(20, 10, 2)]).unwrap();
+}
+
+fn frozen_rows(shard: &Shard) -> usize {
+    let table = keys::table(shard.id, keys::FROZEN);
+    shard.state.map.keys().filter(|key| key.starts_with(&table)).count()
+}
+
+/// Slots of one segment share a row; each is frozen and thawed by itself.
+#[test]
+fn slots_of_a_segment_are_frozen_and_thawed_one_by_one() {
+    let mut shard = Shard::new();
+    let ino = shard.create(ROOT, "f", file()).unwrap().ino;
+    let slot = |slot| Referent::Slot(SegmentId(7), slot);
+    let location = |slot| Location::Chunk { segment: SegmentId(7), slot, shard: 0, start: 0, stored: 10, offset: 0 };
+    let write = |slot| FileWrite::Data { offset: 0, length: 1, location: location(slot), epoch: Epoch(5) };
+    let referents = vec![slot(0), slot(9), slot(300)];
+    shard.shard_op(ShardOp::Freeze { referents, epoch: Epoch(5) });
+    for frozen in [0, 9, 300] {
+        assert_eq!(shard.write(ino, vec![write(frozen)]), Err(MetaError::StaleReference), "slot {frozen}");
+    }
+    for free in [1, 8, 10, 299, 301, 4000] {
+        assert!(shard.write(ino, vec![write(free)]).is_ok(), "slot {free}");
+    }
+    shard.shard_op(ShardOp::Thaw { referents: vec![slot(9), slot(4000)] });
+    assert!(shard.write(ino, vec![write(9)]).is_ok());
+    assert_eq!(shard.write(ino, vec![write(300)]), Err(MetaError::StaleReference));
+    shard.shard_op(ShardOp::Thaw { referents: vec![slot(0), slot(300)] });
+    assert!(shard.write(ino, vec![write(300)]).is_ok());
+    assert_eq!(frozen_rows(&shard), 0);
+}
+
+#[test]
+fn forgotten_freezes_are_deleted_some_at_a_time_and_the_others_stay() {
+    let mut shard = Shard::new();
+    let blobs: Vec<u128> = (0..1500).collect();
+    freeze(&mut shard, &blobs, 3);
+    freeze(&mut shard, &[2000, 2001], 4);
+    shard.shard_op(ShardOp::AdvanceEpoch { minimum: Epoch(4) });
+    assert_eq!(frozen_rows(&shard), 1502);
+    let ShardReply::Forgotten { next: Some(next) } = shard.shard_op(ShardOp::ForgetFrozen { after: None }) else {
+        panic!("all at once");
+    };
+    assert_eq!(frozen_rows(&shard), 1502 - 1024);
+    let end = ShardReply::Forgotten { next: None };
+    assert_eq!(shard.shard_op(ShardOp::ForgetFrozen { after: Some(next) }), end);
+    assert_eq!(frozen_rows(&shard), 2);
 }
 
 #[test]
