@@ -64,31 +64,23 @@ impl Movers {
         Ok(minimum)
     }
 
-    /// Makes freezes that no location still accepted can meet void in every shard, then hands out
+    /// Lets every shard forget freezes that no location still accepted can meet, then hands out
     /// the next epoch. In this order a start never hands out, nor freezes under, an epoch lower
     /// than one handed out before it: a freeze outlives every location it is to meet.
     async fn advance_epoch(&self, minimum: Epoch) -> Result<Epoch, MoverError> {
         let next = Epoch(minimum.0 + 1);
         for shard in (0..self.calls.shards()).map(ShardId) {
-            self.shard_call(shard, ShardOp::AdvanceEpoch { minimum: next }).await?;
-        }
-        self.registrar.set_epoch(Epoch(next.0 + EPOCHS_ACCEPTED));
-        Ok(next)
-    }
-
-    /// Deletes the freezes that the last advance made meaningless.
-    async fn forget_frozen(&self) -> Result<(), MoverError> {
-        for shard in (0..self.calls.shards()).map(ShardId) {
             let mut after = None;
             loop {
-                match self.shard_call(shard, ShardOp::ForgetFrozen { after }).await? {
+                match self.shard_call(shard, ShardOp::AdvanceEpoch { minimum: next, after }).await? {
                     ShardReply::Forgotten { next: None } => break,
                     ShardReply::Forgotten { next } => after = next,
-                    _ => return Err(MoverError::Protocol { shard, op: "ForgetFrozen" }),
+                    _ => return Err(MoverError::Protocol { shard, op: "AdvanceEpoch" }),
                 }
             }
         }
-        Ok(())
+        self.registrar.set_epoch(Epoch(next.0 + EPOCHS_ACCEPTED));
+        Ok(next)
     }
 
     async fn shard_call(&self, shard: ShardId, op: ShardOp) -> Result<ShardReply, MoverError> {
@@ -148,7 +140,6 @@ impl Movers {
                     Ok(next) => minimum = next,
                     Err(error) => tracing::warn!(%error, "the reference epoch did not advance"),
                 }
-                report("forgetting of freezes", self.forget_frozen().await);
             }
         });
     }

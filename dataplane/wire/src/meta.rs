@@ -615,12 +615,10 @@ pub enum ShardOp {
         ino: Ino,
         swaps: Vec<(Extent, Vec<Extent>)>,
     },
-    /// Raises the shard's minimum accepted reference epoch; freezes below it mean nothing any more.
+    /// Raises the shard's minimum accepted reference epoch: freezes below it mean nothing any
+    /// more. Some of them are deleted; the reply says from where to go on.
     AdvanceEpoch {
         minimum: Epoch,
-    },
-    /// Deletes a bounded number of such freezes, from an opaque position on.
-    ForgetFrozen {
         after: Option<Vec<u8>>,
     },
     /// The shard's records, for a check: at most `max` after an opaque position.

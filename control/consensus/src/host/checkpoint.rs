@@ -14,8 +14,8 @@ use std::time::Duration;
 const PURGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a round that could not bring the log under its limit.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
-/// A log without a new batch for so long is at rest.
-const REST_AFTER: Duration = Duration::from_secs(5);
+/// A log that grows by less than a quarter of what it may keep at rest in this time is at rest.
+const REST_WINDOW: Duration = Duration::from_secs(5);
 
 impl RaftHost {
     /// Makes the group's state durable and purges its log up to there.
@@ -57,20 +57,21 @@ impl RaftHost {
     /// Runs for the life of the host; sleeps until an append finds the log over its limit, or
     /// the log rests and is worth cutting down.
     pub(super) async fn keep_log_short(self: Rc<Self>) {
-        // The last batch of a log that was cut down at rest: what is left of it stays.
-        let mut rested = 0;
+        // What was left of the log when it last rested: only what comes on top can go.
+        let mut left = 0;
         while !self.stopping.get() {
+            left = self.log.bytes_stored().min(left);
             let outcome = if self.log.is_over_limit() {
                 let outcome = self.relieve().await;
                 if self.log.is_over_limit() {
                     self.handle.sleep(ROUND_PAUSE).await;
                 }
                 outcome
-            } else if self.is_pressed_or_rests(rested).await {
+            } else if self.is_pressed_or_grows(left).await {
                 Ok(())
             } else {
                 let outcome = self.cut_at_rest().await;
-                rested = self.log.durable();
+                left = self.log.bytes_stored();
                 outcome
             };
             if let Err(error) = outcome {
@@ -79,16 +80,18 @@ impl RaftHost {
         }
     }
 
-    /// Waits for either; false: the log rests. `rested`: the last batch before it did so last.
-    async fn is_pressed_or_rests(&self, rested: u64) -> bool {
+    /// Waits until there is something to decide; false: the log has outgrown what was `left` of
+    /// it by what it may keep, and rests now.
+    async fn is_pressed_or_grows(&self, left: u64) -> bool {
         let pressed = Box::pin(self.log.pressure().notified());
-        let durable = self.log.durable();
-        if !self.log.is_worth_cutting() || durable == rested {
-            let restless = Box::pin(self.log.restless().notified());
-            select(pressed, restless).await;
+        let stored = self.log.bytes_stored();
+        if stored <= left + self.log.rest_bytes() {
+            let grown = Box::pin(self.log.grown().notified());
+            select(pressed, grown).await;
             return true;
         }
-        self.handle.timeout(REST_AFTER, pressed).await.is_some() || self.log.durable() != durable
+        let pressed = self.handle.timeout(REST_WINDOW, pressed).await.is_some();
+        pressed || self.log.bytes_stored() > stored + self.log.rest_bytes() / 4
     }
 
     /// What the groups have applied since their checkpoints becomes durable state, so that the

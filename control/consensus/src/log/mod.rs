@@ -49,8 +49,8 @@ pub struct LogConfig {
     /// Bytes the batches may take on each of their targets before the host is asked. A batch of
     /// one small commit takes 8 KiB, so this is 16,000 of them: a second of reading at start.
     pub stored_bytes_max: u64,
-    /// A log that nobody has appended to for a while is checkpointed and cut down when it takes
-    /// more than this on each target: what it held, and what its entries deleted, is free again.
+    /// A log that hardly grows any more is checkpointed and cut down when it takes more than this
+    /// on each target: what it held, and what its entries deleted, is free again.
     pub rest_bytes: u64,
     /// Live bytes copied forward by one cut at most.
     pub copy_bytes_max: u64,
@@ -77,8 +77,8 @@ pub struct SharedLog {
     work: Rc<Notify>,
     /// The log has grown over its limit.
     pressure: Rc<Notify>,
-    /// The log is large enough to be cut down when it rests.
-    restless: Rc<Notify>,
+    /// The log is larger than what it may keep at rest.
+    grown: Rc<Notify>,
     cutting: cfs_reactor::sync::Mutex<()>,
     closed: Cell<bool>,
     /// The store had no space for the last put.
@@ -105,7 +105,7 @@ impl SharedLog {
             state: RefCell::new(state),
             work: Notify::new(),
             pressure: Notify::new(),
-            restless: Notify::new(),
+            grown: Notify::new(),
             cutting: cfs_reactor::sync::Mutex::new(()),
             closed: Cell::new(false),
             starved: Cell::new(false),
@@ -161,14 +161,13 @@ impl SharedLog {
         self.pressure.clone()
     }
 
-    /// Woken whenever a batch leaves the log worth cutting down once it rests.
-    pub fn restless(&self) -> Rc<Notify> {
-        self.restless.clone()
+    /// Woken whenever a batch leaves the log larger than what it may keep at rest.
+    pub fn grown(&self) -> Rc<Notify> {
+        self.grown.clone()
     }
 
-    /// Whether a log at rest is worth cutting down.
-    pub fn is_worth_cutting(&self) -> bool {
-        self.state.borrow().stored > self.config.rest_bytes
+    pub fn rest_bytes(&self) -> u64 {
+        self.config.rest_bytes
     }
 
     /// Groups whose entries keep the oldest batch from being cut.
@@ -280,8 +279,8 @@ impl SharedLog {
             Ok(id) => {
                 let told = self.state.borrow_mut().completed(formed.sequence, id);
                 told.into_iter().for_each(|waiter| waiter.complete(Ok(())));
-                if self.is_worth_cutting() {
-                    self.restless.notify_all();
+                if self.bytes_stored() > self.config.rest_bytes {
+                    self.grown.notify_all();
                 }
             }
             Err(error) => {

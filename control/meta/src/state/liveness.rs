@@ -44,11 +44,10 @@ impl View<'_> {
                     }
                 }
             }
-            ShardOp::AdvanceEpoch { minimum } => {
+            ShardOp::AdvanceEpoch { minimum, after } => {
                 self.counters.minimum_epoch = self.counters.minimum_epoch.max(*minimum);
-                Ok(ShardReply::Done)
+                self.forget_frozen(after.as_deref()).await
             }
-            ShardOp::ForgetFrozen { after } => self.forget_frozen(after.as_deref()).await,
             // Answered as a read above.
             _ => Ok(ShardReply::Refused),
         }

@@ -73,14 +73,15 @@ fn forgotten_freezes_are_deleted_some_at_a_time_and_the_others_stay() {
     let blobs: Vec<u128> = (0..1500).collect();
     freeze(&mut shard, &blobs, 3);
     freeze(&mut shard, &[2000, 2001], 4);
-    shard.shard_op(ShardOp::AdvanceEpoch { minimum: Epoch(4) });
-    assert_eq!(frozen_rows(&shard), 1502);
-    let ShardReply::Forgotten { next: Some(next) } = shard.shard_op(ShardOp::ForgetFrozen { after: None }) else {
-        panic!("all at once");
-    };
+    let advance = |after| ShardOp::AdvanceEpoch { minimum: Epoch(4), after };
+    let ShardReply::Forgotten { next: Some(next) } = shard.shard_op(advance(None)) else { panic!("all at once") };
     assert_eq!(frozen_rows(&shard), 1502 - 1024);
-    let end = ShardReply::Forgotten { next: None };
-    assert_eq!(shard.shard_op(ShardOp::ForgetFrozen { after: Some(next) }), end);
+    // None of them counts any more, deleted or not.
+    let ino = shard.create(ROOT, "f", file()).unwrap().ino;
+    let write = |blob| FileWrite::Data { offset: 0, length: 1, location: hot(blob, 0), epoch: Epoch(4) };
+    assert!(shard.write(ino, vec![write(1400)]).is_ok());
+    assert_eq!(shard.write(ino, vec![write(2000)]), Err(MetaError::StaleReference));
+    assert_eq!(shard.shard_op(advance(Some(next))), ShardReply::Forgotten { next: None });
     assert_eq!(frozen_rows(&shard), 2);
 }
 
@@ -89,12 +90,12 @@ fn an_epoch_gone_by_is_refused_and_freezes_below_it_are_forgotten() {
     let mut shard = Shard::new();
     let ino = shard.create(ROOT, "f", file()).unwrap().ino;
     freeze(&mut shard, &[1], 3);
-    shard.shard_op(ShardOp::AdvanceEpoch { minimum: Epoch(3) });
+    shard.shard_op(ShardOp::AdvanceEpoch { minimum: Epoch(3), after: None });
     assert_eq!(shard.shard_op(ShardOp::GetEpoch), ShardReply::Epoch(Epoch(3)));
     let write = |epoch| FileWrite::Data { offset: 0, length: 1, location: hot(1, 0), epoch: Epoch(epoch) };
     assert_eq!(shard.write(ino, vec![write(2)]), Err(MetaError::StaleReference));
     assert_eq!(shard.write(ino, vec![write(3)]), Err(MetaError::StaleReference));
-    shard.shard_op(ShardOp::AdvanceEpoch { minimum: Epoch(4) });
+    shard.shard_op(ShardOp::AdvanceEpoch { minimum: Epoch(4), after: None });
     assert!(shard.write(ino, vec![write(4)]).is_ok());
 }
 
