@@ -59,8 +59,7 @@ fn allows_other(options: &MountOptions) -> bool {
 fn mount_directly(mountpoint: &Path, source: &str, options: &MountOptions) -> Result<OwnedFd, Errno> {
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let mut data =
-        format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
+    let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
     if allows_other(options) {
         data.push_str(",allow_other");
     }
@@ -225,7 +224,8 @@ mod tests {
 
     #[test]
     fn fusermount_gets_a_source_with_commas_as_one_option() {
-        let options = MountOptions { read_only: true, exec: false, allow_other: Some(false), ..MountOptions::default() };
+        let options =
+            MountOptions { read_only: true, exec: false, allow_other: Some(false), ..MountOptions::default() };
         let list = fusermount_options("a,b\\c", &options);
         assert_eq!(list, "ro,default_permissions,fsname=a\\,b\\\\c,subtype=cfs,noexec");
     }

@@ -78,12 +78,9 @@ fn name_operation(dir: Ino, call: &Call) -> Result<Operation, Errno> {
             umask: arguments.umask,
             flags: arguments.flags as i32,
         },
-        Call::TmpFile(arguments) => Operation::TmpFile {
-            dir,
-            mode: arguments.mode,
-            umask: arguments.umask,
-            flags: arguments.flags as i32,
-        },
+        Call::TmpFile(arguments) => {
+            Operation::TmpFile { dir, mode: arguments.mode, umask: arguments.umask, flags: arguments.flags as i32 }
+        }
         _ => return Err(Errno::ENOSYS),
     })
 }
@@ -191,11 +188,9 @@ fn inode_operation(ino: Ino, call: &Call) -> Result<Operation, Errno> {
         Call::SetAttr(arguments) => Operation::SetAttr { ino, changes: changes(&arguments)? },
         Call::ReadLink => Operation::ReadLink { ino },
         Call::OpenDir => Operation::OpenDir { ino },
-        Call::ReadDir { arguments, plus: false } => Operation::ReadDir {
-            handle: Handle(arguments.fh),
-            after: arguments.offset,
-            room: arguments.size as usize,
-        },
+        Call::ReadDir { arguments, plus: false } => {
+            Operation::ReadDir { handle: Handle(arguments.fh), after: arguments.offset, room: arguments.size as usize }
+        }
         Call::ReleaseDir(arguments) => Operation::ReleaseDir { handle: Handle(arguments.fh) },
         Call::FsyncDir => Operation::FsyncDir { ino },
         Call::SyncFs => Operation::SyncFs,
@@ -303,7 +298,8 @@ mod tests {
             ..SetAttrIn::default()
         };
         assert_eq!(changes(&all).unwrap(), AttrChanges::default());
-        let valid = abi::FATTR_MODE | abi::FATTR_GID | abi::FATTR_ATIME | abi::FATTR_MTIME_NOW | abi::FATTR_KILL_SUIDGID;
+        let valid =
+            abi::FATTR_MODE | abi::FATTR_GID | abi::FATTR_ATIME | abi::FATTR_MTIME_NOW | abi::FATTR_KILL_SUIDGID;
         let expected = AttrChanges {
             mode: Some(0o4640),
             gid: Some(6),

@@ -51,7 +51,9 @@ mod tests {
         assert!(!plain.push(None, 9, 300, 8, b"x"), "31 bytes are left and 32 wanted");
         let bytes = plain.into_bytes();
         let mut expected = Vec::new();
-        for (ino, off, namelen, kind, name) in [(7u64, 100u64, 3u32, 8u32, b"abc\0\0\0\0\0"), (8, 200, 8, 4, b"12345678")] {
+        for (ino, off, namelen, kind, name) in
+            [(7u64, 100u64, 3u32, 8u32, b"abc\0\0\0\0\0"), (8, 200, 8, 4, b"12345678")]
+        {
             expected.extend_from_slice(&ino.to_ne_bytes());
             expected.extend_from_slice(&off.to_ne_bytes());
             expected.extend_from_slice(&namelen.to_ne_bytes());

@@ -21,47 +21,96 @@ pub(crate) struct Request<'a> {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Call<'a> {
-    Lookup { name: &'a [u8] },
+    Lookup {
+        name: &'a [u8],
+    },
     /// FORGET and BATCH_FORGET: nothing hangs on what the kernel remembers.
     Forget,
     GetAttr,
     Statx,
     SetAttr(SetAttrIn),
     ReadLink,
-    Symlink { name: &'a [u8], target: &'a [u8] },
-    MkNod { arguments: MkNodIn, name: &'a [u8] },
-    MkDir { arguments: MkDirIn, name: &'a [u8] },
-    Unlink { name: &'a [u8] },
-    RmDir { name: &'a [u8] },
+    Symlink {
+        name: &'a [u8],
+        target: &'a [u8],
+    },
+    MkNod {
+        arguments: MkNodIn,
+        name: &'a [u8],
+    },
+    MkDir {
+        arguments: MkDirIn,
+        name: &'a [u8],
+    },
+    Unlink {
+        name: &'a [u8],
+    },
+    RmDir {
+        name: &'a [u8],
+    },
     /// RENAME and RENAME2.
-    Rename { arguments: Rename2In, name: &'a [u8], new_name: &'a [u8] },
-    Link { arguments: LinkIn, name: &'a [u8] },
+    Rename {
+        arguments: Rename2In,
+        name: &'a [u8],
+        new_name: &'a [u8],
+    },
+    Link {
+        arguments: LinkIn,
+        name: &'a [u8],
+    },
     Open(OpenIn),
-    Create { arguments: CreateIn, name: &'a [u8] },
+    Create {
+        arguments: CreateIn,
+        name: &'a [u8],
+    },
     /// The name that comes with it is the kernel's own and means nothing.
     TmpFile(CreateIn),
     Read(ReadIn),
-    Write { arguments: WriteIn, data: &'a [u8] },
+    Write {
+        arguments: WriteIn,
+        data: &'a [u8],
+    },
     StatFs,
     Release(ReleaseIn),
     Flush(FlushIn),
     Fsync(FsyncIn),
     SyncFs,
-    SetXattr { flags: u32, extended: u32, name: &'a [u8], value: &'a [u8] },
-    GetXattr { size: u32, name: &'a [u8] },
-    ListXattr { size: u32 },
-    RemoveXattr { name: &'a [u8] },
+    SetXattr {
+        flags: u32,
+        extended: u32,
+        name: &'a [u8],
+        value: &'a [u8],
+    },
+    GetXattr {
+        size: u32,
+        name: &'a [u8],
+    },
+    ListXattr {
+        size: u32,
+    },
+    RemoveXattr {
+        name: &'a [u8],
+    },
     OpenDir,
-    ReadDir { arguments: ReadIn, plus: bool },
+    ReadDir {
+        arguments: ReadIn,
+        plus: bool,
+    },
     ReleaseDir(ReleaseIn),
     FsyncDir,
     GetLk(LockIn),
-    SetLk { arguments: LockIn, wait: bool },
+    SetLk {
+        arguments: LockIn,
+        wait: bool,
+    },
     Interrupt(InterruptIn),
     Fallocate(FallocateIn),
     Lseek(LseekIn),
     /// `wide`: the answer counts in 64 bits (COPY_FILE_RANGE_64).
-    CopyFileRange { arguments: CopyFileRangeIn, wide: bool },
+    CopyFileRange {
+        arguments: CopyFileRangeIn,
+        wide: bool,
+    },
     Init(InitIn),
     Destroy,
     /// Known and not served: the kernel does without, or its caller gets ENOSYS.

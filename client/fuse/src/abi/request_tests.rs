@@ -46,7 +46,8 @@ fn names_and_arguments_are_where_the_kernel_puts_them() {
 
 #[test]
 fn setxattr_has_its_second_flags_only_where_agreed_upon() {
-    let head = with(&SetXattrIn { size: 2, flags: 1 }, bytemuck::bytes_of(&SetXattrExt { setxattr_flags: 1, padding: 0 }));
+    let head =
+        with(&SetXattrIn { size: 2, flags: 1 }, bytemuck::bytes_of(&SetXattrExt { setxattr_flags: 1, padding: 0 }));
     let long = request(Opcode::SetXattr as u32, &[&head[..], b"user.k\0vv"].concat());
     let expected = Call::SetXattr { flags: 1, extended: 1, name: b"user.k", value: b"vv" };
     assert_eq!(Request::decode(&long, FEATURES).unwrap().call, expected);

@@ -73,4 +73,3 @@ pub fn mount() -> Option<Mounted> {
         Err(error) => panic!("{error}"),
     }
 }
-

@@ -142,9 +142,9 @@ impl Waiter {
     fn waiting_thread(&self) -> Option<i32> {
         let in_fcntl = |call: &str| call.starts_with(&format!("{} ", libc::SYS_fcntl));
         let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        let mut waiting = tasks.flatten().filter(|task| {
-            fs::read_to_string(task.path().join("syscall")).is_ok_and(|call| in_fcntl(&call))
-        });
+        let mut waiting = tasks
+            .flatten()
+            .filter(|task| fs::read_to_string(task.path().join("syscall")).is_ok_and(|call| in_fcntl(&call)));
         waiting.next()?.file_name().to_str()?.parse().ok()
     }
 
