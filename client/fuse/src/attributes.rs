@@ -117,6 +117,7 @@ mod tests {
             btime: time(5, 6),
             version: 1,
             has_xattrs: false,
+            policy: cfs_wire::Policy::new(1, 0).unwrap(),
         }
     }
 

@@ -93,7 +93,7 @@ fn flock_fcntl_and_open_file_locks_are_told_apart_and_end_when_they_should() {
     assert_eq!(errno(fcntl_lock(&there, libc::F_OFD_SETLK, libc::F_RDLCK, 0, 0)), Some(libc::EAGAIN));
     drop(duplicate);
     // On the mount where it was closed it is over at once, elsewhere as soon as the server knows.
-    flock(&mounts.here(), FlockOperation::NonBlockingLockExclusive).unwrap();
+    flock(mounts.here(), FlockOperation::NonBlockingLockExclusive).unwrap();
     flock(&there, FlockOperation::LockExclusive).unwrap();
     fcntl_lock(&there, libc::F_OFD_SETLKW, libc::F_WRLCK, 0, 0).unwrap();
 }
