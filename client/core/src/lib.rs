@@ -172,6 +172,11 @@ impl Client {
         *self.invalidator.borrow_mut() = Some(invalidator);
     }
 
+    /// The kernel keeps nothing any more.
+    pub fn forget_invalidator(&self) {
+        self.invalidator.borrow_mut().take();
+    }
+
     /// Written bytes that are not committed yet.
     pub fn dirty_bytes(&self) -> usize {
         self.dirty_bytes.get()

@@ -15,6 +15,9 @@ pub type LockRequest = LockRange;
 /// A server that answers a wait without the lock is asked again after this.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
+/// A cancellation that was not followed by its lock's answer is repeated after this.
+const CANCEL_PAUSE: Duration = Duration::from_millis(100);
+
 /// The answer to a lock that is in another's way names what is in its way.
 fn is_refused(reply: &MetaReply) -> bool {
     matches!(reply, MetaReply::Conflict(Some(_)))
@@ -35,8 +38,44 @@ impl Client {
         if is_refused(&answer.reply) { Err(Errno::EAGAIN) } else { Ok(()) }
     }
 
-    /// F_SETLKW, flock without LOCK_NB: waits. EINTR after [`Client::cancel_lock`].
+    /// F_SETLKW, flock without LOCK_NB: waits as long as it takes.
     pub async fn setlkw(self: &Rc<Self>, ino: Ino, lock: LockRequest) -> Result<(), Errno> {
+        self.setlkw_until(ino, lock, std::future::pending()).await
+    }
+
+    /// The same until `given_up` ends: then the owner's waits on the inode are cancelled. EINTR, or
+    /// success if the lock was granted at that moment. EINTR also where another wait of the same
+    /// owner was given up.
+    pub async fn setlkw_until(
+        self: &Rc<Self>,
+        ino: Ino,
+        lock: LockRequest,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<(), Errno> {
+        let waiting = self.wait_for_lock(ino, lock);
+        futures_util::pin_mut!(waiting, given_up);
+        let mut waiting = match select(waiting, given_up).await {
+            Either::Left((outcome, _)) => return outcome,
+            Either::Right(((), waiting)) => waiting,
+        };
+        loop {
+            // Repeated: it may overtake the call it is to cancel, which then waits all the same.
+            let cancelling = async {
+                let outcome = self.change(MetaOp::CancelLock { ino, owner: lock.owner }).await;
+                if let Err(errno) = outcome {
+                    tracing::debug!(%ino, %errno, "a lock wait could not be cancelled");
+                }
+                self.handle.sleep(CANCEL_PAUSE).await;
+            };
+            futures_util::pin_mut!(cancelling);
+            match select(waiting, cancelling).await {
+                Either::Left((outcome, _)) => return outcome,
+                Either::Right(((), still)) => waiting = still,
+            }
+        }
+    }
+
+    async fn wait_for_lock(self: &Rc<Self>, ino: Ino, lock: LockRequest) -> Result<(), Errno> {
         loop {
             let session = self.session().await?;
             let pressed = session.pressed();
@@ -61,11 +100,6 @@ impl Client {
                 Err(error) => return Err(error.errno()),
             }
         }
-    }
-
-    /// Ends the waits of an owner on an inode: each answers EINTR.
-    pub async fn cancel_lock(self: &Rc<Self>, ino: Ino, owner: u64) -> Result<(), Errno> {
-        self.change(MetaOp::CancelLock { ino, owner }).await.map(|_| ())
     }
 
     /// F_UNLCK over a range.

@@ -1,17 +1,14 @@
 //! Drops the kernel's copies, from a thread of its own: the kernel may wait for a request to be
-//! answered before it takes an invalidation, so neither fuser's threads nor the executor may
-//! ask for one.
+//! answered before it takes an invalidation, so the executor may not ask for one.
 
 use crate::error::MountError;
+use crate::notify::Notifier;
 use cfs_client::Invalidator;
 use cfs_reactor::mailbox::{Sender, mailbox};
 use cfs_wire::Ino;
 use cfs_wire::meta::Name;
-use fuser::{INodeNo, Notifier};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::mpsc;
 use std::thread;
 
@@ -52,9 +49,8 @@ impl Waiting {
 }
 
 fn carry_out(notifier: &Notifier, order: &Order) {
-    let number = INodeNo(order.ino.as_u64());
-    let inode = notifier.inval_inode(number, 0, 0);
-    let entries = order.names.iter().map(|name| notifier.inval_entry(number, OsStr::from_bytes(name)));
+    let inode = notifier.inval_inode(order.ino);
+    let entries = order.names.iter().map(|name| notifier.inval_entry(order.ino, name));
     for error in std::iter::once(inode).chain(entries).filter_map(Result::err) {
         // Once the mount is gone there is nothing left to drop.
         tracing::debug!(%error, ino = %order.ino, "the kernel refused an invalidation");

@@ -1,33 +1,31 @@
-//! A mount from its beginning to its end: the client's thread, fuser's session, the kernel's
-//! settings, and the way out.
+//! A mount from its beginning to its end: the client's thread, the kernel's settings, and the way
+//! out.
 
+use crate::connection::{self, Session, device_minor};
 use crate::error::MountError;
-use crate::invalidate::KernelCaches;
-use crate::options::{MountConfig, MountOptions};
+use crate::invalidate::{KernelCaches, Waiting};
+use crate::notify::Notifier;
+use crate::options::MountConfig;
 use crate::perform::Performer;
-use crate::transport::{Job, Transport};
+use crate::reader::Reader;
 use cfs_client::Client;
 use cfs_fabric::tcp::TcpFabric;
 use cfs_reactor::clock::KernelClock;
 use cfs_reactor::mailbox::{Receiver, Sender, mailbox};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
-use fuser::{MountOption, SessionACL};
+use futures_util::future::{Either, select};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// Requests between fuser's threads and the executor.
-const JOBS_MAX: usize = 1024;
-/// Submission entries of the client's ring: it has three connections.
+/// Submission entries of the client's ring: it has three connections and the device.
 const RING_ENTRIES: u32 = 256;
 /// How long the client's executor looks for work before it sleeps. A FUSE round trip takes
 /// some 20 µs, so the next request of a busy program comes within this.
@@ -37,11 +35,18 @@ const SPIN: Duration = Duration::from_micros(20);
 /// not while another mount namespace, copied from ours, still shows the mount.
 const END_WAIT: Duration = Duration::from_secs(5);
 
+/// What the client's thread is told.
+enum Order {
+    Serve(Session),
+    /// The session does not end by itself.
+    Stop,
+}
+
 /// What happens to a mount.
 enum Ending {
     /// The mount point is free again.
     Unmounted,
-    /// The kernel has ended the session.
+    /// The kernel has ended the session, or the client's thread is gone.
     Ended(io::Result<()>),
 }
 
@@ -49,16 +54,14 @@ enum Ending {
 pub struct MountHandle {
     endings: mpsc::Receiver<Ending>,
     client: Option<thread::JoinHandle<Result<(), MountError>>>,
-    jobs: Sender<Job>,
     unmounter: Unmounter,
 }
 
 /// Unmounts from anywhere, for example when a signal arrives.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Unmounter {
     mountpoint: PathBuf,
-    /// The connection's number in /sys/fs/fuse/connections.
-    connection: Option<u32>,
+    orders: Sender<Order>,
     endings: mpsc::Sender<Ending>,
 }
 
@@ -73,41 +76,43 @@ pub fn run_mount(config: MountConfig, shutdown: impl FnOnce(Unmounter)) -> Resul
 pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
     check_device()?;
     let mountpoint = check_mountpoint(&config.mountpoint)?;
-    let (jobs, inbox) = mailbox(JOBS_MAX);
-    let alive = Arc::new(AtomicBool::new(true));
+    let (orders, inbox) = mailbox(2);
+    let (ending, endings) = mpsc::channel();
     let (caches, waiting) = KernelCaches::new();
     let (ready, started) = mpsc::channel();
     let client = {
-        let (config, life) = (config.clone(), Life(alive.clone()));
-        let run = move || {
-            let _life = life;
-            run_client(config, inbox, caches, &ready)
-        };
+        let (config, farewell) = (config.clone(), Farewell(ending.clone()));
+        let run = move || run_client(config, inbox, caches, &ready, &farewell);
         thread::Builder::new().name("cfs-client".to_owned()).spawn(run).map_err(MountError::Thread)?
     };
     if started.recv().is_err() {
         return Err(client.join().unwrap_or(Err(MountError::ClientDied)).err().unwrap_or(MountError::ClientDied));
     }
-    let session = fuser::Session::new(Transport::new(jobs.clone(), alive), &mountpoint, &session_config(&config))
-        .map_err(|error| mount_error(&mountpoint, error))?;
-    waiting.start(session.notifier())?;
-    let connection = device_minor(&mountpoint);
-    let (ending, endings) = mpsc::channel();
-    watch_session(session.spawn().map_err(MountError::Thread)?, ending.clone())?;
-    if let Some(minor) = connection {
-        raise_read_ahead(minor, config.options.read_ahead_kib);
+    match begin_session(&config, &mountpoint, waiting) {
+        Ok(session) => {
+            // A client that has just died leaves the session unserved: it is then closed at once.
+            let _ = orders.try_send(Order::Serve(session));
+            if let Some(minor) = device_minor(&mountpoint) {
+                raise_read_ahead(minor, config.options.read_ahead_kib);
+            }
+            let unmounter = Unmounter { mountpoint, orders, endings: ending };
+            Ok(MountHandle { endings, client: Some(client), unmounter })
+        }
+        Err(error) => {
+            // Without orders the client ends.
+            drop(orders);
+            let _ = client.join();
+            Err(error)
+        }
     }
-    let unmounter = Unmounter { mountpoint, connection, endings: ending };
-    Ok(MountHandle { endings, client: Some(client), jobs, unmounter })
 }
 
-/// Reports the session's end from a thread that waits for it.
-fn watch_session(session: fuser::BackgroundSession, ending: mpsc::Sender<Ending>) -> Result<(), MountError> {
-    let run = move || {
-        let _ = ending.send(Ending::Ended(session.join()));
-    };
-    thread::Builder::new().name("cfs-session".to_owned()).spawn(run).map_err(MountError::Thread)?;
-    Ok(())
+fn begin_session(config: &MountConfig, mountpoint: &Path, waiting: Waiting) -> Result<Session, MountError> {
+    let source = config.options.source.clone().unwrap_or_else(|| format!("cfs#{}", config.address));
+    let session = connection::connect(mountpoint, &source, &config.options)?;
+    let device = session.device.try_clone().map_err(MountError::Device)?;
+    waiting.start(Notifier::new(device))?;
+    Ok(session)
 }
 
 impl MountHandle {
@@ -127,18 +132,15 @@ impl MountHandle {
             ending = self.endings.recv_timeout(END_WAIT).ok();
         }
         if !matches!(ending, Some(Ending::Ended(_))) {
-            tracing::warn!("the kernel keeps the session of an unmounted file system: it is aborted");
-            self.unmounter.abort();
+            tracing::warn!("the kernel keeps the session of an unmounted file system: it is left");
+            self.unmounter.leave();
         }
-        let mut stop = Job::Stop;
-        while let Err(back) = self.jobs.try_send(stop) {
-            stop = back;
-            if client.is_finished() {
-                break;
-            }
-            thread::yield_now();
+        let outcome = client.join().unwrap_or(Err(MountError::ClientDied));
+        if matches!(outcome, Err(MountError::ClientDied)) {
+            // What is mounted there answers nobody any more.
+            let _ = self.unmounter.free_mountpoint();
         }
-        client.join().unwrap_or(Err(MountError::ClientDied))?;
+        outcome?;
         match ending {
             Some(Ending::Ended(Err(error))) => {
                 Err(MountError::Mount { path: self.unmounter.mountpoint.clone(), error })
@@ -188,16 +190,15 @@ impl Unmounter {
         }
         rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH)
             .map_err(|error| self.failed(error.to_string()))?;
-        self.abort();
+        self.leave();
         Ok(())
     }
 
-    /// Ends the connection: every request that is still open gets an error.
-    fn abort(&self) {
-        let Some(connection) = self.connection else { return };
-        if let Err(error) = fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1") {
-            tracing::debug!(%error, "the FUSE connection could not be aborted");
-        }
+    /// Has the device closed: every request that is still open, and every later one, gets an
+    /// error.
+    fn leave(&self) {
+        // Full, it has been told before.
+        let _ = self.orders.try_send(Order::Stop);
     }
 
     fn fusermount(&self) -> Result<(), MountError> {
@@ -214,34 +215,46 @@ impl Unmounter {
     }
 }
 
-/// Tells fuser's threads when the client's thread ends, however it ends.
-struct Life(Arc<AtomicBool>);
+/// Tells of the session's end, at the latest with that of the client's thread.
+struct Farewell(mpsc::Sender<Ending>);
 
-impl Drop for Life {
+impl Farewell {
+    fn ended(&self, outcome: io::Result<()>) {
+        let _ = self.0.send(Ending::Ended(outcome));
+    }
+}
+
+impl Drop for Farewell {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.ended(Ok(()));
     }
 }
 
 /// The client's thread: one executor, one ring, one client, every request a task.
 fn run_client(
     config: MountConfig,
-    inbox: Receiver<Job>,
+    mut inbox: Receiver<Order>,
     caches: KernelCaches,
     ready: &mpsc::Sender<()>,
+    farewell: &Farewell,
 ) -> Result<(), MountError> {
     let ring = Ring::new(RING_ENTRIES)?;
     let executor = Executor::new(Rc::new(KernelClock::new()));
     let handle = executor.domain();
     let fabric = TcpFabric::new(ring.clone(), &handle);
     let main = {
-        let (handle, ready) = (handle.clone(), ready.clone());
+        let (handle, ring, ready) = (handle.clone(), ring.clone(), ready.clone());
+        let farewell = Farewell(farewell.0.clone());
         async move {
             let client = Client::connect(&handle, fabric, &config.address, config.client).await?;
             client.set_invalidator(Rc::new(caches));
             let _ = ready.send(());
             drop(ready);
-            serve(&handle, &client, inbox).await;
+            if let Some(Order::Serve(session)) = inbox.recv().await {
+                farewell.ended(serve(&handle, &ring, &client, session, inbox).await);
+                // With it goes the notifying thread's descriptor of the device.
+                client.forget_invalidator();
+            }
             client.shutdown().await.map_err(MountError::DataLost)
         }
     };
@@ -249,12 +262,21 @@ fn run_client(
     outcome.unwrap_or(Err(MountError::ClientDied))
 }
 
-async fn serve(handle: &Handle, client: &Rc<Client>, mut inbox: Receiver<Job>) {
-    let performer = Rc::new(Performer::new(client.clone()));
-    while let Some(Job::Request(request)) = inbox.recv().await {
-        let (asked, respond) = *request;
-        let performer = performer.clone();
-        handle.spawn(async move { respond.send(performer.perform(asked).await) });
+/// Serves the session until it ends or is to be left.
+async fn serve(
+    handle: &Handle,
+    ring: &Rc<Ring>,
+    client: &Rc<Client>,
+    session: Session,
+    mut inbox: Receiver<Order>,
+) -> io::Result<()> {
+    let Session { device, features } = session;
+    let reader = Reader::new(handle, ring, device, features, Performer::new(client.clone()));
+    let (reading, stopped) = (reader.run(), inbox.recv());
+    futures_util::pin_mut!(reading, stopped);
+    match select(reading, stopped).await {
+        Either::Left((outcome, _)) => outcome,
+        Either::Right(_) => Ok(()),
     }
 }
 
@@ -277,56 +299,6 @@ fn check_mountpoint(path: &Path) -> Result<PathBuf, MountError> {
         return Err(refused("it is not a directory".to_owned()));
     }
     path.canonicalize().map_err(|error| refused(error.to_string()))
-}
-
-fn mount_error(path: &Path, error: io::Error) -> MountError {
-    match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => MountError::NotPermitted { path: path.to_owned() },
-        _ => MountError::Mount { path: path.to_owned(), error },
-    }
-}
-
-fn session_config(config: &MountConfig) -> fuser::Config {
-    let options: &MountOptions = &config.options;
-    let root = rustix::process::geteuid().is_root();
-    let source = options.source.clone().unwrap_or_else(|| format!("cfs#{}", config.address));
-    let mut mount_options = vec![
-        MountOption::FSName(source),
-        MountOption::Subtype("cfs".to_owned()),
-        MountOption::DefaultPermissions,
-        if options.read_only { MountOption::RO } else { MountOption::RW },
-    ];
-    // Only root may ask for these two.
-    if root {
-        mount_options.push(if options.suid { MountOption::Suid } else { MountOption::NoSuid });
-        mount_options.push(if options.dev { MountOption::Dev } else { MountOption::NoDev });
-    }
-    if !options.exec {
-        mount_options.push(MountOption::NoExec);
-    }
-    if options.noatime {
-        mount_options.push(MountOption::NoAtime);
-    }
-    let mut session = fuser::Config::default();
-    session.mount_options = mount_options;
-    session.acl = if options.allow_other.unwrap_or(root) { SessionACL::All } else { SessionACL::Owner };
-    session.n_threads = Some(options.threads.max(1));
-    session.clone_fd = true;
-    session
-}
-
-/// The mount's anonymous device number, without a request to the mount itself: its session does
-/// not answer yet.
-fn device_minor(mountpoint: &Path) -> Option<u32> {
-    let wanted = mountpoint.as_os_str().to_string_lossy().replace(' ', "\\040");
-    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    // Fields 3 and 5: device and mount point. The last mount on a point is the one seen.
-    table.lines().rev().find_map(|line| {
-        let mut fields = line.split(' ');
-        let device = fields.nth(2)?;
-        let point = fields.nth(1)?;
-        if point == wanted { device.split_once(':')?.1.parse().ok() } else { None }
-    })
 }
 
 fn raise_read_ahead(minor: u32, kib: u32) {

@@ -36,8 +36,6 @@ pub struct MountOptions {
     pub dev: bool,
     pub exec: bool,
     pub noatime: bool,
-    /// Threads that read requests from the kernel.
-    pub threads: usize,
     /// What the kernel reads ahead, in KiB; its default of 128 is too little for 1 MiB requests.
     pub read_ahead_kib: u32,
     /// What `mount` and `df` show as the source.
@@ -53,8 +51,6 @@ impl Default for MountOptions {
             dev: true,
             exec: true,
             noatime: false,
-            // More threads than this only take cores from the one executor that does the work.
-            threads: 2,
             read_ahead_kib: 4096,
             source: None,
         }

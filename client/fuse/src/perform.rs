@@ -1,34 +1,22 @@
 //! Carries operations out, on the client's executor.
 
+use crate::listing::Listing;
+use crate::locks::Locks;
 use crate::operation::{Answer, Asked, Handle, Opened, Operation, Outcome};
 use cfs_client::{Caller, Client, LocatedEntry, NewFile, OpenFile, OpenFlags};
-use cfs_wire::meta::{AttrChanges, DirEntry, FileKind, Name, XATTR_CLEAR_SGID};
+use cfs_wire::meta::{AttrChanges, FileKind};
 use cfs_wire::{Errno, Ino};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Entries asked of the server at once; the kernel takes some 100 of them per request.
-const ENTRIES_PER_CALL: u32 = 512;
-/// Where `.` and `..` stand in a directory. A real cookie this small would need a name whose
-/// 52-bit hash is 0.
-const DOT: u64 = 1;
-const DOT_DOT: u64 = 2;
 /// A copy in one request: the kernel's caller gets a short count and goes on.
 const COPY_BYTES_MAX: u64 = 1 << 30;
 
-/// A directory that is being listed.
-struct Listing {
-    ino: Ino,
-    /// What was fetched and perhaps not yet taken, with the place it was fetched from.
-    entries: Vec<DirEntry>,
-    from: u64,
-    end: bool,
-}
-
 pub(crate) struct Performer {
     client: Rc<Client>,
+    locks: Locks,
     files: RefCell<BTreeMap<Handle, Rc<OpenFile>>>,
     listings: RefCell<BTreeMap<Handle, Rc<RefCell<Listing>>>>,
     next_handle: Cell<u64>,
@@ -36,7 +24,13 @@ pub(crate) struct Performer {
 
 impl Performer {
     pub fn new(client: Rc<Client>) -> Performer {
-        Performer { client, files: RefCell::default(), listings: RefCell::default(), next_handle: Cell::new(1) }
+        Performer {
+            locks: Locks::new(&client),
+            client,
+            files: RefCell::default(),
+            listings: RefCell::default(),
+            next_handle: Cell::new(1),
+        }
     }
 
     pub async fn perform(&self, asked: Asked) -> Outcome {
@@ -47,6 +41,7 @@ impl Performer {
             | Operation::MkDir { .. }
             | Operation::Symlink { .. }
             | Operation::Create { .. }
+            | Operation::TmpFile { .. }
             | Operation::Link { .. }
             | Operation::Unlink { .. }
             | Operation::RmDir { .. }
@@ -60,7 +55,12 @@ impl Performer {
             | Operation::Fallocate { .. }
             | Operation::Seek { .. }
             | Operation::CopyRange { .. } => self.file_operation(caller, operation).await,
-            other => self.inode_operation(caller, other).await,
+            Operation::GetLock { ino, lock } => self.locks.test(ino, lock).await.map(Answer::Lock),
+            Operation::SetLock { ino, handle, lock, interruption } => {
+                self.locks.set(ino, handle, lock, interruption).await.map(done)
+            }
+            Operation::Unlock { ino, lock } => self.locks.unlock(ino, lock).await.map(done),
+            other => self.inode_operation(other).await,
         }
     }
 
@@ -75,6 +75,8 @@ impl Performer {
             }
             Operation::Lookup { dir, name } => match client.lookup(dir, &name).await {
                 Ok(found) => Ok(entry(found)),
+                // Without a time the kernel must not keep it.
+                Err(Ok(negative)) if negative.valid.is_zero() => Err(Errno::ENOENT),
                 Err(Ok(negative)) => Ok(Answer::Absent { valid: negative.valid }),
                 Err(Err(errno)) => Err(errno),
             },
@@ -88,11 +90,11 @@ impl Performer {
             Operation::Create { dir, name, mode, umask, flags } => {
                 let flags = OpenFlags { truncate: false, ..OpenFlags::from_bits(flags) };
                 let new = NewFile::regular(mode, umask);
-                let (made, file) = client.create(caller, dir, &name, new, flags).await?;
-                let opened = self.keep(file);
-                // The kernel takes one time for attributes and entry alike.
-                let valid = made.attr_valid.min(made.entry_valid);
-                Ok(Answer::Created { attr: made.attr, valid, opened })
+                client.create(caller, dir, &name, new, flags).await.map(|made| self.created(made))
+            }
+            Operation::TmpFile { dir, mode, umask, flags } => {
+                let flags = OpenFlags { truncate: false, ..OpenFlags::from_bits(flags) };
+                client.tmpfile(caller, dir, NewFile::regular(mode, umask), flags).await.map(|made| self.created(made))
             }
             Operation::Link { ino, dir, name } => client.link(ino, dir, &name).await.map(entry),
             Operation::Unlink { dir, name } => client.unlink(dir, &name).await.map(done),
@@ -114,10 +116,11 @@ impl Performer {
 
     async fn file_operation(&self, caller: Caller, operation: Operation) -> Outcome {
         let client = &self.client;
+        // The kernel has seen to it already, and says nothing with these two.
         let unprivileged = caller.uid != 0;
         match operation {
-            Operation::Open { ino, flags } => {
-                let file = client.open(ino, OpenFlags::from_bits(flags), unprivileged).await?;
+            Operation::Open { ino, flags, kill_privileges } => {
+                let file = client.open(ino, OpenFlags::from_bits(flags), kill_privileges).await?;
                 Ok(Answer::Opened(self.keep(file)))
             }
             Operation::Read { handle, offset, length } => {
@@ -126,10 +129,15 @@ impl Performer {
             Operation::Write { handle, offset, data, kill_privileges } => {
                 client.write(&*self.file(handle)?, offset, data, kill_privileges).await.map(Answer::Written)
             }
-            Operation::Flush { handle } => client.flush(&*self.file(handle)?).await.map(done),
+            Operation::Flush { handle, owner } => {
+                let file = self.file(handle)?;
+                self.locks.closed_by(file.ino(), owner).await;
+                client.flush(&file).await.map(done)
+            }
             Operation::Fsync { handle, datasync } => client.fsync(&*self.file(handle)?, datasync).await.map(done),
-            Operation::Release { handle } => {
+            Operation::Release { handle, flock_owner } => {
                 let file = self.files.borrow_mut().remove(&handle).ok_or(Errno::EBADF)?;
+                self.locks.ended(file.ino(), handle, flock_owner).await;
                 client.release(&file);
                 Ok(Answer::Done)
             }
@@ -139,85 +147,68 @@ impl Performer {
             Operation::Seek { handle, offset, whence } => {
                 client.lseek(&*self.file(handle)?, offset, whence).await.map(Answer::Offset)
             }
-            Operation::CopyRange { from, from_offset, to, to_offset, length } => {
+            Operation::CopyRange { from, from_offset, to, to_offset, length, wide } => {
                 let (from, to) = (self.file(from)?, self.file(to)?);
                 let length = length.min(COPY_BYTES_MAX);
                 let copied = client.copy_file_range(&from, from_offset, &to, to_offset, length, unprivileged).await?;
-                Ok(Answer::Written(copied as u32))
+                Ok(if wide { Answer::Copied(copied) } else { Answer::Written(copied as u32) })
             }
             _ => Err(Errno::ENOSYS),
         }
     }
 
-    async fn inode_operation(&self, caller: Caller, operation: Operation) -> Outcome {
+    async fn inode_operation(&self, operation: Operation) -> Outcome {
         let client = &self.client;
         match operation {
             Operation::GetAttr { ino } => attributes(client.getattr(ino).await),
+            Operation::Statx { ino } => {
+                let found = client.getattr(ino).await?;
+                Ok(Answer::Statx { attr: found.attr, valid: found.valid })
+            }
             Operation::SetAttr { ino, changes } => {
-                let changes = self.with_privileges_killed(caller, ino, changes).await?;
+                let changes = self.with_privileges_killed(ino, changes).await?;
                 attributes(client.setattr(ino, changes).await)
             }
             Operation::ReadLink { ino } => client.readlink(ino).await.map(|target| Answer::Bytes(target.into())),
             Operation::OpenDir { ino } => {
                 client.opendir(ino).await?;
-                let listing = Listing { ino, entries: Vec::new(), from: 0, end: false };
                 let handle = self.new_handle();
-                self.listings.borrow_mut().insert(handle, Rc::new(RefCell::new(listing)));
-                Ok(Answer::Opened(Opened { handle, direct: false }))
+                self.listings.borrow_mut().insert(handle, Rc::new(RefCell::new(Listing::new(ino))));
+                Ok(Answer::OpenedDirectory(handle))
             }
-            Operation::ReadDir { ino, handle, after } => self.list(ino, handle, after).await.map(Answer::Entries),
+            Operation::ReadDir { handle, after, room } => self.list(handle, after, room).await,
             Operation::ReleaseDir { handle } => {
                 self.listings.borrow_mut().remove(&handle);
                 Ok(Answer::Done)
             }
             Operation::FsyncDir { ino } => client.fsyncdir(ino).await.map(done),
+            Operation::SyncFs => client.syncfs().await.map(done),
             Operation::StatFs => client.statfs().await.map(Answer::StatFs),
             Operation::SetXattr { ino, name, value, flags } => {
-                let flags = flags | self.clears_setgid(caller, ino, &name).await?;
                 client.setxattr(ino, &name, &value, flags).await.map(done)
             }
-            Operation::GetXattr { ino, name } => {
-                client.getxattr(ino, &name).await.map(|value| Answer::Bytes(value.into()))
-            }
-            Operation::ListXattr { ino } => {
+            Operation::GetXattr { ino, name, room } => fitting(client.getxattr(ino, &name).await?, room),
+            Operation::ListXattr { ino, room } => {
                 let mut list = Vec::new();
                 for name in client.listxattr(ino).await? {
                     list.extend_from_slice(&name);
                     list.push(0);
                 }
-                Ok(Answer::Names(list))
+                fitting(list, room)
             }
             Operation::RemoveXattr { ino, name } => client.removexattr(ino, &name).await.map(done),
             _ => Err(Errno::ENOSYS),
         }
     }
 
-    /// FUSE_HANDLE_KILLPRIV_V2 leaves setuid and setgid to us: they go with a change of owner,
-    /// and with a new size unless root sets it. A request that changes nothing is how the kernel
-    /// says that they must go (chown to -1:-1, fallocate).
-    async fn with_privileges_killed(
-        &self,
-        caller: Caller,
-        ino: Ino,
-        changes: AttrChanges,
-    ) -> Result<AttrChanges, Errno> {
-        let owner = changes.uid.is_some() || changes.gid.is_some();
-        let nothing = changes == AttrChanges::default();
-        let truncated = changes.size.is_some() && caller.uid != 0;
-        let kill_privileges =
-            if owner || nothing { self.client.getattr(ino).await?.attr.kind != FileKind::Directory } else { truncated };
-        Ok(AttrChanges { kill_privileges, ..changes })
-    }
-
-    /// Whoever sets an access ACL without being in the file's group loses its setgid bit. The
-    /// kernel's own word on that (FUSE_SETXATTR_EXT) does not get through `fuser`.
-    async fn clears_setgid(&self, caller: Caller, ino: Ino, name: &[u8]) -> Result<u32, Errno> {
-        if name != b"system.posix_acl_access" || caller.uid == 0 {
-            return Ok(0);
+    /// FUSE_HANDLE_KILLPRIV_V2 leaves setuid and setgid to us. The kernel says so with a new owner
+    /// or size; elsewhere (chown to -1:-1, fallocate) by a request that changes nothing.
+    async fn with_privileges_killed(&self, ino: Ino, changes: AttrChanges) -> Result<AttrChanges, Errno> {
+        if changes != AttrChanges::default() {
+            return Ok(changes);
         }
-        let attr = self.client.getattr(ino).await?.attr;
-        let in_group = attr.gid == caller.gid || supplementary_groups(caller.pid).contains(&attr.gid);
-        Ok(if attr.mode & 0o2000 != 0 && !in_group { XATTR_CLEAR_SGID } else { 0 })
+        let kill_privileges = self.client.getattr(ino).await?.attr.kind != FileKind::Directory;
+        Ok(AttrChanges { kill_privileges, ..changes })
     }
 
     fn new_handle(&self) -> Handle {
@@ -236,43 +227,23 @@ impl Performer {
         self.files.borrow().get(&handle).cloned().ok_or(Errno::EBADF)
     }
 
+    fn created(&self, (made, file): (LocatedEntry, Rc<OpenFile>)) -> Answer {
+        let opened = self.keep(file);
+        Answer::Created { attr: made.attr, attr_valid: made.attr_valid, entry_valid: made.entry_valid, opened }
+    }
+
     /// Entries behind a cookie, from what was fetched before where that goes on there.
-    async fn list(&self, ino: Ino, handle: Handle, after: u64) -> Result<Vec<DirEntry>, Errno> {
+    async fn list(&self, handle: Handle, after: u64, room: usize) -> Outcome {
         let listing = self.listings.borrow().get(&handle).cloned().ok_or(Errno::EBADF)?;
-        if let Some(entries) = listing.borrow().behind(after) {
-            return Ok(entries);
+        if let Some(answer) = listing.borrow().answer(after, room) {
+            return Ok(Answer::Bytes(answer.into()));
         }
-        // 0 is also what `rewinddir` asks for: the directory is then read anew.
-        let cookie = if after <= DOT_DOT { 0 } else { after };
-        let fetched = self.client.readdir(ino, cookie, ENTRIES_PER_CALL, false).await?;
-        let mut entries = Vec::new();
-        if after == 0 {
-            entries.push(dot(b".", ino, DOT));
-        }
-        if after <= DOT {
-            entries.push(dot(b"..", fetched.parent, DOT_DOT));
-        }
-        entries.extend(fetched.entries);
-        let mut listing = listing.borrow_mut();
-        *listing = Listing { ino: listing.ino, entries: entries.clone(), from: after, end: fetched.end };
-        Ok(entries)
+        let ino = listing.borrow().ino();
+        let fetched = Listing::fetch(&self.client, ino, after).await?;
+        let answer = fetched.first(room);
+        *listing.borrow_mut() = fetched;
+        Ok(Answer::Bytes(answer.into()))
     }
-}
-
-impl Listing {
-    /// What is already here behind a cookie; `None` if it has to be fetched.
-    fn behind(&self, after: u64) -> Option<Vec<DirEntry>> {
-        if after == 0 || after == self.from {
-            return None;
-        }
-        let at = self.entries.iter().position(|entry| entry.cookie == after)?;
-        let rest = &self.entries[at + 1..];
-        (!rest.is_empty() || self.end).then(|| rest.to_vec())
-    }
-}
-
-fn dot(name: &[u8], ino: Ino, cookie: u64) -> DirEntry {
-    DirEntry { name: Name::from_slice(name), ino, kind: FileKind::Directory, cookie, attr: None }
 }
 
 fn entry(found: LocatedEntry) -> Answer {
@@ -287,11 +258,13 @@ fn attributes(located: Result<cfs_client::Located, Errno>) -> Outcome {
     located.map(|located| Answer::Attr { attr: located.attr, valid: located.valid })
 }
 
-/// A process's further groups, as the kernel shows them; none if it is gone.
-fn supplementary_groups(pid: u32) -> Vec<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
-    line.split_whitespace().filter_map(|group| group.parse().ok()).collect()
+/// A value for a caller with so much room; without any it asks how long the value is.
+fn fitting(value: Vec<u8>, room: usize) -> Outcome {
+    match room {
+        0 => Ok(Answer::Length(value.len() as u32)),
+        room if value.len() > room => Err(Errno::ERANGE),
+        _ => Ok(Answer::Bytes(value.into())),
+    }
 }
 
 #[cfg(test)]
@@ -299,15 +272,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listing_goes_on_behind_each_cookie_and_is_fetched_anew_from_the_start() {
-        let entries = vec![dot(b"a", Ino::ROOT, 10), dot(b"b", Ino::ROOT, 20), dot(b"c", Ino::ROOT, 30)];
-        let mut listing = Listing { ino: Ino::ROOT, entries, from: 0, end: false };
-        let cookies = |entries: Vec<DirEntry>| entries.iter().map(|entry| entry.cookie).collect::<Vec<_>>();
-        assert_eq!(listing.behind(10).map(cookies), Some(vec![20, 30]));
-        assert_eq!(listing.behind(0), None);
-        assert_eq!(listing.behind(15), None, "an unknown cookie is the server's to find");
-        assert_eq!(listing.behind(30), None, "more may follow");
-        listing.end = true;
-        assert_eq!(listing.behind(30).map(cookies), Some(vec![]));
+    fn a_value_is_given_measured_or_refused_by_the_room_there_is() {
+        assert!(matches!(fitting(vec![1, 2, 3], 3), Ok(Answer::Bytes(value)) if value[..] == [1, 2, 3]));
+        assert!(matches!(fitting(vec![1, 2, 3], 0), Ok(Answer::Length(3))));
+        assert!(matches!(fitting(vec![1, 2, 3], 2), Err(Errno::ERANGE)));
     }
 }

@@ -135,16 +135,13 @@ fn parse_options(parsed: &mut MountOptions, options: &[String]) -> Result<()> {
             "allow_other" => parsed.allow_other = Some(true),
             "defaults" | "relatime" | "_netdev" | "auto" | "noauto" | "nofail" | "user" | "users" | "nouser" => {}
             other => match other.split_once('=') {
-                Some(("threads", count)) => {
-                    parsed.threads = count.parse().with_context(|| format!("mount option {other}: not a number"))?;
-                }
                 Some(("read_ahead_kib", count)) => {
                     parsed.read_ahead_kib =
                         count.parse().with_context(|| format!("mount option {other}: not a number"))?;
                 }
                 _ if other.starts_with("x-") || other.starts_with("comment=") => {}
                 _ => bail!(
-                    "mount option '{other}' is unknown; known: ro, nosuid, nodev, noexec, noatime, allow_other, threads=N, read_ahead_kib=N"
+                    "mount option '{other}' is unknown; known: ro, nosuid, nodev, noexec, noatime, allow_other, read_ahead_kib=N"
                 ),
             },
         }

@@ -1,85 +1,19 @@
 //! A real mount on a server in this process: metadata without Raft, bytes in memory. Skipped,
 //! saying so, where FUSE cannot be used.
 
-#[path = "../../core/tests/common/mod.rs"]
+#[path = "../../../core/tests/common/mod.rs"]
 mod common;
+mod harness;
+mod locks;
+mod nameless;
 
-use cfs_fabric::tcp::TcpFabric;
-use cfs_fabric::{Address, Fabric};
-use cfs_fuse::{MountConfig, MountError, MountHandle, spawn_mount};
-use cfs_reactor::Executor;
-use cfs_reactor::clock::KernelClock;
-use cfs_reactor::mailbox::{Sender, mailbox};
-use cfs_reactor::uring::Ring;
-use common::Server;
+use cfs_fabric::Address;
+use cfs_fuse::{MountConfig, spawn_mount};
+use harness::{Mounted, mount, start_server};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::rc::Rc;
-use std::sync::mpsc;
 use std::time::Duration;
-
-/// Ends the server when dropped.
-struct Running {
-    address: Address,
-    _stop: Sender<()>,
-}
-
-fn start_server() -> Running {
-    let (stop, mut stopped) = mailbox(1);
-    let (listening, address) = mpsc::channel();
-    let run = move || {
-        let ring = Ring::new(256).unwrap();
-        let executor = Executor::new(Rc::new(KernelClock::new()));
-        let handle = executor.domain();
-        let fabric = TcpFabric::new(ring.clone(), &handle);
-        let main = {
-            let handle = handle.clone();
-            async move {
-                let server = Server::new(&handle, 1);
-                server.format().await;
-                let service = server.endpoint(&handle);
-                let listener = fabric.listen(&Address("127.0.0.1:0".to_owned()), service).unwrap();
-                listening.send(listener.address()).unwrap();
-                stopped.recv().await;
-            }
-        };
-        executor.run(&mut ring.driver(), Duration::from_micros(20), &handle, main).unwrap();
-    };
-    std::thread::Builder::new().name("server".to_owned()).spawn(run).unwrap();
-    Running { address: address.recv().unwrap(), _stop: stop }
-}
-
-struct Mounted {
-    mount: Option<MountHandle>,
-    directory: tempfile::TempDir,
-    _server: Running,
-}
-
-impl Mounted {
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn unmount(mut self) {
-        let mount = self.mount.take().unwrap();
-        mount.unmounter().unmount().unwrap();
-        mount.wait().unwrap();
-    }
-}
-
-fn mount() -> Option<Mounted> {
-    let server = start_server();
-    let directory = tempfile::tempdir().unwrap();
-    match spawn_mount(MountConfig::new(directory.path(), server.address.clone())) {
-        Ok(mount) => Some(Mounted { mount: Some(mount), directory, _server: server }),
-        Err(error @ (MountError::NoDevice | MountError::Device(_) | MountError::NotPermitted { .. })) => {
-            eprintln!("SKIPPED: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
 
 #[test]
 fn files_directories_links_and_times_behave_as_on_any_file_system() {
@@ -178,7 +112,7 @@ fn what_was_synced_is_there_after_a_new_mount_and_direct_io_sees_what_was_buffer
     mount.unmounter().unmount().unwrap();
     mount.wait().unwrap();
     assert!(!mounted.path("kept").exists());
-    let config = MountConfig::new(mounted.directory.path(), mounted._server.address.clone());
+    let config = MountConfig::new(mounted.directory.path(), mounted.server.address.clone());
     mounted.mount = Some(spawn_mount(config).unwrap());
     assert_eq!(fs::read(mounted.path("kept")).unwrap(), vec![7u8; 100_000]);
     mounted.unmount();
@@ -188,7 +122,7 @@ fn what_was_synced_is_there_after_a_new_mount_and_direct_io_sees_what_was_buffer
 fn two_mounts_of_one_file_system_see_each_others_changes() {
     let Some(mounted) = mount() else { return };
     let second = tempfile::tempdir().unwrap();
-    let other = spawn_mount(MountConfig::new(second.path(), mounted._server.address.clone())).unwrap();
+    let other = spawn_mount(MountConfig::new(second.path(), mounted.server.address.clone())).unwrap();
     fs::write(mounted.path("shared"), b"one").unwrap();
     assert_eq!(fs::read(second.path().join("shared")).unwrap(), b"one");
     for round in 0..20 {

@@ -1,0 +1,247 @@
+//! The connection to the kernel: mounting, by ourselves or through fusermount3, and the first
+//! words. There is one descriptor of the device; when it is closed, however that happens, the
+//! kernel answers every program that waits.
+
+use crate::abi::{self, Features, InHeader, InitIn, InitOut, OutHeader, Refusal};
+use crate::error::MountError;
+use crate::options::MountOptions;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, FdFlags, IoSliceMut};
+use rustix::mount::MountFlags;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
+};
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// How long the kernel may take to say its first word; it does so when it mounts.
+const INIT_WAIT_SECS: i64 = 10;
+/// Shown as the type of the file system, behind `fuse.`.
+const SUBTYPE: &str = "cfs";
+
+/// A mounted device, ready to be read from. It does not block.
+pub(crate) struct Session {
+    pub device: OwnedFd,
+    pub features: Features,
+}
+
+/// Mounts on a directory and agrees with the kernel on how to talk.
+pub(crate) fn connect(mountpoint: &Path, source: &str, options: &MountOptions) -> Result<Session, MountError> {
+    let device = match mount_directly(mountpoint, source, options) {
+        Err(Errno::PERM | Errno::ACCESS) => mount_with_fusermount(mountpoint, source, options)?,
+        other => other.map_err(|errno| mount_error(mountpoint, errno.into()))?,
+    };
+    let features = shake_hands(&device).map_err(|error| {
+        let _ = rustix::mount::unmount(mountpoint, rustix::mount::UnmountFlags::DETACH);
+        mount_error(mountpoint, error)
+    })?;
+    Ok(Session { device, features })
+}
+
+fn mount_error(path: &Path, error: io::Error) -> MountError {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => MountError::NotPermitted { path: path.to_owned() },
+        _ => MountError::Mount { path: path.to_owned(), error },
+    }
+}
+
+/// Whether everybody may use a mount.
+fn allows_other(options: &MountOptions) -> bool {
+    options.allow_other.unwrap_or(rustix::process::geteuid().is_root())
+}
+
+fn mount_directly(mountpoint: &Path, source: &str, options: &MountOptions) -> Result<OwnedFd, Errno> {
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
+    if allows_other(options) {
+        data.push_str(",allow_other");
+    }
+    let flags = [
+        (options.read_only, MountFlags::RDONLY),
+        (!options.suid, MountFlags::NOSUID),
+        (!options.dev, MountFlags::NODEV),
+        (!options.exec, MountFlags::NOEXEC),
+        (options.noatime, MountFlags::NOATIME),
+    ];
+    let flags = flags.into_iter().filter(|(wanted, _)| *wanted).map(|(_, flag)| flag).collect::<MountFlags>();
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount(source, mountpoint, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
+    Ok(device)
+}
+
+/// A name within fusermount3's list of options.
+fn escaped(name: &str) -> String {
+    name.replace('\\', "\\\\").replace(',', "\\,")
+}
+
+fn fusermount_options(source: &str, options: &MountOptions) -> String {
+    let mut list = vec![
+        if options.read_only { "ro".to_owned() } else { "rw".to_owned() },
+        "default_permissions".to_owned(),
+        format!("fsname={}", escaped(source)),
+        format!("subtype={SUBTYPE}"),
+    ];
+    let further = [(!options.exec, "noexec"), (options.noatime, "noatime"), (allows_other(options), "allow_other")];
+    list.extend(further.into_iter().filter(|(wanted, _)| *wanted).map(|(_, name)| name.to_owned()));
+    list.join(",")
+}
+
+/// Has the set-user-id program of the fuse3 package mount, and hand the device over a socket.
+fn mount_with_fusermount(mountpoint: &Path, source: &str, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let failed = |error: Errno| mount_error(mountpoint, error.into());
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
+    // Theirs has to outlive the exec.
+    rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(failed)?;
+    let mut command = Command::new("fusermount3");
+    command.arg("-o").arg(fusermount_options(source, options)).arg("--").arg(mountpoint);
+    command.env("_FUSE_COMMFD", theirs.as_raw_fd().to_string()).stdin(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|_| MountError::NotPermitted { path: mountpoint.to_owned() })?;
+    // Ours is then at its end as soon as the program is.
+    drop(theirs);
+    let device = receive_device(&ours);
+    let mut complaint = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        let _ = stderr.read_to_string(&mut complaint);
+    }
+    let _ = child.wait();
+    match device {
+        Ok(Some(device)) => Ok(device),
+        Ok(None) => {
+            Err(MountError::Mountpoint { path: mountpoint.to_owned(), detail: complaint.trim().replace('\n', "; ") })
+        }
+        Err(errno) => Err(failed(errno)),
+    }
+}
+
+/// The descriptor that comes with a message; `None` at the end of the stream.
+fn receive_device(socket: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0u8];
+    let received = loop {
+        let mut parts = [IoSliceMut::new(&mut byte)];
+        match recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let mut devices = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok(devices.next())
+}
+
+/// Answers the kernel's INIT; from then on the device does not block.
+fn shake_hands(device: &OwnedFd) -> io::Result<Features> {
+    let mut request = vec![0; abi::REQUEST_BYTES_MAX];
+    loop {
+        let mut waiting = [PollFd::new(device, PollFlags::IN)];
+        let patience = rustix::time::Timespec { tv_sec: INIT_WAIT_SECS, tv_nsec: 0 };
+        match poll(&mut waiting, Some(&patience)) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not begin to talk")),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let length = match rustix::io::read(device, &mut request) {
+            Ok(length) => length,
+            Err(Errno::INTR | Errno::AGAIN) => continue,
+            Err(errno) => return Err(errno.into()),
+        };
+        let (header, offer) = first_words(&request[..length])?;
+        match abi::negotiate(&offer) {
+            Ok((answer, features)) => {
+                send_init(device, header.unique, &answer)?;
+                let flags = rustix::fs::fcntl_getfl(device)?;
+                rustix::fs::fcntl_setfl(device, flags | OFlags::NONBLOCK)?;
+                return Ok(features);
+            }
+            Err(Refusal::Newer) => {
+                let ours = InitOut { major: abi::MAJOR, minor: abi::MINOR, ..InitOut::default() };
+                send_init(device, header.unique, &ours)?;
+            }
+            Err(Refusal::Older { major, minor }) => {
+                let detail = format!(
+                    "the kernel speaks FUSE {major}.{minor}, {}.{} (Linux 5.17) is needed",
+                    abi::MAJOR,
+                    abi::MINOR_MIN
+                );
+                return Err(io::Error::new(io::ErrorKind::Unsupported, detail));
+            }
+        }
+    }
+}
+
+fn first_words(bytes: &[u8]) -> io::Result<(InHeader, InitIn)> {
+    match abi::Request::decode(bytes, Features::default()) {
+        Ok(abi::Request { header, call: abi::Call::Init(offer) }) => Ok((header, offer)),
+        _ => {
+            let detail = "the kernel does not begin with the INIT of FUSE 7.36 (Linux 5.17) or later";
+            Err(io::Error::new(io::ErrorKind::InvalidData, detail))
+        }
+    }
+}
+
+fn send_init(device: &OwnedFd, unique: u64, answer: &InitOut) -> io::Result<()> {
+    let len = (size_of::<OutHeader>() + size_of::<InitOut>()) as u32;
+    let header = OutHeader { len, error: 0, unique };
+    rustix::io::write(device, &[bytemuck::bytes_of(&header), bytemuck::bytes_of(answer)].concat())?;
+    Ok(())
+}
+
+/// The mount's anonymous device number, without a request to the mount itself: nobody answers
+/// it yet. It is the connection's number in /sys/fs/fuse/connections too.
+pub(crate) fn device_minor(mountpoint: &Path) -> Option<u32> {
+    let wanted = mountpoint.as_os_str().to_string_lossy().replace(' ', "\\040");
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    // Fields 3 and 5: device and mount point. The last mount on a point is the one seen.
+    table.lines().rev().find_map(|line| {
+        let mut fields = line.split(' ');
+        let device = fields.nth(2)?;
+        let point = fields.nth(1)?;
+        if point == wanted { device.split_once(':')?.1.parse().ok() } else { None }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::io::IoSlice;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn fusermount_gets_a_source_with_commas_as_one_option() {
+        let options =
+            MountOptions { read_only: true, exec: false, allow_other: Some(false), ..MountOptions::default() };
+        let list = fusermount_options("a,b\\c", &options);
+        assert_eq!(list, "ro,default_permissions,fsname=a\\,b\\\\c,subtype=cfs,noexec");
+    }
+
+    #[test]
+    fn the_device_comes_with_a_message_and_an_end_without_one_is_none() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let ours = OwnedFd::from(ours);
+        let (passed, _kept) = UnixStream::pair().unwrap();
+        let descriptors = [passed.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(&theirs, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::empty()).unwrap();
+        assert!(receive_device(&ours).unwrap().is_some());
+        drop(theirs);
+        assert!(receive_device(&ours).unwrap().is_none());
+    }
+}

@@ -1,0 +1,67 @@
+//! O_TMPFILE, and what statx tells.
+
+use crate::harness::mount;
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, linkat, open, statx};
+use rustix::io::Errno;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+fn nameless(directory: &Path, flags: OFlags) -> OwnedFd {
+    open(directory, OFlags::TMPFILE | OFlags::RDWR | flags, Mode::from_raw_mode(0o640)).unwrap()
+}
+
+#[test]
+fn a_nameless_file_has_no_name_until_it_is_linked_and_never_one_if_it_was_opened_so() {
+    let Some(mounted) = mount() else { return };
+    let directory = mounted.directory.path();
+    let descriptor = nameless(directory, OFlags::empty());
+    let mut file = File::from(descriptor);
+    file.write_all(b"content").unwrap();
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
+    assert_eq!(fs::read_dir(directory).unwrap().count(), 0);
+    let magic = format!("/proc/self/fd/{}", file.as_raw_fd());
+    linkat(rustix::fs::CWD, &magic, rustix::fs::CWD, mounted.path("named"), AtFlags::SYMLINK_FOLLOW).unwrap();
+    assert_eq!(file.metadata().unwrap().nlink(), 1);
+    linkat(&file, "", rustix::fs::CWD, mounted.path("again"), AtFlags::EMPTY_PATH).unwrap();
+    file.write_all(b" and more").unwrap();
+    drop(file);
+    for name in ["named", "again"] {
+        assert_eq!(fs::read(mounted.path(name)).unwrap(), b"content and more");
+        let found = fs::metadata(mounted.path(name)).unwrap();
+        assert_eq!((found.nlink(), found.mode() & 0o7777), (2, 0o640));
+    }
+
+    let exclusive = nameless(directory, OFlags::EXCL);
+    let magic = format!("/proc/self/fd/{}", exclusive.as_raw_fd());
+    let refused = linkat(rustix::fs::CWD, &magic, rustix::fs::CWD, mounted.path("never"), AtFlags::SYMLINK_FOLLOW);
+    assert_eq!(refused, Err(Errno::NOENT));
+    drop(exclusive);
+    mounted.unmount();
+}
+
+#[test]
+fn statx_tells_when_a_file_was_born_and_writing_does_not_change_that() {
+    let Some(mounted) = mount() else { return };
+    let ask = || {
+        let all = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        statx(rustix::fs::CWD, mounted.path("file"), AtFlags::empty(), all).unwrap()
+    };
+    fs::write(mounted.path("file"), b"1").unwrap();
+    let born = ask();
+    let told = StatxFlags::from_bits_retain(born.stx_mask);
+    assert!(told.contains(StatxFlags::BASIC_STATS | StatxFlags::BTIME), "{told:?}");
+    let time = |time: rustix::fs::StatxTimestamp| (time.tv_sec, time.tv_nsec);
+    assert!(born.stx_btime.tv_sec > 0);
+    assert!(time(born.stx_btime) <= time(born.stx_mtime));
+    let file = File::options().write(true).open(mounted.path("file")).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    fs::write(mounted.path("file"), b"longer").unwrap();
+    drop(file);
+    let later = ask();
+    assert_eq!(time(later.stx_btime), time(born.stx_btime));
+    assert_eq!((later.stx_size, later.stx_nlink, later.stx_ino), (6, 1, born.stx_ino));
+    mounted.unmount();
+}
