@@ -83,7 +83,10 @@ fn format(args: FormatArgs) -> Result<()> {
 
 fn replace(args: ReplaceArgs) -> Result<()> {
     server::replace_target(args.path, args.targets, TargetId(args.id), args.force)?;
-    println!("target {} is empty now; start the server with it: it is refilled in the background (cfsctl status)", args.id);
+    println!(
+        "target {} is empty now; start the server with it: it is refilled in the background (cfsctl status)",
+        args.id
+    );
     Ok(())
 }
 

@@ -29,7 +29,9 @@ pub enum MembershipError {
     Foreign { label: String, found: ClusterId, expected: ClusterId },
     #[error("none of the targets has a readable record of which devices belong together: restore one from a copy")]
     NoRoster,
-    #[error("{label} says it is target {target}, but the cluster has targets t0 to t{last}: check the configured paths")]
+    #[error(
+        "{label} says it is target {target}, but the cluster has targets t0 to t{last}: check the configured paths"
+    )]
     Unknown { label: String, target: TargetId, last: usize },
     #[error(
         "{label} is not target {target} any more: device {found} was replaced by device {current}; \
@@ -100,7 +102,8 @@ pub fn first_roster(devices: impl Iterator<Item = DeviceId>) -> Roster {
 /// `roster` with `present` taking part; unchanged when they did before.
 pub fn with_present(roster: &Roster, present: &BTreeSet<TargetId>) -> Roster {
     let takes_part = |index: usize| present.contains(&TargetId(index as u32));
-    let same = roster.members.iter().enumerate().all(|(index, member)| (member.seen == roster.epoch) == takes_part(index));
+    let same =
+        roster.members.iter().enumerate().all(|(index, member)| (member.seen == roster.epoch) == takes_part(index));
     if same { roster.clone() } else { next(roster, present, |_, _| {}) }
 }
 
@@ -250,7 +253,9 @@ mod tests {
         // The old one, which knows nothing of it.
         given[1] = candidate(1, device(1), &first());
         let refusal = judge(&given).unwrap_err();
-        assert!(matches!(&refusal, MembershipError::Superseded { target: TargetId(1), current, .. } if *current == new));
+        assert!(
+            matches!(&refusal, MembershipError::Superseded { target: TargetId(1), current, .. } if *current == new)
+        );
         given.push(candidate(1, new, &replaced));
         assert_eq!(judge(&given), Err(refusal));
     }
@@ -260,7 +265,8 @@ mod tests {
         let new = DeviceId(900);
         let replaced = with_replacement(&first(), &ids(&[0, 2]), TargetId(1), new);
         // Crashed before the others were told.
-        let given = [candidate(0, device(0), &first()), candidate(1, new, &replaced), candidate(2, device(2), &first())];
+        let given =
+            [candidate(0, device(0), &first()), candidate(1, new, &replaced), candidate(2, device(2), &first())];
         assert_eq!(judge(&given), Ok(replaced));
     }
 

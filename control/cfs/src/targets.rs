@@ -9,7 +9,7 @@ use cfs_store::segment::{LocalTarget, TargetPool};
 use cfs_store::{Identity, Roster, Superblock, TargetStore, inspect};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::{ClusterId, NodeId, TargetId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// The targets of a node and what their superblocks agree on.
@@ -50,7 +50,12 @@ pub(crate) async fn open(handle: &Handle, slots: Vec<DeviceSlot>) -> Result<Targ
     };
     let roster = judge(&found.iter().map(candidate).collect::<Vec<_>>())?;
     // Before anything is written.
-    check_enough(&found.iter().map(|found| found.superblock.identity.target).collect(), &roster, &parameters, &unusable)?;
+    check_enough(
+        &found.iter().map(|found| found.superblock.identity.target).collect(),
+        &roster,
+        &parameters,
+        &unusable,
+    )?;
 
     let current: BTreeMap<TargetId, Roster> =
         found.iter().filter_map(|found| Some((found.superblock.identity.target, found.roster.clone()?))).collect();
@@ -134,18 +139,15 @@ async fn recover_all(handle: &Handle, found: Vec<Found>, unusable: &mut Unusable
 /// replaced and has not got its share of the log and the ordered store back does not count: it
 /// is in the place of a target that did hold them.
 fn check_enough(
-    present: &std::collections::BTreeSet<TargetId>,
+    present: &BTreeSet<TargetId>,
     roster: &Roster,
     parameters: &ClusterParameters,
     unusable: &Unusable,
 ) -> Result<(), StartError> {
     let total = usize::from(parameters.targets);
     let tolerated = usize::from(parameters.tolerated);
-    let empty: Vec<TargetId> = present
-        .iter()
-        .copied()
-        .filter(|id| roster.member(*id).is_some_and(|member| member.lacks.metadata))
-        .collect();
+    let empty: Vec<TargetId> =
+        present.iter().copied().filter(|id| roster.member(*id).is_some_and(|member| member.lacks.metadata)).collect();
     let missing = total.saturating_sub(present.len());
     if missing + empty.len() <= tolerated {
         return Ok(());
