@@ -85,9 +85,9 @@ async fn degraded(world: &World) -> u64 {
     report.degraded
 }
 
+/// About one segment of 300,000 bytes in a second.
 fn slowly() -> RebuildConfig {
-    // Some seconds for what these tests write.
-    RebuildConfig { bytes_per_second: 100_000, ..RebuildConfig::default() }
+    RebuildConfig { bytes_per_second: 200_000, ..RebuildConfig::default() }
 }
 
 #[test]
@@ -118,6 +118,11 @@ fn a_replacement_is_refilled_unasked_and_then_any_other_target_may_go() {
 fn a_crash_in_the_middle_of_refilling_is_no_harm_and_it_goes_on() {
     simulated(32, |handle| async move {
         let world = cluster(&handle, Shape { rebuild: slowly(), ..Shape::default() }, 32).await;
+        let writer = world.mount("more").await.unwrap();
+        for more in 1..=15 {
+            write_file(&writer.client, 300_000 + more).await;
+        }
+        writer.kill();
         world.stop_server().await;
         world.replace_disk(2).await.unwrap();
         for _ in 0..3 {
@@ -125,6 +130,7 @@ fn a_crash_in_the_middle_of_refilling_is_no_harm_and_it_goes_on() {
             handle.sleep(Duration::from_secs(4)).await;
             let progress = world.node().movers().rebuild.progress();
             assert_eq!(progress.refilling, [2], "too fast for this test: {progress:?}");
+            assert!(progress.repaired > 0, "nothing done before the crash: {progress:?}");
             world.crash_server(Death::Power);
         }
         assert_eq!(world.start_server().await.unwrap(), Started::Serving);
