@@ -80,6 +80,25 @@ pub struct Status {
     pub degraded_reads: u64,
     pub uptime_seconds: u64,
     pub health: String,
+    pub repair: Repair,
+}
+
+/// Rebuilding of what lost and replaced targets held.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Repair {
+    pub running: bool,
+    /// `copies`, `segments`, `done`, `stopped`; empty while there was nothing to do.
+    pub phase: String,
+    /// Blobs or segments found short and not looked at yet.
+    pub queued: u64,
+    pub repaired: u64,
+    pub bytes: u64,
+    /// Short, but no target is free to take what is missing.
+    pub waiting: u64,
+    /// Segments that lost more than parity repairs; some may be garbage: `check` tells.
+    pub lost: u64,
+    /// Replacements that do not hold yet what the targets before them held.
+    pub refilling: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

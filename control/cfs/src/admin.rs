@@ -2,6 +2,7 @@
 
 use crate::node::Node;
 use cfs_api::{AdminCall, AdminError, AdminReply, Df, FileExtent, FileStat, PathPolicy, Shard, Status, Target};
+use cfs_movers::rebuild::Refills;
 use cfs_store::segment::TargetState;
 use cfs_wire::blobs::BlobKind;
 use cfs_wire::data::Location;
@@ -39,7 +40,9 @@ pub async fn answer(node: &Rc<Node>, call: AdminCall) -> Result<AdminReply, Admi
 fn status(node: &Node) -> Status {
     let states = node.pool().states();
     let up = states.iter().filter(|(_, state)| *state == TargetState::Up).count();
-    let health = if up == states.len() { "ok" } else { "degraded" };
+    let repair = node.movers().rebuild.progress();
+    let whole = up == states.len() && repair.refilling.is_empty();
+    let health = if whole { "ok" } else { "degraded" };
     Status {
         cluster: node.cluster().to_string(),
         node: node.id().0,
@@ -53,15 +56,18 @@ fn status(node: &Node) -> Status {
         degraded_reads: node.store().degraded_reads(),
         uptime_seconds: node.uptime().as_secs(),
         health: health.to_owned(),
+        repair,
     }
 }
 
 fn targets(node: &Node) -> Vec<Target> {
     let labels = node.target_labels();
+    let lacking = node.membership().lacking();
     let describe = |(id, state): (cfs_wire::TargetId, TargetState)| {
         let space = node.pool().get(id).map(|target| target.space());
         let payload = |kind| space.map_or(0, |space| space.payload_of(kind));
         let state = match state {
+            TargetState::Up if lacking.contains_key(&id) => "up, being refilled".to_owned(),
             TargetState::Up => "up".to_owned(),
             TargetState::Failed(reason) => format!("failed: {reason}"),
             TargetState::Absent(reason) => format!("absent: {reason}"),

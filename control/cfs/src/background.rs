@@ -4,6 +4,7 @@ use crate::registrar::ShardRegistrar;
 use cfs_movers::collector::Collector;
 use cfs_movers::orphans::OrphanSearch;
 use cfs_movers::packer::Packer;
+use cfs_movers::rebuild::Rebuild;
 use cfs_movers::{MoverError, ShardCalls};
 use cfs_reactor::Handle;
 use cfs_store::segment::SegmentStore;
@@ -19,7 +20,7 @@ pub struct MoverIntervals {
     pub pack: Duration,
     pub orphans: Duration,
     pub epoch: Duration,
-    /// Segments that reads found damaged are repaired.
+    /// Segments that reads found damaged are repaired, and what lost targets held is rebuilt.
     pub repair: Duration,
 }
 
@@ -42,6 +43,7 @@ pub struct Movers {
     pub collector: Rc<Collector>,
     pub orphans: OrphanSearch,
     pub packer: Packer,
+    pub rebuild: Rebuild,
     pub registrar: Rc<ShardRegistrar>,
     pub store: Rc<SegmentStore>,
 }
@@ -129,6 +131,13 @@ impl Movers {
             loop {
                 timer.sleep(intervals.repair).await;
                 movers.repair_damaged().await;
+            }
+        });
+        let (movers, timer) = (self.clone(), handle.clone());
+        handle.spawn(async move {
+            loop {
+                report("rebuild", movers.rebuild.round().await);
+                timer.sleep(intervals.repair).await;
             }
         });
         let timer = handle.clone();

@@ -19,6 +19,8 @@ pub struct Cli {
 pub enum Command {
     /// Create a one-node cluster on files or block devices
     Format(FormatArgs),
+    /// Put an empty device in the place of a lost target; no server may be running
+    Replace(ReplaceArgs),
     /// Run a storage node in the foreground
     Server(ServerArgs),
     /// Mount a cluster (also as mount.cfs, for mount -t cfs and fstab)
@@ -55,6 +57,20 @@ pub struct FormatArgs {
 }
 
 #[derive(Args)]
+pub struct ReplaceArgs {
+    /// Number of the lost target (cfsctl targets)
+    pub id: u32,
+    /// The new target: a block device, or a file that does not exist yet
+    pub path: PathBuf,
+    /// Another target of the node; repeat for each that is left
+    #[arg(long = "target", required = true, value_delimiter = ',')]
+    pub targets: Vec<PathBuf>,
+    /// Erase whatever the block device holds
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
 pub struct ServerArgs {
     /// Configuration file (TOML)
     #[arg(long, env = "CFS_CONFIG")]
@@ -74,6 +90,9 @@ pub struct ServerArgs {
     /// Milliseconds for which a client may serve an inode from its cache
     #[arg(long, env = "CFS_READ_LEASE_MS")]
     pub read_lease_ms: Option<u32>,
+    /// MiB per second at which what lost targets held is rebuilt
+    #[arg(long, env = "CFS_REPAIR_MIB_S")]
+    pub repair_mib_s: Option<u32>,
 }
 
 #[derive(Args)]

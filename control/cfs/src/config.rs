@@ -9,13 +9,14 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7400";
 
 /// Keys of the file, with their meaning; the one list that the error for unknown keys,
 /// the documentation and the decoder agree on.
-pub const KEYS: [(&str, &str); 6] = [
+pub const KEYS: [(&str, &str); 7] = [
     ("listen", "address to listen on, host:port; loopback only until enrolment and mTLS exist"),
     ("targets", "paths of this node's targets: files or block devices, formatted by `cfs format`"),
     ("log", "log filter, such as info or cfs_store=debug"),
     ("spin_us", "microseconds a reactor polls before it sleeps; 0 sleeps at once"),
     ("session_lease_ms", "milliseconds after which a silent client loses its leases"),
     ("read_lease_ms", "milliseconds for which a client may serve an inode from its cache"),
+    ("repair_mib_s", "MiB per second at which what lost targets held is rebuilt"),
 ];
 
 /// A server's settings as given; what is absent takes its default.
@@ -27,6 +28,7 @@ pub struct FileConfig {
     pub spin_us: Option<u64>,
     pub session_lease_ms: Option<u32>,
     pub read_lease_ms: Option<u32>,
+    pub repair_mib_s: Option<u32>,
 }
 
 /// A configuration file that can't be used.
@@ -112,7 +114,7 @@ mod tests {
 
     #[test]
     fn every_known_key_decodes() {
-        let text = "listen = \"a\"\ntargets = []\nlog = \"x\"\nspin_us = 1\nsession_lease_ms = 2\nread_lease_ms = 3";
+        let text = "listen = \"a\"\ntargets = []\nlog = \"x\"\nspin_us = 1\nsession_lease_ms = 2\nread_lease_ms = 3\nrepair_mib_s = 4";
         assert_eq!(text.lines().count(), KEYS.len());
         FileConfig::parse(text, "a.toml").unwrap();
     }

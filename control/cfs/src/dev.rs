@@ -117,7 +117,7 @@ fn replace(data: &Path, target: u32) -> Result<()> {
         bail!("{} has targets 0 to {}, not {target}", data.display(), count - 1);
     }
     let survivors = (0..count).filter(|index| *index != target).map(|index| target_path(data, index)).collect();
-    server::replace_file(target_path(data, target), survivors, TargetId(target))?;
-    println!("target {target} is empty now; start again and run: cfsctl check --repair");
+    server::replace_target(target_path(data, target), survivors, TargetId(target), false)?;
+    println!("target {target} is empty now; start again: it is refilled in the background (cfsctl status)");
     Ok(())
 }

@@ -1,11 +1,14 @@
 //! Creating a cluster, and putting an empty target in the place of a lost one.
 
+use crate::membership::{Candidate, MembershipError, first_roster, judge, with_replacement};
 use cfs_device::BlockDevice;
 use cfs_reactor::Handle;
-use cfs_store::{FormatOptions, Identity, StoreError, Superblock, format, probe};
+use cfs_store::layout::roster::MEMBERS_MAX;
+use cfs_store::{FormatOptions, Identity, Lacks, StoreError, format, inspect, probe, write_roster};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::limits::BLOB_BYTES_MAX;
 use cfs_wire::{ClusterId, DeviceId, NodeId, Policy, TargetId};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// A target's largest payload is half a zone, and segments, the log and the ordered store count on
@@ -34,10 +37,32 @@ pub enum FormatError {
     Tolerate { tolerate: u8, policy: Policy, promised: usize },
     #[error("metadata that survives {tolerate} lost targets needs {needed} targets, {given} were given")]
     TooFewForMetadata { tolerate: u8, needed: usize, given: usize },
+    #[error("a node has at most {MEMBERS_MAX} targets, {0} were given")]
+    TooManyTargets(usize),
     #[error("1 to 65535 metadata shards are possible, {0} were asked for")]
     Shards(u16),
     #[error("zones of {0} bytes cannot hold two of the largest blobs; use at least {ZONE_BYTES_MIN}")]
     ZoneBytes(u32),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a target is not replaced. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplaceError {
+    #[error("no other target of the cluster can be read")]
+    NoSurvivor,
+    #[error("the cluster has targets t0 to t{last}, not {target}")]
+    Unknown { target: TargetId, last: usize },
+    #[error("target {target} is not lost: it is at {label}")]
+    NotLost { target: TargetId, label: String },
+    #[error(
+        "replacing {target} now would lose data: {short} targets would be empty, missing or not refilled, and \
+         redundancy bridges {tolerated}; bring the others back, or let the server refill them first (cfsctl status)"
+    )]
+    StillNeeded { target: TargetId, short: usize, tolerated: usize },
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -60,6 +85,9 @@ pub async fn format_cluster(
     if devices.len() < usize::from(tolerate) + 1 {
         let needed = usize::from(tolerate) + 1;
         return Err(FormatError::TooFewForMetadata { tolerate, needed, given: devices.len() });
+    }
+    if devices.len() > MEMBERS_MAX {
+        return Err(FormatError::TooManyTargets(devices.len()));
     }
     if spec.shards == 0 {
         return Err(FormatError::Shards(spec.shards));
@@ -89,6 +117,7 @@ pub async fn format_cluster(
         targets: devices.len() as u16,
         name_key,
     };
+    let mut identities = Vec::new();
     for (index, device) in devices.iter().enumerate() {
         let identity = Identity {
             cluster,
@@ -98,21 +127,61 @@ pub async fn format_cluster(
         };
         let options = FormatOptions { identity, parameters, zone_bytes: spec.zone_bytes, force: spec.force };
         format(&**device, &options).await?;
+        identities.push(identity);
+    }
+    let roster = first_roster(identities.iter().map(|identity| identity.device));
+    for (device, identity) in devices.iter().zip(&identities) {
+        write_roster(&**device, identity, &roster).await?;
     }
     Ok(cluster)
 }
 
-/// Formats `device` to take the place of target `target`; `survivor` is the superblock of
-/// another target of the cluster. Repair fills it.
+/// Formats `device` to take the place of target `target` among `survivors`, which are told. The
+/// server fills it when it runs again.
+///
+/// Refused while the cluster needs what the target held: when with it more would be missing than
+/// redundancy bridges.
 pub async fn format_replacement(
     handle: &Handle,
     device: &dyn BlockDevice,
-    survivor: &Superblock,
+    survivors: &[(String, Rc<dyn BlockDevice>)],
     target: TargetId,
     force: bool,
-) -> Result<(), StoreError> {
-    let identity = Identity { target, device: DeviceId(handle.random_u128()), ..survivor.identity };
-    let parameters = survivor.parameters;
-    let options = FormatOptions { identity, parameters, zone_bytes: Some(survivor.zone_bytes), force };
-    format(device, &options).await.map(|_| ())
+) -> Result<(), ReplaceError> {
+    let mut candidates = Vec::new();
+    let mut superblocks = Vec::new();
+    for (label, survivor) in survivors {
+        let Ok((superblock, roster)) = inspect(&**survivor).await else { continue };
+        candidates.push(Candidate { label: label.clone(), identity: superblock.identity, roster });
+        superblocks.push((superblock, survivor));
+    }
+    let Some((pattern, _)) = superblocks.first() else { return Err(ReplaceError::NoSurvivor) };
+    let roster = judge(&candidates)?;
+    if roster.member(target).is_none() {
+        return Err(ReplaceError::Unknown { target, last: roster.members.len().saturating_sub(1) });
+    }
+    if let Some(held) = candidates.iter().find(|candidate| candidate.identity.target == target) {
+        return Err(ReplaceError::NotLost { target, label: held.label.clone() });
+    }
+    let present: BTreeSet<TargetId> = candidates.iter().map(|candidate| candidate.identity.target).collect();
+    let whole = |id: &&TargetId| roster.member(**id).is_some_and(|member| member.lacks == Lacks::NOTHING);
+    let short = roster.members.len() - present.iter().filter(whole).count();
+    let tolerated = usize::from(pattern.parameters.tolerated);
+    if short > tolerated {
+        return Err(ReplaceError::StillNeeded { target, short, tolerated });
+    }
+    let identity = Identity { target, device: DeviceId(handle.random_u128()), ..pattern.identity };
+    let options =
+        FormatOptions { identity, parameters: pattern.parameters, zone_bytes: Some(pattern.zone_bytes), force };
+    format(device, &options).await?;
+    let roster = with_replacement(&roster, &present, target, identity.device);
+    // The new device first: as long as it does not know that it is one, nobody does.
+    write_roster(device, &identity, &roster).await?;
+    for (superblock, survivor) in superblocks {
+        // The next start tells those that could not be told.
+        if let Err(error) = write_roster(&**survivor, &superblock.identity, &roster).await {
+            tracing::warn!(target = %superblock.identity.target, %error, "a target was not told of the replacement");
+        }
+    }
+    Ok(())
 }

@@ -9,8 +9,9 @@ mod server;
 mod signals;
 
 use anyhow::{Context, Result};
+use cfs_wire::TargetId;
 use clap::{CommandFactory, Parser};
-use cli::{Cli, Command, FormatArgs, ServerArgs};
+use cli::{Cli, Command, FormatArgs, ReplaceArgs, ServerArgs};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -33,6 +34,10 @@ fn run(cli: Cli) -> Result<()> {
         Command::Format(args) => {
             start_log(log)?;
             format(args)
+        }
+        Command::Replace(args) => {
+            start_log(log)?;
+            replace(args)
         }
         Command::Server(args) => serve(args, log),
         Command::Mount(args) => {
@@ -76,6 +81,15 @@ fn format(args: FormatArgs) -> Result<()> {
     Ok(())
 }
 
+fn replace(args: ReplaceArgs) -> Result<()> {
+    server::replace_target(args.path, args.targets, TargetId(args.id), args.force)?;
+    println!(
+        "target {} is empty now; start the server with it: it is refilled in the background (cfsctl status)",
+        args.id
+    );
+    Ok(())
+}
+
 /// Flags and environment over the file over defaults.
 fn serve(args: ServerArgs, log: Option<String>) -> Result<()> {
     let file = match &args.config {
@@ -90,6 +104,7 @@ fn serve(args: ServerArgs, log: Option<String>) -> Result<()> {
         spin_us: args.spin_us.or(file.spin_us),
         session_lease_ms: args.session_lease_ms.or(file.session_lease_ms),
         read_lease_ms: args.read_lease_ms.or(file.read_lease_ms),
+        repair_mib_s: args.repair_mib_s.or(file.repair_mib_s),
     };
     let signals = signals::Signals::block()?;
     let server = server::Server::start(settings)?;

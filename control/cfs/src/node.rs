@@ -1,9 +1,11 @@
 //! One storage node on given seams: opens targets, starts replicas, serves.
 
 use crate::background::{MoverIntervals, Movers};
+use crate::membership::{Membership, MembershipError};
 use crate::registrar::ShardRegistrar;
 use crate::replicas::{Replicas, ReplicasError, ShardFacts};
 use crate::service::Dispatch;
+use crate::targets::{self, Targets};
 use cfs_api::{CheckReport, CheckState};
 use cfs_device::BlockDevice;
 use cfs_fabric::{Address, Fabric, FabricError, Listener};
@@ -12,10 +14,10 @@ use cfs_movers::check::Check;
 use cfs_movers::collector::Collector;
 use cfs_movers::orphans::OrphanSearch;
 use cfs_movers::packer::Packer;
+use cfs_movers::rebuild::{Rebuild, RebuildConfig};
 use cfs_movers::{MoverError, ShardCalls};
 use cfs_reactor::{Handle, Instant};
-use cfs_store::segment::{LocalTarget, Mirror, SegmentConfig, SegmentStore, TargetPool};
-use cfs_store::{StoreError, TargetStore};
+use cfs_store::segment::{Mirror, SegmentConfig, SegmentStore, TargetPool};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::meta::{MetaError, ShardOp, ShardReply};
 use cfs_wire::{ClusterId, Epoch, NodeId, ShardId, TargetId, VolumeId};
@@ -45,6 +47,7 @@ pub struct NodeConfig {
     pub meta: ServiceConfig,
     pub segments: SegmentConfig,
     pub movers: MoverIntervals,
+    pub rebuild: RebuildConfig,
 }
 
 /// The seams and settings of a node.
@@ -63,12 +66,15 @@ pub enum StartError {
     NoTargets,
     #[error("none of the targets can be used: {0}")]
     NoneUsable(String),
-    #[error("{label} belongs to {found}, the other targets to {expected}: check the configured paths")]
-    Foreign { label: String, found: ClusterId, expected: ClusterId },
-    #[error("{label} and {other} are both target {target}: one is a copy of the other; remove it")]
-    Duplicate { label: String, other: String, target: TargetId },
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
     #[error("{missing} of {total} targets are missing and redundancy bridges {tolerated}: {detail}; bring them back")]
     TooManyMissing { missing: usize, total: usize, tolerated: usize, detail: String },
+    #[error(
+        "{missing} of {total} targets are missing and the replacement {empty} was not refilled yet, while redundancy \
+         bridges {tolerated}: {detail}; bring the missing ones back"
+    )]
+    NotRefilled { missing: usize, total: usize, empty: String, tolerated: usize, detail: String },
     #[error(transparent)]
     Replicas(#[from] ReplicasError),
     #[error(transparent)]
@@ -91,21 +97,12 @@ pub struct Node {
     listener: RefCell<Option<Box<dyn Listener>>>,
 }
 
-/// The targets of a node and what their superblocks agree on.
-struct Targets {
-    cluster: ClusterId,
-    node: NodeId,
-    parameters: ClusterParameters,
-    pool: Rc<TargetPool>,
-    labels: BTreeMap<TargetId, String>,
-}
-
 impl Node {
     /// Opens the targets, recovers the log and the shards, and serves once every shard is led.
     pub async fn start(setup: NodeSetup) -> Result<Rc<Node>, StartError> {
         let NodeSetup { handle, fabric, listen, devices, config } = setup;
         let started = handle.now();
-        let targets = open_targets(&handle, devices).await?;
+        let targets = targets::open(&handle, devices).await?;
         let copies = usize::from(targets.parameters.tolerated) + 1;
         let mirror = Mirror::new(&handle, targets.pool.clone(), copies);
         let parameters = targets.parameters;
@@ -124,13 +121,14 @@ impl Node {
             calls: calls.clone(),
             orphans: OrphanSearch::new(calls.clone(), store.clone(), collector.clone()),
             packer: Packer::new(calls.clone(), store.clone(), VOLUME),
+            rebuild: Rebuild::new(calls.clone(), store.clone(), targets.membership.clone(), config.rebuild),
             collector,
             registrar,
             store: store.clone(),
         });
         let minimum = adopt_epoch(&handle, &movers).await?;
         movers.clone().start(&handle, config.movers, minimum);
-        let check = Check::new(calls, store.clone());
+        let check = Check::new(calls, store.clone(), targets.membership.clone());
         let node = Rc::new(Node {
             handle,
             config,
@@ -204,6 +202,11 @@ impl Node {
         &self.targets.pool
     }
 
+    /// Who takes part, and what replacements do not hold yet.
+    pub fn membership(&self) -> &Rc<Membership> {
+        &self.targets.membership
+    }
+
     pub fn target_labels(&self) -> &BTreeMap<TargetId, String> {
         &self.targets.labels
     }
@@ -266,77 +269,6 @@ fn usable_space(pool: &TargetPool, parameters: &ClusterParameters) -> (u64, u64)
     let usable = |raw: u64| (u128::from(raw) * policy.data() as u128 / policy.total() as u128) as u64;
     let capacity = pool.readable().iter().map(|target| target.space().capacity).sum();
     (usable(capacity), usable(pool.free()))
-}
-
-/// Opens every slot, checks that all belong together, and fills the pool.
-async fn open_targets(handle: &Handle, slots: Vec<DeviceSlot>) -> Result<Targets, StartError> {
-    if slots.is_empty() {
-        return Err(StartError::NoTargets);
-    }
-    let opened = futures_util::future::join_all(slots.into_iter().map(|slot| async move {
-        let store = match slot.device {
-            Ok(device) => TargetStore::open(device, handle, None).await.map_err(|error: StoreError| error.to_string()),
-            Err(reason) => Err(reason),
-        };
-        (slot.label, store)
-    }))
-    .await;
-    let reasons = |opened: &[(String, Result<Rc<TargetStore>, String>)]| {
-        let failed = opened.iter().filter_map(|(label, store)| Some(format!("{label}: {}", store.as_ref().err()?)));
-        failed.collect::<Vec<_>>().join("; ")
-    };
-    let Some(first) = opened.iter().find_map(|(_, store)| store.as_ref().ok()) else {
-        return Err(StartError::NoneUsable(reasons(&opened)));
-    };
-    let identity = first.superblock().identity;
-    let parameters = first.superblock().parameters;
-    let pool = TargetPool::new(handle);
-    let mut labels: BTreeMap<TargetId, String> = BTreeMap::new();
-    let mut unopened = Vec::new();
-    let detail = reasons(&opened);
-    for (label, store) in opened {
-        let store = match store {
-            Ok(store) => store,
-            Err(reason) => {
-                tracing::warn!(target = %label, %reason, "a target can't be used");
-                unopened.push((label, reason));
-                continue;
-            }
-        };
-        let found = store.superblock().identity;
-        if found.cluster != identity.cluster {
-            return Err(StartError::Foreign { label, found: found.cluster, expected: identity.cluster });
-        }
-        if let Some(other) = labels.insert(found.target, label.clone()) {
-            return Err(StartError::Duplicate { label, other, target: found.target });
-        }
-        report_recovery(&label, &store);
-        pool.add(Rc::new(LocalTarget(store)));
-    }
-    let mut unopened = unopened.into_iter();
-    let total = usize::from(parameters.targets);
-    let missing: Vec<TargetId> =
-        (0..u32::from(parameters.targets)).map(TargetId).filter(|id| !labels.contains_key(id)).collect();
-    for id in &missing {
-        // Which missing target an unreadable device was can't be known; it is one of them.
-        let (label, reason) = unopened.next().unwrap_or_else(|| ("(no device given)".into(), "missing".into()));
-        labels.insert(*id, label);
-        pool.add_absent(*id, reason);
-    }
-    let tolerated = usize::from(parameters.tolerated);
-    if missing.len() > tolerated {
-        return Err(StartError::TooManyMissing { missing: missing.len(), total, tolerated, detail });
-    }
-    Ok(Targets { cluster: identity.cluster, node: identity.node, parameters, pool, labels })
-}
-
-fn report_recovery(label: &str, store: &TargetStore) {
-    let recovery = store.recovery();
-    if recovery.corrupt.is_empty() {
-        tracing::info!(target = %label, ?recovery, "target opened");
-    } else {
-        tracing::warn!(target = %label, ?recovery, "target opened with damage; run cfsctl check --repair");
-    }
 }
 
 /// All shards are led here: calls go straight to the service.

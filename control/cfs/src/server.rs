@@ -13,7 +13,9 @@ use cfs_reactor::mailbox::{self, mailbox};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
 use cfs_wire::{ClusterId, TargetId};
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::mpsc;
@@ -38,6 +40,7 @@ pub struct Settings {
     pub spin_us: Option<u64>,
     pub session_lease_ms: Option<u32>,
     pub read_lease_ms: Option<u32>,
+    pub repair_mib_s: Option<u32>,
 }
 
 /// A server that runs on its own thread.
@@ -54,6 +57,7 @@ impl Server {
         if settings.targets.is_empty() {
             bail!("no targets: name them with --target or in the configuration file, after `cfs format`");
         }
+        check_given_once(&settings.targets)?;
         let (stop, stopped) = mailbox(1);
         let (ready, started) = mpsc::channel();
         let thread = std::thread::Builder::new()
@@ -111,6 +115,9 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
         if let Some(lease) = settings.read_lease_ms {
             config.meta.read_lease = Duration::from_millis(lease.into());
         }
+        if let Some(rate) = settings.repair_mib_s {
+            config.rebuild.bytes_per_second = u64::from(rate) << 20;
+        }
         let devices = settings.targets.iter().map(|path| slot(path, &ring, &handle)).collect();
         let fabric = TcpFabric::new(ring.clone(), &handle);
         let listen = Address(settings.listen.clone());
@@ -162,25 +169,45 @@ pub fn format_files(paths: &[PathBuf], size: Option<u64>, spec: FormatSpec) -> R
     })
 }
 
-/// Creates an empty target at `path` in the place of target `id`; one of `survivors` tells of
-/// the cluster.
-pub fn replace_file(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId) -> Result<()> {
+/// Makes an empty target of `path`, a file to create or a block device, in the place of target
+/// `id`. `survivors` are where the others should be; nobody may be using them.
+pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, force: bool) -> Result<()> {
+    check_given_once(&survivors)?;
     on_reactor(Duration::ZERO, move |handle, ring| async move {
-        for survivor in survivors {
-            let options = OpenOptions { read_only: true, create_size: None };
-            let Ok(device) = UringDevice::open(&survivor, &ring, &handle, options) else { continue };
-            let Ok(Some(superblock)) = cfs_store::probe(&*device).await else { continue };
-            if u32::from(superblock.parameters.targets) <= id.0 {
-                bail!("the cluster has targets 0 to {}, not {}", superblock.parameters.targets - 1, id.0);
-            }
-            if path.exists() {
-                bail!("{} exists; move it away first: replacing erases what it holds", path.display());
-            }
-            let create_size = Some(superblock.device_bytes);
-            let fresh = UringDevice::open(&path, &ring, &handle, OpenOptions { read_only: false, create_size })?;
-            format_replacement(&handle, &*fresh, &superblock, id, false).await?;
-            return Ok(());
+        let is_file = std::fs::metadata(&path).map(|found| !found.file_type().is_block_device()).ok();
+        if is_file == Some(true) {
+            bail!("{} exists; move it away first: replacing erases what it holds", path.display());
         }
-        bail!("no other target of the cluster can be read")
+        let mut others: Vec<(String, Rc<dyn BlockDevice>)> = Vec::new();
+        for survivor in survivors.iter().filter(|survivor| survivor.exists()) {
+            let device = UringDevice::open(survivor, &ring, &handle, OpenOptions::default())?;
+            others.push((survivor.display().to_string(), device));
+        }
+        let Some((_, other)) = others.first() else { bail!("no other target of the cluster is there") };
+        let create_size = is_file.is_none().then_some(other.geometry().size);
+        let fresh = UringDevice::open(&path, &ring, &handle, OpenOptions { read_only: false, create_size })?;
+        let formatted = format_replacement(&handle, &*fresh, &others, id, force).await;
+        drop(fresh);
+        if formatted.is_err() && create_size.is_some() {
+            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(formatted?)
     })
+}
+
+/// The same device twice would be found in use by ourselves.
+fn check_given_once(targets: &[PathBuf]) -> Result<()> {
+    let mut seen: BTreeMap<(bool, u64, u64), &Path> = BTreeMap::new();
+    for path in targets {
+        // What can't be looked at is refused, with the reason, when it is opened.
+        let Ok(found) = std::fs::metadata(path) else { continue };
+        let key = match found.file_type().is_block_device() {
+            true => (true, found.rdev(), 0),
+            false => (false, found.dev(), found.ino()),
+        };
+        if let Some(other) = seen.insert(key, path) {
+            bail!("{} and {} are the same target: give it once", other.display(), path.display());
+        }
+    }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Tables for people; JSON as the API types are.
 
 use anyhow::Result;
-use cfs_api::{AdminReply, CheckReport};
+use cfs_api::{AdminReply, CheckReport, Repair};
 use comfy_table::{Table, presets};
 
 pub fn reply(reply: &AdminReply, json: bool) -> Result<()> {
@@ -35,6 +35,7 @@ fn table(reply: &AdminReply) -> Table {
             ("targets up", format!("{} of {}", status.targets_up, status.targets_total)),
             ("sessions", status.sessions.to_string()),
             ("degraded reads", status.degraded_reads.to_string()),
+            ("repair", repair(&status.repair)),
             ("uptime", format!("{} s", status.uptime_seconds)),
         ]),
         AdminReply::Targets(targets) => {
@@ -136,6 +137,27 @@ fn table(reply: &AdminReply) -> Table {
             ("done", state.done.to_string()),
         ]),
     }
+}
+
+fn repair(repair: &Repair) -> String {
+    let mut shown = match (repair.running, repair.phase.as_str()) {
+        (false, "") => "nothing to do".to_owned(),
+        (false, phase) => format!("{phase}: {} repaired, {}", repair.repaired, bytes(repair.bytes)),
+        (true, phase) => {
+            format!("{phase}: {} to go, {} repaired, {}", repair.queued, repair.repaired, bytes(repair.bytes))
+        }
+    };
+    if repair.waiting > 0 {
+        shown += &format!(", {} wait for a target", repair.waiting);
+    }
+    if repair.lost > 0 {
+        shown += &format!(", {} beyond repair", repair.lost);
+    }
+    if !repair.refilling.is_empty() {
+        let targets: Vec<String> = repair.refilling.iter().map(|id| format!("t{id}")).collect();
+        shown += &format!(", refilling {}", targets.join(" "));
+    }
+    shown
 }
 
 pub fn check(report: &CheckReport, json: bool) -> Result<()> {

@@ -3,8 +3,10 @@
 //! instant, so what looks wrong (an entry being created, a copy being put) is looked at again
 //! after a pause: only what is wrong every time is called a problem.
 
+use crate::rebuild::Refills;
 use crate::{MoverError, ShardCalls, all_shards, call};
 use cfs_api::{CheckReport, CheckState};
+use cfs_store::Lacks;
 use cfs_store::segment::SegmentStore;
 use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::data::{Extent, Location, Referent, Registration};
@@ -48,12 +50,13 @@ struct Gathered {
 pub struct Check {
     calls: Rc<dyn ShardCalls>,
     store: Rc<SegmentStore>,
+    refills: Rc<dyn Refills>,
     state: RefCell<CheckState>,
 }
 
 impl Check {
-    pub fn new(calls: Rc<dyn ShardCalls>, store: Rc<SegmentStore>) -> Rc<Check> {
-        Rc::new(Check { calls, store, state: RefCell::default() })
+    pub fn new(calls: Rc<dyn ShardCalls>, store: Rc<SegmentStore>, refills: Rc<dyn Refills>) -> Rc<Check> {
+        Rc::new(Check { calls, store, refills, state: RefCell::default() })
     }
 
     pub fn state(&self) -> CheckState {
@@ -75,6 +78,10 @@ impl Check {
         let mut report = CheckReport::default();
         if let Err(error) = self.run_phases(repair, deep, &mut report).await {
             report.problems.push(format!("the check could not finish: {error}"));
+        }
+        if report.is_clean() {
+            let whole = self.store.pool().writable().iter().map(|target| target.id()).collect();
+            self.refills.filled(whole, Lacks::ALL).await;
         }
         let mut state = self.state.borrow_mut();
         state.running = false;

@@ -3,6 +3,7 @@
 //! - [`collector`] finds out what no inode references any more (by freezing it in every shard)
 //!   and deletes it; [`orphans`] finds what was stored but never referenced.
 //! - [`check`] compares all metadata with all blobs and restores redundancy.
+//! - [`rebuild`] puts back what lost targets held.
 //! - [`packer`] turns cold hot blobs, and the living rest of mostly dead segments, into new
 //!   segments.
 //!
@@ -14,6 +15,7 @@ pub mod check;
 pub mod collector;
 pub mod orphans;
 pub mod packer;
+pub mod rebuild;
 
 use cfs_wire::ShardId;
 use cfs_wire::meta::{MetaError, ShardOp, ShardReply};

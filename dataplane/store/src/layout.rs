@@ -4,6 +4,7 @@
 //! Decoders take bytes they do not trust and answer with an error, never a panic.
 
 pub mod append;
+pub mod roster;
 pub mod stamp;
 pub mod superblock;
 

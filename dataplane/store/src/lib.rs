@@ -31,6 +31,7 @@ mod judge;
 pub mod layout;
 mod read;
 mod recovery;
+mod roster;
 mod scan;
 mod scrub;
 pub mod segment;
@@ -41,7 +42,9 @@ mod zones;
 
 pub use error::StoreError;
 pub use format::{FormatOptions, format, probe};
+pub use layout::roster::{Lacks, Member, Roster};
 pub use layout::superblock::{Identity, Superblock};
 pub use recovery::{CorruptRegion, Damage, RecoveryReport};
+pub use roster::{inspect, write_roster};
 pub use scrub::ScrubReport;
 pub use store::{Space, TargetStore};

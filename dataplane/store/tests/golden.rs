@@ -4,7 +4,7 @@
 
 use cfs_store::layout::append::{AppendHeader, BlobRecord, Record, Tail, TombstoneRecord, ZoneUse, header_bytes};
 use cfs_store::layout::stamp::{Role, Stamp};
-use cfs_store::{Identity, Superblock};
+use cfs_store::{Identity, Lacks, Member, Roster, Superblock};
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
 use cfs_wire::{BlobId, ClusterId, DeviceId, Generation, NodeId, TargetId, Timestamp, ZoneNo};
 use std::path::PathBuf;
@@ -29,6 +29,17 @@ fn superblock() -> Superblock {
             name_key: [0x77; 32],
         },
     }
+}
+
+fn roster() -> Roster {
+    let member = |device, seen, lacks| Member { device: DeviceId(device), seen, lacks };
+    let metadata = Lacks { metadata: true, data: false };
+    let members = vec![
+        member(superblock().identity.device.0, 0x1112_1314_1516, Lacks::NOTHING),
+        member(0x2122, 0x1112_1314_1510, metadata),
+        member(0x3132, 0x1112_1314_1516, Lacks::ALL),
+    ];
+    Roster { epoch: 0x1112_1314_1516, members }
 }
 
 fn stamp(offset: u32, bytes: u32, extent: u32) -> Stamp {
@@ -81,6 +92,7 @@ fn compare(name: &str, bytes: &[u8]) {
 #[test]
 fn the_formats_are_what_they_were() {
     compare("superblock.bin", &superblock().encode());
+    compare("roster.bin", &roster().encode(&superblock().identity));
     compare("zone_header.bin", &stamp(0, 4096, 0).encode_page(Role::ZoneHeader));
     compare("zone_footer.bin", &stamp((4 << 20) - 4096, 4096, 77 * 4096).encode_page(Role::ZoneFooter));
     compare("append_header.bin", &append().encode());

@@ -10,6 +10,7 @@ use cfs_device::mem::MemDisk;
 use cfs_fabric::Address;
 use cfs_fabric::mem::MemNetwork;
 use cfs_meta::service::ServiceConfig;
+use cfs_movers::rebuild::RebuildConfig;
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Notify;
 use cfs_wire::meta::{MetaOp, MetaReply};
@@ -35,6 +36,7 @@ pub struct Shape {
     /// See [`FormatSpec`].
     pub tolerate: Option<u8>,
     pub session_lease: Duration,
+    pub rebuild: RebuildConfig,
 }
 
 impl Default for Shape {
@@ -48,6 +50,7 @@ impl Default for Shape {
             policy: Policy::new(2, 1).expect("2+1 is a policy"),
             tolerate: None,
             session_lease: Duration::from_secs(8),
+            rebuild: RebuildConfig::default(),
         }
     }
 }
@@ -161,7 +164,7 @@ impl World {
             epoch: Duration::from_secs(5),
             repair: Duration::from_secs(5),
         };
-        NodeConfig { meta, movers, ..NodeConfig::default() }
+        NodeConfig { meta, movers, rebuild: self.shape.rebuild, ..NodeConfig::default() }
     }
 
     /// Starts the node on whatever the disks hold.
@@ -309,12 +312,12 @@ impl World {
         let seed = self.seed ^ (number << 32) ^ index as u64;
         let fresh = MemDisk::new(old.name(), old.size(), old.block(), seed);
         let domain = self.handle.new_domain();
-        let survivor = self.disk((index + 1) % self.shape.targets);
-        let opened = cfs_store::TargetStore::open(survivor.open(&domain), &domain, None).await;
-        let superblock = *opened.map_err(|error| broken(&error))?.superblock();
+        let others = self.disks().into_iter().enumerate().filter(|(other, _)| *other != index);
+        let survivors: Vec<(String, Rc<dyn BlockDevice>)> =
+            others.map(|(_, disk)| (disk.name().to_owned(), disk.open(&domain) as Rc<dyn BlockDevice>)).collect();
         let device = fresh.open(&domain);
         let target = TargetId(index as u32);
-        let formatted = format_replacement(&domain, &*device, &superblock, target, false).await;
+        let formatted = format_replacement(&domain, &*device, &survivors, target, false).await;
         domain.kill();
         formatted.map_err(|error| broken(&error))?;
         self.disks.borrow_mut()[index] = fresh;

@@ -28,6 +28,7 @@ pub use repair::Repaired;
 use cfs_codec::{Erasure, Geometry};
 use cfs_reactor::Handle;
 use cfs_reactor::collections::HashMap;
+use cfs_reactor::sync::Semaphore;
 use cfs_wire::data::{DataError, Registration};
 use cfs_wire::{Epoch, SegmentId};
 use futures_util::future::LocalBoxFuture;
@@ -80,6 +81,8 @@ pub struct SegmentStore {
     /// Reads that found damage; the scrubber asks for it.
     damaged: RefCell<BTreeSet<SegmentId>>,
     degraded_reads: Cell<u64>,
+    /// One repair at a time: two of one segment would each rebuild it.
+    repairs: Rc<Semaphore>,
 }
 
 impl SegmentStore {
@@ -99,6 +102,7 @@ impl SegmentStore {
             in_flight: RefCell::default(),
             damaged: RefCell::default(),
             degraded_reads: Cell::new(0),
+            repairs: Semaphore::new(1),
         })
     }
 

@@ -12,6 +12,8 @@ use cfs_wire::{BlobId, TargetId};
 pub struct Repaired {
     pub checked: u64,
     pub rebuilt: u64,
+    /// Payload bytes of what was rebuilt.
+    pub bytes: u64,
 }
 
 impl SegmentStore {
@@ -31,10 +33,14 @@ impl SegmentStore {
     }
 
     /// Rebuilds what [`Self::missing_shards`] finds, on targets that hold no other shard of the
-    /// segment, then swaps the registration.
+    /// segment, then swaps the registration. A segment that was repaired or collected since
+    /// `registration` was read is looked at as it is now.
     pub async fn repair_segment(&self, registration: &Registration, deep: bool) -> Result<Repaired, DataError> {
+        let _turn = self.repairs.acquire(1).await;
+        let mut report = Repaired { checked: 1, ..Repaired::default() };
+        let Some(current) = self.registrar.lookup(registration.segment).await? else { return Ok(report) };
+        let registration = &current;
         let missing = self.missing_shards(registration, deep).await;
-        let mut report = Repaired { checked: 1, rebuilt: 0 };
         if missing.is_empty() {
             return Ok(report);
         }
@@ -57,6 +63,7 @@ impl SegmentStore {
                 }
             }
             report.rebuilt += 1;
+            report.bytes += u64::from(place.length);
         }
         // Where not all find a target, those that did count all the same.
         if report.rebuilt > 0 {
@@ -112,8 +119,9 @@ impl SegmentStore {
     /// Brings a replicated blob (hot, log, ordered store) back to its number of copies.
     /// `None`: no sound copy is left, or the missing ones find no target.
     pub async fn repair_copies(&self, info: &BlobInfo, deep: bool) -> Option<Repaired> {
+        let _turn = self.repairs.acquire(1).await;
         let wanted = usize::from(info.geometry.parity) + 1;
-        let mut report = Repaired { checked: 1, rebuilt: 0 };
+        let mut report = Repaired { checked: 1, ..Repaired::default() };
         let (mut sound, holders) = self.sound_copies(info, deep).await;
         if sound.len() >= wanted {
             return Some(report);
@@ -140,6 +148,7 @@ impl SegmentStore {
             }
             sound.push(target.id());
             report.rebuilt += 1;
+            report.bytes += u64::from(info.length);
         }
         Some(report)
     }

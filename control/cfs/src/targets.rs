@@ -1,0 +1,196 @@
+//! Opening a node's targets: who they are is judged before anything is written, then each is
+//! recovered, then all record who takes part.
+
+use crate::membership::{Candidate, Membership, judge};
+use crate::node::{DeviceSlot, StartError};
+use cfs_device::BlockDevice;
+use cfs_reactor::Handle;
+use cfs_store::segment::{LocalTarget, TargetPool};
+use cfs_store::{Identity, Roster, Superblock, TargetStore, inspect};
+use cfs_wire::cluster::ClusterParameters;
+use cfs_wire::{ClusterId, NodeId, TargetId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// The targets of a node and what their superblocks agree on.
+pub(crate) struct Targets {
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    pub parameters: ClusterParameters,
+    pub pool: Rc<TargetPool>,
+    pub labels: BTreeMap<TargetId, String>,
+    pub membership: Rc<Membership>,
+}
+
+/// A device that says it is a target.
+struct Found {
+    label: String,
+    device: Rc<dyn BlockDevice>,
+    superblock: Superblock,
+    roster: Option<Roster>,
+}
+
+/// Devices that can't be used, and why.
+type Unusable = Vec<(String, String)>;
+
+/// Opens every slot, checks that all belong together, and fills the pool.
+pub(crate) async fn open(handle: &Handle, slots: Vec<DeviceSlot>) -> Result<Targets, StartError> {
+    if slots.is_empty() {
+        return Err(StartError::NoTargets);
+    }
+    let (found, mut unusable) = inspect_all(slots).await;
+    let Some(first) = found.first() else {
+        return Err(StartError::NoneUsable(listed(&unusable)));
+    };
+    let (identity, parameters) = (first.superblock.identity, first.superblock.parameters);
+    let candidate = |found: &Found| Candidate {
+        label: found.label.clone(),
+        identity: found.superblock.identity,
+        roster: found.roster.clone(),
+    };
+    let roster = judge(&found.iter().map(candidate).collect::<Vec<_>>())?;
+    // Before anything is written.
+    check_enough(
+        &found.iter().map(|found| found.superblock.identity.target).collect(),
+        &roster,
+        &parameters,
+        &unusable,
+    )?;
+
+    let current: BTreeMap<TargetId, Roster> =
+        found.iter().filter_map(|found| Some((found.superblock.identity.target, found.roster.clone()?))).collect();
+    let mut open = recover_all(handle, found, &mut unusable).await;
+    let membership = loop {
+        check_enough(&open.keys().copied().collect(), &roster, &parameters, &unusable)?;
+        let devices = open.iter().map(|(id, target)| (*id, (target.identity, target.device.clone()))).collect();
+        let failed = match Membership::take_in(devices, &current, &roster).await {
+            Ok(membership) => break Rc::new(membership),
+            Err(failed) => failed,
+        };
+        for (id, reason) in failed {
+            let label = open.remove(&id).map(|target| target.label).unwrap_or_default();
+            unusable.push((label, reason));
+        }
+    };
+
+    let pool = TargetPool::new(handle);
+    let mut labels = BTreeMap::new();
+    for (id, target) in open {
+        labels.insert(id, target.label);
+        pool.add(Rc::new(LocalTarget(target.store)));
+    }
+    add_absent(&pool, &mut labels, &parameters, unusable);
+    Ok(Targets { cluster: identity.cluster, node: identity.node, parameters, pool, labels, membership })
+}
+
+async fn inspect_all(slots: Vec<DeviceSlot>) -> (Vec<Found>, Unusable) {
+    let inspections = slots.into_iter().map(|slot| async move {
+        let DeviceSlot { label, device } = slot;
+        let device = match device {
+            Ok(device) => device,
+            Err(reason) => return Err((label, reason)),
+        };
+        match inspect(&*device).await {
+            Ok((superblock, roster)) => Ok(Found { label, device, superblock, roster }),
+            Err(error) => Err((label, error.to_string())),
+        }
+    });
+    let (mut found, mut unusable) = (Vec::new(), Vec::new());
+    for outcome in futures_util::future::join_all(inspections).await {
+        match outcome {
+            Ok(device) => found.push(device),
+            Err(refusal) => unusable.push(refusal),
+        }
+    }
+    (found, unusable)
+}
+
+struct Open {
+    label: String,
+    identity: Identity,
+    device: Rc<dyn BlockDevice>,
+    store: Rc<TargetStore>,
+}
+
+/// Recovers every target; those that fail are unusable.
+async fn recover_all(handle: &Handle, found: Vec<Found>, unusable: &mut Unusable) -> BTreeMap<TargetId, Open> {
+    let recoveries = found.into_iter().map(|found| async move {
+        let Found { label, device, superblock, .. } = found;
+        let identity = superblock.identity;
+        match TargetStore::open(device.clone(), handle, Some(identity)).await {
+            Ok(store) => Ok(Open { label, identity, device, store }),
+            Err(error) => Err((label, error.to_string())),
+        }
+    });
+    let mut open = BTreeMap::new();
+    for outcome in futures_util::future::join_all(recoveries).await {
+        match outcome {
+            Ok(target) => {
+                report_recovery(&target.label, &target.store);
+                open.insert(target.identity.target, target);
+            }
+            Err(refusal) => unusable.push(refusal),
+        }
+    }
+    open
+}
+
+/// Refuses a start in which more targets are missing than redundancy bridges. One that was
+/// replaced and has not got its share of the log and the ordered store back does not count: it
+/// is in the place of a target that did hold them.
+fn check_enough(
+    present: &BTreeSet<TargetId>,
+    roster: &Roster,
+    parameters: &ClusterParameters,
+    unusable: &Unusable,
+) -> Result<(), StartError> {
+    let total = usize::from(parameters.targets);
+    let tolerated = usize::from(parameters.tolerated);
+    let empty: Vec<TargetId> =
+        present.iter().copied().filter(|id| roster.member(*id).is_some_and(|member| member.lacks.metadata)).collect();
+    let missing = total.saturating_sub(present.len());
+    if missing + empty.len() <= tolerated {
+        return Ok(());
+    }
+    let detail = listed(unusable);
+    if missing == 0 || empty.is_empty() {
+        return Err(StartError::TooManyMissing { missing, total, tolerated, detail });
+    }
+    let empty = empty.iter().map(TargetId::to_string).collect::<Vec<_>>().join(", ");
+    Err(StartError::NotRefilled { missing, total, empty, tolerated, detail })
+}
+
+/// The slots that could not be used stand for the targets that are missing: which is which can't
+/// be known.
+fn add_absent(
+    pool: &TargetPool,
+    labels: &mut BTreeMap<TargetId, String>,
+    parameters: &ClusterParameters,
+    unusable: Unusable,
+) {
+    for (label, reason) in &unusable {
+        tracing::warn!(target = %label, %reason, "a target can't be used");
+    }
+    let mut unusable = unusable.into_iter();
+    for id in (0..u32::from(parameters.targets)).map(TargetId) {
+        if labels.contains_key(&id) {
+            continue;
+        }
+        let (label, reason) = unusable.next().unwrap_or_else(|| ("(no device given)".into(), "missing".into()));
+        labels.insert(id, label);
+        pool.add_absent(id, reason);
+    }
+}
+
+fn listed(unusable: &Unusable) -> String {
+    unusable.iter().map(|(label, reason)| format!("{label}: {reason}")).collect::<Vec<_>>().join("; ")
+}
+
+fn report_recovery(label: &str, store: &TargetStore) {
+    let recovery = store.recovery();
+    if recovery.corrupt.is_empty() {
+        tracing::info!(target = %label, ?recovery, "target opened");
+    } else {
+        tracing::warn!(target = %label, ?recovery, "target opened with damage; run cfsctl check --repair");
+    }
+}

@@ -1,0 +1,86 @@
+//! Set-up shared by the tests of the program: a formatted cluster of files, a server that runs,
+//! and what a refusal looks like.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+pub const CFS: &str = env!("CARGO_BIN_EXE_cfs");
+
+pub fn cfs(arguments: &[&str]) -> Output {
+    Command::new(CFS).args(arguments).output().expect("cfs starts")
+}
+
+/// Asserts a refusal and gives its one line.
+pub fn refused(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("cfs: ")).collect();
+    assert!(!output.status.success(), "it was accepted; stderr: {text}");
+    assert_eq!(lines.len(), 1, "one line was expected: {text}");
+    lines[0].to_owned()
+}
+
+pub struct Cluster {
+    pub dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Three formatted targets of 64 MiB.
+    pub fn new() -> Cluster {
+        let cluster = Cluster { dir: tempfile::tempdir().unwrap() };
+        let targets = cluster.targets();
+        let mut arguments = vec!["format", "--size", "64M", "--shards", "2"];
+        arguments.extend(targets.iter().map(String::as_str));
+        let output = cfs(&arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        cluster
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn targets(&self) -> Vec<String> {
+        (0..3).map(|index| self.path(&format!("t{index}")).display().to_string()).collect()
+    }
+
+    pub fn server_arguments(&self, listen: &str) -> Vec<String> {
+        let mut arguments = vec!["server".into(), "--listen".into(), listen.into()];
+        arguments.extend(self.targets().into_iter().flat_map(|target| ["--target".into(), target]));
+        arguments
+    }
+
+    pub fn server(&self, listen: &str) -> Output {
+        Command::new(CFS).args(self.server_arguments(listen)).output().expect("cfs starts")
+    }
+}
+
+/// A server that runs; ended when dropped.
+pub struct Running(Child);
+
+impl Running {
+    pub fn start(cluster: &Cluster) -> Running {
+        let mut child = Command::new(CFS)
+            .args(cluster.server_arguments("127.0.0.1:0"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("cfs starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("serving on 127.0.0.1:"), "{line}");
+        Running(child)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub fn fingerprint(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap()
+}

@@ -1,0 +1,117 @@
+//! Which devices a server takes for its targets: each by what it is, wherever it is given, and
+//! none that was replaced.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests drive real processes")]
+
+mod common;
+
+use common::{Cluster, Running, cfs, fingerprint, refused};
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+fn serve(targets: &[&str]) -> Output {
+    let flags = targets.iter().flat_map(|target| ["--target", target]);
+    cfs(&["server", "--listen", "127.0.0.1:0"].into_iter().chain(flags).collect::<Vec<_>>())
+}
+
+fn replace(id: &str, path: &str, survivors: &[&str]) -> Output {
+    let flags = survivors.iter().flat_map(|target| ["--target", target]);
+    cfs(&["replace", id, path].into_iter().chain(flags).collect::<Vec<_>>())
+}
+
+fn accepted(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_replaced_target_is_refused_in_the_place_of_its_replacement_and_beside_it() {
+    let cluster = Cluster::new();
+    let targets = cluster.targets();
+    let old = cluster.path("old").display().to_string();
+    fs::rename(&targets[1], &old).unwrap();
+    accepted(&replace("1", &targets[1], &[&targets[0], &targets[2]]));
+    let before = fingerprint(Path::new(&old));
+    for given in [vec![&*targets[0], &old, &targets[2]], vec![&*targets[0], &targets[1], &targets[2], &old]] {
+        let line = refused(&serve(&given));
+        assert!(line.contains(&format!("{old} is not target t1 any more")), "{line}");
+        assert!(line.contains("give the path of the replacement"), "{line}");
+    }
+    assert!(fingerprint(Path::new(&old)) == before, "the old target was changed");
+    // The twin: the replacement is served.
+    drop(Running::start(&cluster));
+}
+
+#[test]
+fn a_target_that_was_only_away_is_taken_back() {
+    let cluster = Cluster::new();
+    let targets = cluster.targets();
+    let away = cluster.path("away");
+    fs::rename(&targets[1], &away).unwrap();
+    drop(Running::start(&cluster));
+    fs::rename(&away, &targets[1]).unwrap();
+    drop(Running::start(&cluster));
+}
+
+#[test]
+fn targets_in_each_others_places_are_told_apart() {
+    let cluster = Cluster::new();
+    let targets = cluster.targets();
+    let between = cluster.path("between");
+    fs::rename(&targets[0], &between).unwrap();
+    fs::rename(&targets[2], &targets[0]).unwrap();
+    fs::rename(&between, &targets[2]).unwrap();
+    drop(Running::start(&cluster));
+    // Where target 2 was configured is target 0 now: replacing 0 would erase nothing but lose it.
+    let path = cluster.path("new").display().to_string();
+    let line = refused(&replace("0", &path, &[&targets[1], &targets[2]]));
+    assert!(line.contains("target t0 is not lost") && line.contains(&targets[2]), "{line}");
+    assert!(!Path::new(&path).exists(), "an unfinished target was left behind");
+}
+
+#[test]
+fn one_target_given_twice_is_named() {
+    let cluster = Cluster::new();
+    let targets = cluster.targets();
+    let link = cluster.path("link").display().to_string();
+    std::os::unix::fs::symlink(&targets[1], &link).unwrap();
+    let line = refused(&serve(&[&targets[0], &targets[1], &link]));
+    assert!(line.contains(&targets[1]) && line.contains(&link) && line.contains("give it once"), "{line}");
+    // A copy is another file, and the same target.
+    let copy = cluster.path("copy").display().to_string();
+    fs::copy(&targets[1], &copy).unwrap();
+    let line = refused(&serve(&[&targets[0], &targets[1], &copy]));
+    assert!(line.contains(&copy) && line.contains("one is a copy of the other"), "{line}");
+}
+
+#[test]
+fn a_target_that_the_cluster_still_needs_is_not_replaced() {
+    let cluster = Cluster::new();
+    let targets = cluster.targets();
+    fs::rename(&targets[1], cluster.path("lost-1")).unwrap();
+    fs::rename(&targets[2], cluster.path("lost-2")).unwrap();
+    let line = refused(&replace("1", &targets[1], &[&targets[0], &targets[2]]));
+    assert!(line.contains("replacing t1 now would lose data") && line.contains("bring the others back"), "{line}");
+    assert!(!Path::new(&targets[1]).exists(), "an unfinished target was left behind");
+    // With the other one back it is.
+    fs::rename(cluster.path("lost-2"), &targets[2]).unwrap();
+    accepted(&replace("1", &targets[1], &[&targets[0], &targets[2]]));
+    // And until it is filled nothing else may be missing.
+    fs::remove_file(&targets[2]).unwrap();
+    let line = refused(&cluster.server("127.0.0.1:0"));
+    assert!(line.contains("the replacement t1 was not refilled yet") && line.contains(&targets[2]), "{line}");
+}
+
+#[test]
+fn nothing_is_replaced_under_a_running_server_nor_a_file_overwritten() {
+    let cluster = Cluster::new();
+    let targets = cluster.targets();
+    let line = refused(&replace("1", &targets[1], &[&targets[0], &targets[2]]));
+    assert!(line.contains(&format!("{} exists", targets[1])), "{line}");
+    fs::rename(&targets[1], cluster.path("lost")).unwrap();
+    let running = Running::start(&cluster);
+    let line = refused(&replace("1", &targets[1], &[&targets[0], &targets[2]]));
+    assert!(line.contains("another server uses it"), "{line}");
+    drop(running);
+    let line = refused(&replace("7", &targets[1], &[&targets[0], &targets[2]]));
+    assert!(line.contains("targets t0 to t2, not t7"), "{line}");
+}

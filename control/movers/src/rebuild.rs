@@ -1,0 +1,347 @@
+//! Rebuilding what lost targets held: on the empty target in the place of a lost one, or, when a
+//! target stays away, on those that are left. The least redundant first, at a bounded rate.
+//!
+//! What is to be rebuilt is not remembered but found: by comparing what registrations and headers
+//! promise with what the targets' indexes hold. Remembered, by [`Refills`], is only which targets
+//! are not full yet; so a restart goes on where the last one stopped.
+
+use crate::{MoverError, ShardCalls, all_shards, call};
+use cfs_api::Repair;
+use cfs_reactor::Instant;
+use cfs_store::Lacks;
+use cfs_store::segment::{SegmentStore, TargetState};
+use cfs_wire::blobs::{BlobInfo, BlobKind};
+use cfs_wire::data::{DataError, Registration};
+use cfs_wire::meta::{ShardOp, ShardReply, registration_shard};
+use cfs_wire::{BlobId, SegmentId, TargetId};
+use futures_util::future::LocalBoxFuture;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Segments remembered in one pass, 2 MiB of them: of more, the least redundant; the next pass
+/// finds the rest.
+const QUEUE_MAX: usize = 64 << 10;
+/// Registrations fetched from a shard at once.
+const LIST_BATCH: u32 = 256;
+/// Copies being put or deleted come and go within this time.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Blobs looked at between two yields.
+const STEPS_PER_YIELD: usize = 64;
+
+/// Remembers across restarts what the targets that took the places of others do not hold yet.
+pub trait Refills: 'static {
+    fn lacking(&self) -> BTreeMap<TargetId, Lacks>;
+    /// Everything of these sorts is back on `targets`.
+    fn filled(&self, targets: BTreeSet<TargetId>, sorts: Lacks) -> LocalBoxFuture<'_, ()>;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RebuildConfig {
+    pub bytes_per_second: u64,
+    /// A target away for so long is taken for lost.
+    pub lost_after: Duration,
+}
+
+impl Default for RebuildConfig {
+    fn default() -> Self {
+        // A tenth of what an NVMe device moves, so that clients hardly feel it; a reboot or a
+        // pulled cable is usually over in ten minutes, and moves nothing then.
+        RebuildConfig { bytes_per_second: 200 << 20, lost_after: Duration::from_secs(600) }
+    }
+}
+
+/// What a search was made for: the same again finds nothing new.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Situation {
+    lacking: BTreeSet<TargetId>,
+    lost: BTreeSet<TargetId>,
+    writable: BTreeSet<TargetId>,
+}
+
+/// How a pass over one sort of things ended.
+#[derive(Clone, Copy, Default)]
+struct Pass {
+    rebuilt: u64,
+    /// Nowhere to put it now.
+    waiting: u64,
+    /// To be tried again.
+    failed: u64,
+    /// The queue was full: there is more.
+    more: bool,
+}
+
+impl Pass {
+    fn is_whole(&self) -> bool {
+        self.waiting == 0 && self.failed == 0 && !self.more
+    }
+}
+
+pub struct Rebuild {
+    calls: Rc<dyn ShardCalls>,
+    store: Rc<SegmentStore>,
+    refills: Rc<dyn Refills>,
+    config: RebuildConfig,
+    away_since: RefCell<BTreeMap<TargetId, Instant>>,
+    settled: RefCell<Option<Situation>>,
+    progress: RefCell<Repair>,
+}
+
+impl Rebuild {
+    pub fn new(
+        calls: Rc<dyn ShardCalls>,
+        store: Rc<SegmentStore>,
+        refills: Rc<dyn Refills>,
+        config: RebuildConfig,
+    ) -> Rebuild {
+        let (away_since, settled, progress) = Default::default();
+        Rebuild { calls, store, refills, config, away_since, settled, progress }
+    }
+
+    /// What is being done, and how far it is.
+    pub fn progress(&self) -> Repair {
+        let refilling = self.refills.lacking().keys().map(|id| id.0).collect();
+        Repair { refilling, ..self.progress.borrow().clone() }
+    }
+
+    /// Rebuilds everything that can be, if the targets have changed since it last was.
+    pub async fn round(&self) -> Result<(), MoverError> {
+        let situation = self.situation();
+        if situation.lacking.is_empty() && situation.lost.is_empty() {
+            *self.settled.borrow_mut() = None;
+            return Ok(());
+        }
+        if self.settled.borrow().as_ref() == Some(&situation) {
+            return Ok(());
+        }
+        *self.progress.borrow_mut() = Repair { running: true, ..Repair::default() };
+        let outcome = self.rebuild_all(&situation).await;
+        let mut progress = self.progress.borrow_mut();
+        (progress.running, progress.queued) = (false, 0);
+        progress.phase = if outcome.is_ok() { "done".into() } else { "stopped".into() };
+        if outcome? {
+            *self.settled.borrow_mut() = Some(situation);
+        }
+        tracing::info!(progress = ?*progress, "rebuilding ended");
+        Ok(())
+    }
+
+    fn situation(&self) -> Situation {
+        let now = self.store.handle().now();
+        let mut away_since = self.away_since.borrow_mut();
+        let mut lost = BTreeSet::new();
+        for (id, state) in self.store.pool().states() {
+            if state == TargetState::Up {
+                away_since.remove(&id);
+            } else if now.saturating_since(*away_since.entry(id).or_insert(now)) >= self.config.lost_after {
+                lost.insert(id);
+            }
+        }
+        Situation { lacking: self.refills.lacking().into_keys().collect(), lost, writable: self.writable() }
+    }
+
+    fn writable(&self) -> BTreeSet<TargetId> {
+        self.store.pool().writable().iter().map(|target| target.id()).collect()
+    }
+
+    /// True when nothing is left to try in this situation.
+    async fn rebuild_all(&self, situation: &Situation) -> Result<bool, MoverError> {
+        // The log first: of it, one more loss could take acknowledged metadata.
+        let metadata = self.restore_copies(&[BlobKind::Log, BlobKind::Manifest, BlobKind::Run]).await;
+        if metadata.is_whole() {
+            self.refills.filled(self.writable(), Lacks { metadata: true, data: false }).await;
+        }
+        let hot = self.restore_copies(&[BlobKind::Hot]).await;
+        let mut segments;
+        loop {
+            segments = self.restore_segments(situation).await?;
+            if !segments.more || segments.rebuilt == 0 {
+                break;
+            }
+        }
+        if metadata.is_whole() && hot.is_whole() && segments.is_whole() {
+            self.refills.filled(self.writable(), Lacks::ALL).await;
+        }
+        Ok(metadata.failed + hot.failed + segments.failed == 0 && !segments.more)
+    }
+
+    fn begin(&self, phase: &str, queued: usize) {
+        let mut progress = self.progress.borrow_mut();
+        progress.phase = phase.into();
+        progress.queued = queued as u64;
+    }
+
+    /// Counts one thing done, and holds back as the rate demands.
+    async fn done(&self, rebuilt: u64, bytes: u64) {
+        {
+            let mut progress = self.progress.borrow_mut();
+            progress.queued = progress.queued.saturating_sub(1);
+            progress.repaired += u64::from(rebuilt > 0);
+            progress.bytes += bytes;
+        }
+        let seconds = bytes as f64 / self.config.bytes_per_second.max(1) as f64;
+        self.store.handle().sleep(Duration::from_secs_f64(seconds)).await;
+    }
+
+    /// Brings replicated blobs of these kinds back to their number of copies.
+    async fn restore_copies(&self, kinds: &[BlobKind]) -> Pass {
+        let mut pass = Pass::default();
+        self.begin("copies", 0);
+        let mut short = self.short_copies(kinds).await;
+        if short.is_empty() {
+            return pass;
+        }
+        self.store.handle().sleep(LOOK_AGAIN_AFTER).await;
+        short.sort_unstable_by_key(|(left, info)| (*left, info.id));
+        self.begin("copies", short.len());
+        for (_, info) in short {
+            match self.store.repair_copies(&info, false).await {
+                Some(repaired) => {
+                    pass.rebuilt += repaired.rebuilt;
+                    self.done(repaired.rebuilt, repaired.bytes).await;
+                }
+                // Deleted meanwhile.
+                None if self.copies(info.id) == 0 => self.done(0, 0).await,
+                None => {
+                    pass.waiting += 1;
+                    self.progress.borrow_mut().waiting += 1;
+                    self.done(0, 0).await;
+                }
+            }
+        }
+        pass
+    }
+
+    /// Blobs with copies missing, and how many each has left.
+    async fn short_copies(&self, kinds: &[BlobKind]) -> Vec<(usize, BlobInfo)> {
+        let mut short = Vec::new();
+        for kind in kinds {
+            let mut blobs: BTreeMap<BlobId, BlobInfo> = BTreeMap::new();
+            for target in self.store.pool().readable() {
+                blobs.extend(target.list(*kind).into_iter().map(|info| (info.id, info)));
+            }
+            for (count, info) in blobs.into_values().enumerate() {
+                if self.store.missing_copies(&info, false).await > 0 {
+                    short.push((self.copies(info.id), info));
+                }
+                if count.is_multiple_of(STEPS_PER_YIELD) {
+                    self.store.handle().yield_now().await;
+                }
+            }
+        }
+        short
+    }
+
+    fn copies(&self, id: BlobId) -> usize {
+        self.store.pool().readable().iter().filter(|target| target.stat(id).is_some()).count()
+    }
+
+    /// One pass over the registrations of all shards.
+    async fn restore_segments(&self, situation: &Situation) -> Result<Pass, MoverError> {
+        self.begin("segments", 0);
+        let mut pass = Pass::default();
+        let queue = self.short_segments(situation, &mut pass).await?;
+        self.begin("segments", queue.len());
+        for segment in queue {
+            let Some(registration) = self.lookup(segment).await? else {
+                self.done(0, 0).await;
+                continue;
+            };
+            let (rebuilt, bytes) = match self.store.repair_segment(&registration, false).await {
+                Ok(repaired) => (repaired.rebuilt, repaired.bytes),
+                Err(DataError::TooFewTargets { .. } | DataError::NoSpace) => {
+                    pass.waiting += 1;
+                    self.progress.borrow_mut().waiting += 1;
+                    (0, 0)
+                }
+                // It went, or was rewritten, while it was read.
+                Err(_) if self.lookup(segment).await?.as_ref() != Some(&registration) => (0, 0),
+                Err(error) => {
+                    tracing::warn!(%segment, %error, "a segment is not rebuilt yet");
+                    pass.failed += 1;
+                    (0, 0)
+                }
+            };
+            pass.rebuilt += rebuilt;
+            self.done(rebuilt, bytes).await;
+        }
+        Ok(pass)
+    }
+
+    /// Segments with shards missing that can be rebuilt now, the least redundant first.
+    async fn short_segments(&self, situation: &Situation, pass: &mut Pass) -> Result<Vec<SegmentId>, MoverError> {
+        let mut queue: BinaryHeap<(usize, SegmentId)> = BinaryHeap::new();
+        let (mut waiting, mut lost) = (0, 0);
+        for home in all_shards(&*self.calls) {
+            let mut after = None;
+            loop {
+                let op = ShardOp::ListRegistrations { after, max: LIST_BATCH };
+                let ShardReply::Registrations { list, end } = call(&*self.calls, home, op).await? else {
+                    return Err(MoverError::Protocol { shard: home, op: "ListRegistrations" });
+                };
+                after = list.last().map(|(registration, _)| registration.segment);
+                for (registration, dead) in list {
+                    let segment = registration.segment;
+                    if dead.len() == registration.slots.len() || self.store.is_in_flight(segment) {
+                        continue;
+                    }
+                    match self.shortage(&registration, situation).await {
+                        Shortage::None => {}
+                        Shortage::Lost => lost += 1,
+                        Shortage::NoTarget => waiting += 1,
+                        Shortage::Left(left) => queue.push((left, segment)),
+                    }
+                    if queue.len() > QUEUE_MAX {
+                        // The most redundant of them.
+                        queue.pop();
+                        pass.more = true;
+                    }
+                }
+                if end || after.is_none() {
+                    break;
+                }
+                self.store.handle().yield_now().await;
+            }
+        }
+        pass.waiting += waiting;
+        let mut progress = self.progress.borrow_mut();
+        (progress.waiting, progress.lost) = (progress.waiting + waiting, lost);
+        Ok(queue.into_sorted_vec().into_iter().map(|(_, segment)| segment).collect())
+    }
+
+    async fn shortage(&self, registration: &Registration, situation: &Situation) -> Shortage {
+        let missing = self.store.missing_shards(registration, false).await;
+        // What is on a target that may yet come back is left alone.
+        let counts = |target: &TargetId| situation.lost.contains(target) || situation.writable.contains(target);
+        if !missing.iter().any(|place| counts(&place.target)) {
+            return Shortage::None;
+        }
+        let Some(left) = usize::from(registration.parity).checked_sub(missing.len()) else {
+            // Damage, or the rest of a store that was cut off and never answered: `check` tells.
+            return Shortage::Lost;
+        };
+        let held: BTreeSet<TargetId> =
+            registration.shards.iter().filter(|place| !missing.contains(place)).map(|place| place.target).collect();
+        if situation.writable.is_subset(&held) { Shortage::NoTarget } else { Shortage::Left(left) }
+    }
+
+    async fn lookup(&self, segment: SegmentId) -> Result<Option<Registration>, MoverError> {
+        let shard = registration_shard(segment, self.calls.shards());
+        match call(&*self.calls, shard, ShardOp::GetRegistration(segment)).await? {
+            ShardReply::Registration(found) => Ok(found),
+            _ => Err(MoverError::Protocol { shard, op: "GetRegistration" }),
+        }
+    }
+}
+
+/// What a segment lacks.
+enum Shortage {
+    None,
+    /// So many more shards may be lost.
+    Left(usize),
+    /// No target is free to take one.
+    NoTarget,
+    /// More than parity repairs.
+    Lost,
+}
