@@ -9,6 +9,7 @@ use cfs_device::uring::{OpenOptions, UringDevice};
 use cfs_fabric::Address;
 use cfs_fabric::tcp::TcpFabric;
 use cfs_reactor::clock::KernelClock;
+use cfs_reactor::executor::SPIN_DEFAULT;
 use cfs_reactor::mailbox::{self, mailbox};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
@@ -24,10 +25,6 @@ use std::time::Duration;
 
 /// Operations in the kernel at once: devices and sockets together.
 const RING_ENTRIES: u32 = 1024;
-/// How long an idle reactor polls before it sleeps. A loopback round trip is about 20 µs: within
-/// it the answer of the other side arrives without a sleep, beyond it the core is better given
-/// away on a machine with two.
-const SPIN_DEFAULT: Duration = Duration::from_micros(20);
 
 /// A start that takes longer says so, and again each time this has passed.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);

@@ -27,6 +27,7 @@ pub async fn all(device: Rc<dyn BlockDevice>, seed: u64) {
     ranges_beyond_the_end_are_refused(&*device).await;
     a_discard_spares_its_neighbours(&*device, seed).await;
     empty_transfers_are_answered(&*device).await;
+    settling_a_range_spares_its_neighbours(&*device, seed).await;
 }
 
 /// `length` seeded bytes in page-aligned memory.
@@ -187,4 +188,21 @@ pub async fn empty_transfers_are_answered(device: &dyn BlockDevice) {
     assert_eq!(device.read(0, 0).await.unwrap().len(), 0);
     device.write(0, Vec::new(), Placement::Data, false).await.unwrap();
     device.discard(0, 0).await.unwrap();
+}
+
+/// What was settled takes writes; what the range holds before them is nobody's business.
+pub async fn settling_a_range_spares_its_neighbours(device: &dyn BlockDevice, seed: u64) {
+    let block = u64::from(device.geometry().block);
+    let (start, length) = (16 * block, 32 * block);
+    let before = pattern(seed, (64 * block) as usize);
+    write(device, 0, before.clone()).await;
+    device.settle(start, length).await.unwrap();
+    expect(device, 0, &before[..start as usize], "before a settled range").await;
+    expect(device, start + length, &before[(start + length) as usize..], "behind a settled range").await;
+    let after = pattern(seed + 1, length as usize);
+    write(device, start, after.clone()).await;
+    device.settle(start, 0).await.unwrap();
+    expect(device, start, &after, "written after settling").await;
+    let beyond = device.settle(device.geometry().size, block).await;
+    assert!(matches!(beyond, Err(DeviceError::Invalid { .. })), "{beyond:?}");
 }

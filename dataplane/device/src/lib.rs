@@ -121,4 +121,11 @@ pub trait BlockDevice: 'static {
     /// Tells the device that a range holds nothing any more. What it reads afterwards is
     /// unspecified. A device without the command answers Ok.
     fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>>;
+
+    /// Gets a range ready that holds nothing and will soon be written in small durable pieces. In
+    /// a file, blocks that are allocated but were never written cost the flush after their first
+    /// write a commit of the file system's journal; this writes them once, in large pieces. What
+    /// the range reads afterwards is unspecified, and nobody may write to it meanwhile. A device
+    /// that gains nothing answers Ok.
+    fn settle(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>>;
 }

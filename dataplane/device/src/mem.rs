@@ -30,6 +30,7 @@ enum Traced {
     Flush = 3,
     Discard = 4,
     Dropped = 5,
+    Settle = 6,
 }
 
 /// A [`MemDisk`] as one node opened it.
@@ -216,6 +217,30 @@ impl MemDevice {
         Ok(())
     }
 
+    /// Zeroes for every block that was never written.
+    async fn settle_blocks(&self, offset: u64, length: u64) -> DeviceResult<()> {
+        let geometry = self.geometry();
+        check_range(self.name(), &geometry, "settling", offset, length)?;
+        self.check_present()?;
+        self.trace(Traced::Settle, offset, length);
+        let (first, end) = (offset / u64::from(geometry.block), (offset + length) / u64::from(geometry.block));
+        let blocks = {
+            let written = self.disk.state.borrow().medium.written(first, end);
+            let blank = Block::from(vec![0; geometry.block as usize]);
+            (first..end)
+                .filter(|block| written.binary_search(block).is_err())
+                .map(|block| (block, Some(blank.clone())))
+                .collect()
+        };
+        let under_way = self.submit(Change { blocks, durable: false });
+        self.latency().await;
+        self.check_present()?;
+        match under_way.take() {
+            Some(change) => self.complete_write(offset, length, change),
+            None => Ok(()),
+        }
+    }
+
     async fn discard_blocks(&self, offset: u64, length: u64) -> DeviceResult<()> {
         let geometry = self.geometry();
         check_range(self.name(), &geometry, "discard", offset, length)?;
@@ -273,6 +298,10 @@ impl BlockDevice for MemDevice {
 
     fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
         Box::pin(self.discard_blocks(offset, length))
+    }
+
+    fn settle(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        Box::pin(self.settle_blocks(offset, length))
     }
 }
 

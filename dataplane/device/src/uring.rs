@@ -5,26 +5,30 @@
 //! fdatasync, a discard punches a hole: a file then shares its free space with the file system,
 //! and a later write there can find it full.
 //!
-//! Buffers are not registered with the ring: `DmaBuf` memory is pooled across executors, and a
-//! registered pool would be a second kind of buffer.
+//! The file and the buffers are registered with the ring where the kernel allows it.
 //!
-//! Polled completions (IORING_SETUP_IOPOLL) are not used: a polled ring takes no sockets and no
-//! flush, so it would be a second ring per executor; polling is the NVMe driver's business.
+//! Where the device has poll queues, reads and writes go through the executor's polled ring
+//! ([`polled`]); flushes and FUA writes, which no device polls for, go through the other.
 
 mod open;
+mod polled;
+mod settle;
 
 pub use open::OpenOptions;
+
+use open::Opened;
+use polled::Polled;
 
 use crate::{BlockDevice, DeviceError, DeviceGeometry, DeviceResult, Placement, check_range, check_write};
 use bytes::{Buf, Bytes};
 use cfs_reactor::buffer::DmaBuf;
-use cfs_reactor::uring::{Errno, PARTS_MAX, Ring};
+use cfs_reactor::uring::{Errno, PARTS_MAX, Ring, RingFile};
 use cfs_reactor::{Handle, Instant};
 use cfs_wire::limits::{BLOB_BYTES_MAX, PAGE};
 use futures_util::future::LocalBoxFuture;
 use rustix::fs::FallocateFlags;
 use rustix::io::ReadWriteFlags;
-use std::os::fd::OwnedFd;
+use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -38,13 +42,15 @@ const SLOW: Duration = Duration::from_secs(5);
 /// An open file or block device.
 pub struct UringDevice {
     name: String,
-    file: Rc<OwnedFd>,
+    file: Rc<RingFile>,
     ring: Rc<Ring>,
+    polled: RefCell<Option<Polled>>,
     handle: Handle,
     geometry: DeviceGeometry,
     /// What the addresses of buffers must be multiples of.
     memory_align: usize,
     read_only: bool,
+    unwritten_extents: bool,
 }
 
 /// The operation an error or a log line speaks of.
@@ -59,10 +65,29 @@ impl UringDevice {
     /// Opens and locks a regular file or block device. It stays locked until this is dropped.
     pub fn open(path: &Path, ring: &Rc<Ring>, handle: &Handle, options: OpenOptions) -> DeviceResult<Rc<UringDevice>> {
         let opened = open::open(path, &options)?;
-        Ok(Rc::new(UringDevice {
+        let polled = match polled::probe(ring, &opened.file) {
+            Ok(polled) => Some(polled),
+            Err(reason) => {
+                tracing::info!(device = %path.display(), reason, "completions of this target are not polled for");
+                None
+            }
+        };
+        Ok(UringDevice::assemble(path, ring, handle, options, opened, polled))
+    }
+
+    fn assemble(
+        path: &Path,
+        ring: &Rc<Ring>,
+        handle: &Handle,
+        options: OpenOptions,
+        opened: Opened,
+        polled: Option<Polled>,
+    ) -> Rc<UringDevice> {
+        Rc::new(UringDevice {
             name: path.display().to_string(),
-            file: Rc::new(opened.file),
+            file: ring.file(opened.file),
             ring: ring.clone(),
+            polled: RefCell::new(polled),
             handle: handle.clone(),
             geometry: DeviceGeometry {
                 size: opened.size,
@@ -72,7 +97,31 @@ impl UringDevice {
             },
             memory_align: opened.memory_align as usize,
             read_only: options.read_only,
-        }))
+            unwritten_extents: opened.unwritten_extents,
+        })
+    }
+
+    /// Where reads, and writes that need not be durable, go.
+    fn transfers(&self) -> (Rc<Ring>, Rc<RingFile>) {
+        match &*self.polled.borrow() {
+            Some(polled) => (polled.ring.clone(), polled.file.clone()),
+            None => self.announced(),
+        }
+    }
+
+    fn announced(&self) -> (Rc<Ring>, Rc<RingFile>) {
+        (self.ring.clone(), self.file.clone())
+    }
+
+    /// Whether a refused transfer is to be tried again, because it was a polled one.
+    fn stops_polling(&self, ring: &Rc<Ring>) -> bool {
+        if Rc::ptr_eq(ring, &self.ring) {
+            return false;
+        }
+        if self.polled.take().is_some() {
+            tracing::info!(device = self.name, "a polled transfer was refused: completions are not polled for");
+        }
+        true
     }
 
     fn failed(&self, request: Request, errno: Errno) -> DeviceError {
@@ -115,12 +164,14 @@ impl UringDevice {
         let mut done = 0;
         while done < length {
             let end = length.min(done + TRANSFER_MAX);
-            let (read, back) = self.ring.read_range_at(&self.file, buffer, done..end, offset + done as u64).await;
+            let (ring, file) = self.transfers();
+            let (read, back) = ring.read_range_at(&file, buffer, done..end, offset + done as u64).await;
             buffer = back;
             match read {
                 Ok(0) => return Err(self.ended_early(request)),
                 Ok(read) => done += read,
                 Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(Errno::OPNOTSUPP) if self.stops_polling(&ring) => {}
                 Err(errno) => return Err(self.failed(request, errno)),
             }
         }
@@ -138,7 +189,8 @@ impl UringDevice {
         for batch in self.batches(parts) {
             let mut left = batch;
             while !left.is_empty() {
-                let (written, back) = self.ring.write_at(&self.file, left, position, flags).await;
+                let (ring, file) = if fua { self.announced() } else { self.transfers() };
+                let (written, back) = ring.write_at(&file, left, position, flags).await;
                 left = back;
                 match written {
                     Ok(0) => return Err(self.ended_early(request)),
@@ -147,6 +199,7 @@ impl UringDevice {
                         advance(&mut left, written);
                     }
                     Err(Errno::INTR | Errno::AGAIN) => {}
+                    Err(Errno::OPNOTSUPP) if self.stops_polling(&ring) => {}
                     Err(errno) => return Err(self.failed(request, errno)),
                 }
             }
@@ -253,6 +306,10 @@ impl BlockDevice for UringDevice {
 
     fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
         Box::pin(self.punch(offset, length))
+    }
+
+    fn settle(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        Box::pin(self.settle_unwritten(offset, length))
     }
 }
 

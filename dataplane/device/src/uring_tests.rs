@@ -48,6 +48,67 @@ fn files_conform() {
     }
 }
 
+/// A device opened with a way through the polled ring whatever its queue says.
+fn polled_all_the_same(path: &Path, ring: &Rc<Ring>, handle: &Handle) -> Rc<UringDevice> {
+    let options = created(SIZE);
+    let opened = open::open(path, &options).unwrap();
+    let polled = polled::open(ring, &opened.file).unwrap();
+    UringDevice::assemble(path, ring, handle, options, opened, Some(polled))
+}
+
+#[test]
+fn a_device_that_refuses_polled_transfers_conforms_without_them() {
+    for directory in directories() {
+        let path = directory.path().join("target");
+        run(async move |ring, handle| {
+            let device = polled_all_the_same(&path, &ring, &handle);
+            assert!(device.polled.borrow().is_some());
+            conformance::all(device.clone(), 1).await;
+            // Only where the queue is polled did the transfers go that way to the end.
+            let really = polled::probe(&ring, &std::fs::File::open(&path).unwrap().into()).is_ok();
+            assert_eq!(device.polled.borrow().is_some(), really);
+        });
+    }
+}
+
+#[test]
+fn files_of_every_kind_fall_back_to_announced_completions() {
+    for directory in directories() {
+        let path = directory.path().join("target");
+        run(async move |ring, handle| {
+            let device = UringDevice::open(&path, &ring, &handle, created(SIZE)).unwrap();
+            let polls = std::fs::read_dir("/sys/block").unwrap().any(|disk| {
+                let flag = disk.unwrap().path().join("queue/io_poll");
+                std::fs::read_to_string(flag).is_ok_and(|flag| flag.trim() == "1")
+            });
+            assert!(polls || device.polled.borrow().is_none());
+            device.write(0, vec![pattern(1, 4096)], Placement::Data, false).await.unwrap();
+            assert_eq!(device.read(0, 4096).await.unwrap()[..], pattern(1, 4096)[..]);
+        });
+    }
+}
+
+#[test]
+fn settling_writes_the_blocks_that_were_only_allocated_and_no_others() {
+    for directory in directories() {
+        let path = directory.path().join("target");
+        run(async move |ring, handle| {
+            let device = UringDevice::open(&path, &ring, &handle, created(SIZE)).unwrap();
+            let kept = pattern(5, 8192);
+            device.write(300 << 10, vec![kept.clone()], Placement::Log, false).await.unwrap();
+            device.settle(64 << 10, 1 << 20).await.unwrap();
+            assert_eq!(device.read(300 << 10, 8192).await.unwrap()[..], kept[..]);
+            if !device.unwritten_extents {
+                return;
+            }
+            let file = std::fs::File::open(&path).unwrap();
+            let next = |from| rustix::fs::seek(&file, from).unwrap();
+            assert_eq!(next(rustix::fs::SeekFrom::Data(0)), 64 << 10);
+            assert_eq!(next(rustix::fs::SeekFrom::Hole(64 << 10)), (64 << 10) + (1 << 20));
+        });
+    }
+}
+
 #[test]
 #[ignore = "overwrites the block device named by CFS_TEST_BLOCK_DEVICE, and needs the right to"]
 fn a_block_device_conforms() {

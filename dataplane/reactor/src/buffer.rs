@@ -1,8 +1,10 @@
 //! Page-aligned memory for devices: what O_DIRECT and DMA ask for.
 //!
 //! A [`DmaBuf`] is written by its one owner and then frozen into `Bytes`, whose slices share
-//! the memory and keep the alignment of their offset. Memory goes back to a bounded pool.
+//! the memory and keep the alignment of their offset. Memory goes back to where it came from:
+//! the arena that rings register with the kernel while it lasts, else a bounded pool.
 
+use crate::arena::Block;
 use bytes::Bytes;
 use cfs_wire::limits::PAGE;
 use crossbeam_queue::ArrayQueue;
@@ -12,21 +14,36 @@ use std::sync::LazyLock;
 /// One aligned page; the element type that makes a `Vec` page-aligned without unsafe code.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(4096))]
-struct Page([u8; PAGE]);
+pub(crate) struct Page([u8; PAGE]);
 
 const ZERO_PAGE: Page = Page([0; PAGE]);
 
 /// Size classes in pages (a page, a small write, a chunk, a blob with its header, a `store`
 /// call's bulk) and how many buffers of each are kept: at most 52 MiB in all.
-const CLASSES: [usize; 5] = [1, 4, 17, 257, 1025];
+pub(crate) const CLASSES: [usize; 5] = [1, 4, 17, 257, 1025];
 const POOLED: [usize; CLASSES.len()] = [256, 64, 64, 24, 6];
 
 type Pool = [ArrayQueue<Box<[Page]>>; CLASSES.len()];
 static POOL: LazyLock<Pool> = LazyLock::new(|| POOLED.map(ArrayQueue::new));
 
+enum Memory {
+    Arena(Block),
+    Heap(Box<[Page]>),
+}
+
+impl Memory {
+    fn of_class(class: usize) -> Memory {
+        if let Some(block) = Block::take(class) {
+            return Memory::Arena(block);
+        }
+        let pooled = POOL[class].pop();
+        Memory::Heap(pooled.unwrap_or_else(|| vec![ZERO_PAGE; CLASSES[class]].into_boxed_slice()))
+    }
+}
+
 /// Page-aligned, owned, writable memory of any length.
 pub struct DmaBuf {
-    pages: Option<Box<[Page]>>,
+    memory: Memory,
     length: usize,
 }
 
@@ -34,11 +51,11 @@ impl DmaBuf {
     /// `length` bytes; contents are zero or left from an earlier use.
     pub fn uninitialised(length: usize) -> DmaBuf {
         let pages = length.div_ceil(PAGE).max(1);
-        let class = CLASSES.iter().position(|class| *class >= pages);
-        let pooled = class.and_then(|class| POOL[class].pop());
-        let rounded = class.map_or(pages, |class| CLASSES[class]);
-        let pages = pooled.unwrap_or_else(|| vec![ZERO_PAGE; rounded].into_boxed_slice());
-        DmaBuf { pages: Some(pages), length }
+        let memory = match CLASSES.iter().position(|class| *class >= pages) {
+            Some(class) => Memory::of_class(class),
+            None => Memory::Heap(vec![ZERO_PAGE; pages].into_boxed_slice()),
+        };
+        DmaBuf { memory, length }
     }
 
     pub fn zeroed(length: usize) -> DmaBuf {
@@ -66,10 +83,10 @@ impl DmaBuf {
 
 impl Drop for DmaBuf {
     fn drop(&mut self) {
-        let Some(pages) = self.pages.take() else { return };
+        let Memory::Heap(pages) = &mut self.memory else { return };
         if let Some(class) = CLASSES.iter().position(|class| *class == pages.len()) {
             // A full pool frees the memory.
-            let _ = POOL[class].push(pages);
+            let _ = POOL[class].push(std::mem::take(pages));
         }
     }
 }
@@ -77,14 +94,20 @@ impl Drop for DmaBuf {
 impl Deref for DmaBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        let pages = self.pages.as_deref().unwrap_or_default();
+        let pages = match &self.memory {
+            Memory::Arena(block) => block.pages(),
+            Memory::Heap(pages) => pages,
+        };
         &bytemuck::cast_slice(pages)[..self.length]
     }
 }
 
 impl DerefMut for DmaBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        let pages = self.pages.as_deref_mut().unwrap_or_default();
+        let pages = match &mut self.memory {
+            Memory::Arena(block) => block.pages_mut(),
+            Memory::Heap(pages) => pages,
+        };
         &mut bytemuck::cast_slice_mut(pages)[..self.length]
     }
 }

@@ -83,6 +83,11 @@ pub trait Clock: 'static {
     /// true; a real one answers false and lets the driver sleep.
     fn advance_to(&self, deadline: Instant) -> bool;
 
+    /// Whether runs on this clock can be repeated, so that their trace is worth keeping.
+    fn is_simulated(&self) -> bool {
+        false
+    }
+
     /// Which of `ready` runnable tasks goes next. Real clocks take the oldest (0).
     fn pick(&self, ready: usize) -> usize {
         let _ = ready;
@@ -198,6 +203,10 @@ impl Clock for SimClock {
 
     fn advance_to(&self, deadline: Instant) -> bool {
         self.now.set(self.now.get().max(deadline.0));
+        true
+    }
+
+    fn is_simulated(&self) -> bool {
         true
     }
 

@@ -5,6 +5,7 @@
 //! process has one domain.
 
 use crate::clock::{Clock, Instant};
+use crate::spin::Spin;
 use crate::timer::{Sleep, Timers};
 use cfs_wire::Timestamp;
 use crossbeam_queue::SegQueue;
@@ -21,6 +22,11 @@ use std::time::Duration;
 
 /// Tasks polled before the driver is looked at again: bounds how long a completion waits.
 const POLL_BATCH: usize = 64;
+
+/// How long an idle executor polls, at most, before it sleeps. A loopback round trip is about
+/// 20 µs: within it the answer of the other side arrives without a sleep, beyond it the core is
+/// better given away on a machine with two.
+pub const SPIN_DEFAULT: Duration = Duration::from_micros(20);
 
 /// What makes outside events happen: io_uring in production, nothing in simulation.
 pub trait Driver {
@@ -164,11 +170,13 @@ impl Executor {
     }
 
     /// A hash over every scheduling decision so far: two runs of one seed must agree on it.
+    /// On a real clock only what devices and fabrics record is in it.
     pub fn trace_hash(&self) -> u64 {
         self.inner.trace.get()
     }
 
-    /// Runs until `main` ends, sleeping in `driver` when idle. `main` runs in `handle`'s domain.
+    /// Runs until `main` ends, sleeping in `driver` when idle, after polling for up to `spin`
+    /// while that pays. `main` runs in `handle`'s domain.
     pub fn run<T: 'static>(
         &self,
         driver: &mut dyn Driver,
@@ -179,24 +187,26 @@ impl Executor {
         let _ = self.inner.remote.unpark.set(driver.unparker());
         let _entered = self.enter();
         let join = handle.spawn(main);
-        let mut idle_since: Option<Instant> = None;
+        let mut spin = Spin::new(spin);
         loop {
-            let mut busy = self.inner.run_batch();
-            busy |= driver.poll();
-            busy |= self.inner.fire_timers();
+            if self.inner.run_batch() {
+                spin.found();
+            }
             if let Some(result) = join.try_take() {
                 return result;
             }
-            if busy || self.inner.has_ready() {
-                idle_since = None;
+            if self.inner.has_ready() || self.inner.fire_timers() {
+                driver.poll();
                 continue;
             }
             let now = self.inner.clock.now();
-            if now - *idle_since.get_or_insert(now) < spin {
-                std::hint::spin_loop();
+            if spin.again(now) {
+                if !driver.poll() {
+                    std::hint::spin_loop();
+                }
                 continue;
             }
-            idle_since = None;
+            // What was queued is submitted by the very call that waits.
             let timeout = self.inner.timers.borrow_mut().next_deadline().map(|deadline| deadline - now);
             driver.park(timeout);
         }
@@ -291,8 +301,10 @@ impl Inner {
             let Some(future) = task.future.take() else { return };
             (future, task.waker.clone(), task.domain)
         };
-        self.fold_trace(key.serial);
-        self.fold_trace(self.clock.now().as_nanos());
+        if self.clock.is_simulated() {
+            self.fold_trace(key.serial);
+            self.fold_trace(self.clock.now().as_nanos());
+        }
         let outer = self.running_domain.replace(domain);
         let outcome = future.as_mut().poll(&mut Context::from_waker(&waker));
         self.running_domain.set(outer);

@@ -10,11 +10,14 @@
 //! It never uses tokio, never blocks a task, and never reads a clock but through the seam.
 //! Start at [`executor`], then [`clock`]; [`uring`] is the production driver.
 
+#[allow(unsafe_code, reason = "hands out pieces of one mapping that the kernel has registered")]
+mod arena;
 pub mod buffer;
 pub mod clock;
 pub mod collections;
 pub mod executor;
 pub mod mailbox;
+mod spin;
 pub mod sync;
 pub mod timer;
 #[allow(unsafe_code, reason = "submits kernel operations that refer to memory it keeps alive")]

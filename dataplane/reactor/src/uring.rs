@@ -12,6 +12,7 @@
 
 mod core;
 mod driver;
+mod file;
 mod operation;
 mod sockets;
 #[cfg(test)]
@@ -19,31 +20,30 @@ mod tests;
 
 pub use self::core::RingError;
 pub use driver::RingDriver;
+pub use file::RingFile;
 pub use operation::{Command, Operation};
 pub use rustix::io::Errno;
 pub use sockets::{Accept, Connect};
 
-use self::core::Core;
-use crate::buffer::DmaBuf;
+use self::core::{Completions, Core};
 use bytes::Bytes;
 use io_uring::{opcode, types};
-use operation::{Extra, Kept};
-use rustix::fs::FallocateFlags;
-use rustix::io::ReadWriteFlags;
-use std::cell::RefCell;
-use std::ops::Range;
+use operation::Kept;
+use std::cell::{OnceCell, RefCell};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
+
+/// Submissions queued for polled devices; more take a call of their own.
+const POLLED_ENTRIES: u32 = 256;
 
 /// Parts of one vectored call at most (Linux UIO_MAXIOV).
 pub const PARTS_MAX: usize = 1024;
 
-/// An offset that means the file's own position: for pipes, eventfds, character devices.
-pub const AT_POSITION: u64 = u64::MAX;
-
 /// An io_uring and the operations under way on it. Lives on the thread that made it.
 pub struct Ring {
     core: RefCell<Core>,
+    /// For devices whose completions are polled; driven together with this ring.
+    polled: OnceCell<Rc<Ring>>,
 }
 
 fn raw(fd: &Rc<OwnedFd>) -> types::Fd {
@@ -59,7 +59,18 @@ fn iovecs(parts: &[Bytes]) -> Vec<libc::iovec> {
 impl Ring {
     /// A ring for `entries` queued submissions. Completions are not bounded by it.
     pub fn new(entries: u32) -> Result<Rc<Ring>, RingError> {
-        Ok(Rc::new(Ring { core: RefCell::new(Core::new(entries)?) }))
+        Ok(Rc::new(Ring { core: RefCell::new(Core::new(entries, Completions::Announced)?), polled: OnceCell::new() }))
+    }
+
+    /// The ring beside this one on which completions are polled for (IORING_SETUP_IOPOLL), made
+    /// when first asked for. It takes reads and writes of files, and while any is under way the
+    /// executor does not sleep.
+    pub fn polled(&self) -> Result<Rc<Ring>, RingError> {
+        if let Some(polled) = self.polled.get() {
+            return Ok(polled.clone());
+        }
+        let core = RefCell::new(Core::new(POLLED_ENTRIES, Completions::Polled)?);
+        Ok(self.polled.get_or_init(|| Rc::new(Ring { core, polled: OnceCell::new() })).clone())
     }
 
     /// What `Executor::run` drives this ring with.
@@ -72,67 +83,11 @@ impl Ring {
         self.core.borrow().in_flight()
     }
 
-    /// Reads up to the whole buffer. May read less.
-    pub fn read_at(self: &Rc<Self>, fd: &Rc<OwnedFd>, buffer: DmaBuf, offset: u64) -> Operation<DmaBuf> {
-        let range = 0..buffer.len();
-        self.read_range_at(fd, buffer, range, offset)
-    }
-
-    /// Reads into a part of the buffer. May read less.
-    ///
-    /// # Panics
-    /// If `range` lies outside the buffer.
-    pub fn read_range_at(
-        self: &Rc<Self>,
-        fd: &Rc<OwnedFd>,
-        mut buffer: DmaBuf,
-        range: Range<usize>,
-        offset: u64,
-    ) -> Operation<DmaBuf> {
-        let target = &mut buffer[range];
-        let (pointer, length) = (target.as_mut_ptr(), clamp(target.len()));
-        let entry = opcode::Read::new(raw(fd), pointer, length).offset(offset).build();
-        // SAFETY: the buffer's heap memory is kept in the operation and only ever freed by its
-        // completion; nothing else refers to it.
-        unsafe { Operation::start(self, entry, Kept::new(buffer, fd), false) }
-    }
-
-    /// Writes `parts`, at most [`PARTS_MAX`], one after the other. May write less.
-    pub fn write_at(
-        self: &Rc<Self>,
-        fd: &Rc<OwnedFd>,
-        parts: Vec<Bytes>,
-        offset: u64,
-        flags: ReadWriteFlags,
-    ) -> Operation<Vec<Bytes>> {
-        let vectors = iovecs(&parts);
-        let entry = opcode::Writev::new(raw(fd), vectors.as_ptr(), vectors.len() as u32)
-            .offset(offset)
-            .rw_flags(flags.bits() as i32)
-            .build();
-        // SAFETY: parts and vectors are kept; `Bytes` is never written through by anyone.
-        unsafe { Operation::start(self, entry, Kept::new(parts, fd).with(Extra::Vectors(vectors)), false) }
-    }
-
-    /// Makes written data durable; with `datasync` without file times.
-    pub fn sync(self: &Rc<Self>, fd: &Rc<OwnedFd>, datasync: bool) -> Command {
-        let flags = if datasync { types::FsyncFlags::DATASYNC } else { types::FsyncFlags::empty() };
-        let entry = opcode::Fsync::new(raw(fd)).flags(flags).build();
-        // SAFETY: refers to no memory.
-        Command(unsafe { Operation::start(self, entry, Kept::new((), fd), false) })
-    }
-
-    pub fn fallocate(self: &Rc<Self>, fd: &Rc<OwnedFd>, mode: FallocateFlags, offset: u64, length: u64) -> Command {
-        let entry = opcode::Fallocate::new(raw(fd), length).offset(offset).mode(mode.bits() as i32).build();
-        // SAFETY: refers to no memory.
-        Command(unsafe { Operation::start(self, entry, Kept::new((), fd), false) })
-    }
-
     /// Ends when the descriptor has something to read, or its peer hung up.
     pub fn poll_readable(self: &Rc<Self>, fd: &Rc<OwnedFd>) -> Command {
         let entry = opcode::PollAdd::new(raw(fd), libc::POLLIN as u32).build();
         // SAFETY: refers to no memory.
-        Command(unsafe { Operation::start(self, entry, Kept::new((), fd), false) })
+        Command(unsafe { Operation::start(self, entry, Kept::new((), fd.clone()), false) })
     }
 }
 

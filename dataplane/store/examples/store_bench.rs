@@ -9,6 +9,7 @@ use cfs_device::uring::{OpenOptions, UringDevice};
 use cfs_device::{BlockDevice, DeviceGeometry, DeviceResult, Placement};
 use cfs_reactor::buffer::DmaBuf;
 use cfs_reactor::clock::{KernelClock, SplitMix64};
+use cfs_reactor::executor::SPIN_DEFAULT;
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
 use cfs_store::{FormatOptions, Identity, StoreError, TargetStore, format};
@@ -20,7 +21,6 @@ use futures_util::future::LocalBoxFuture;
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
 
 /// Counts how often the store makes a device durable, by flush or by FUA.
 struct Counting {
@@ -59,6 +59,10 @@ impl BlockDevice for Counting {
 
     fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
         self.device.discard(offset, length).boxed_local()
+    }
+
+    fn settle(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        self.device.settle(offset, length)
     }
 }
 
@@ -110,7 +114,7 @@ fn main() {
             read(&store, &handle, count, depth).await;
         }
     };
-    executor.run(&mut ring.driver(), Duration::from_micros(50), &handle, story).expect("runs to its end");
+    executor.run(&mut ring.driver(), SPIN_DEFAULT, &handle, story).expect("runs to its end");
 }
 
 async fn write(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64, device: &Counting) {

@@ -25,9 +25,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-/// Appends of one stream under way: enough that a device of 3 GB/s and 1 ms per flush stays busy
-/// with groups of 1 MiB.
-const FLIGHTS_MAX: usize = 8;
+/// Appends of one stream under way: enough that a device of 3 GB/s and 10 ms per write and flush
+/// stays busy with groups of 1 MiB.
+pub(crate) const FLIGHTS_MAX: usize = 32;
 /// With an append under way, the next waits until so much has gathered: small puts share a
 /// flush, large ones stream.
 const GATHER_BYTES: u64 = 256 << 10;
@@ -90,7 +90,6 @@ pub(crate) struct Lane {
     queued_weight: Cell<u64>,
     pumping: Cell<bool>,
     pub(crate) open: Cell<Option<u32>>,
-    sealing: Cell<bool>,
     flights: RefCell<VecDeque<Flight>>,
 }
 
@@ -101,7 +100,6 @@ impl Lane {
             queued_weight: Cell::new(0),
             pumping: Cell::new(false),
             open: Cell::new(open),
-            sealing: Cell::new(false),
             flights: RefCell::default(),
         }
     }
@@ -214,15 +212,18 @@ impl Core {
         let lane = self.lane(stream);
         if let Some(open) = lane.open.get() {
             let needed = group::first_bytes(self, lane);
-            if needed <= self.state.borrow().zones.room(open) {
-                return Ok(Some(open));
+            while needed <= self.state.borrow().zones.room(open) {
+                if needed <= self.state.borrow().zones.room_now(open) {
+                    return Ok(Some(open));
+                }
+                self.changed.notified().await;
+                self.check_writable()?;
             }
-            while lane.sealing.get() {
+            while !self.state.borrow().zones.may_seal_another(stream) {
                 self.changed.notified().await;
                 self.check_writable()?;
             }
             lane.open.set(None);
-            lane.sealing.set(true);
             self.state.borrow_mut().zones.set_state(open, ZoneState::Sealing);
             let core = self.clone();
             self.handle.spawn(async move { core.seal(stream, open).await });
@@ -246,6 +247,11 @@ impl Core {
         for _ in 0..ZONE_ATTEMPTS_MAX {
             let taken = self.state.borrow_mut().zones.take_free(tier);
             let Some(zone) = taken else {
+                if self.state.borrow().zones.any_preparing() {
+                    self.changed.notified().await;
+                    self.check_writable()?;
+                    continue;
+                }
                 // The collector can't wait for itself.
                 if tier == Tier::Collection || !self.reclaim().await {
                     return Ok(None);
@@ -263,6 +269,7 @@ impl Core {
             state.zones.set_state(zone, ZoneState::Open);
             drop(state);
             self.collect_in_background();
+            self.prepare_in_background();
             return Ok(Some(zone));
         }
         Ok(None)
@@ -270,11 +277,11 @@ impl Core {
 
     /// Waits until every append of a full zone is durable, then writes its footer.
     async fn seal(self: &Rc<Self>, stream: Stream, zone: u32) {
-        while self.state.borrow().zones.get(zone).under_way > 0 {
+        let busy = |zone: &Zone| zone.under_way > 0 || zone.settling.is_some();
+        while busy(self.state.borrow().zones.get(zone)) {
             self.changed.notified().await;
         }
         let written = self.write_footer(stream, zone).await;
-        self.lane(stream).sealing.set(false);
         if written.is_ok() {
             self.state.borrow_mut().zones.set_state(zone, ZoneState::Sealed);
             self.collect_in_background();
@@ -327,6 +334,9 @@ impl Core {
             };
             core.landed(stream, sequence, outcome);
         });
+        if stream.is_small() {
+            self.settle_in_background(zone);
+        }
     }
 
     /// An append's write and flush ended; answers it, and those after it that waited for it.

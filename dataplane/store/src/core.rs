@@ -27,6 +27,8 @@ pub(crate) struct Core {
     pub lanes: Vec<Lane>,
     pub flusher: Flusher,
     pub collector: Collector,
+    /// Whether a task writes headers of free zones.
+    pub preparing: Cell<bool>,
     /// Something changed that a task may wait for: a put ended, a zone was sealed or freed.
     pub changed: Rc<Notify>,
     pub failed: RefCell<Option<String>>,

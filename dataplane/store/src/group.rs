@@ -17,7 +17,7 @@ use cfs_reactor::sync::OneshotSender;
 /// Records in one append: two parts each stay below the kernel's 1024 I/O vectors.
 pub(crate) const RECORDS_MAX: usize = 256;
 /// Payload of one append, unless a single blob is larger.
-const PAYLOAD_BYTES_MAX: u32 = 1 << 20;
+pub(crate) const PAYLOAD_BYTES_MAX: u32 = 1 << 20;
 
 pub(crate) struct Group {
     pub sequence: u64,
@@ -93,7 +93,7 @@ pub(crate) fn form(core: &Core, lane: &Lane, zone: u32) -> Option<Group> {
 
 /// The requests of the next append and the length of its header.
 fn take(core: &Core, lane: &Lane, zone: u32) -> (Vec<Request>, u32) {
-    let room = core.state.borrow().zones.room(zone);
+    let room = core.state.borrow().zones.room_now(zone);
     let (mut requests, mut header) = (Vec::new(), PAGE_BYTES);
     let (mut records, mut payload) = (0usize, 0u32);
     while requests.len() < RECORDS_MAX {

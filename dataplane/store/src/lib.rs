@@ -29,6 +29,7 @@ mod format;
 mod group;
 mod judge;
 pub mod layout;
+mod prepare;
 mod read;
 mod recovery;
 mod roster;

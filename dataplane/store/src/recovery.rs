@@ -110,6 +110,7 @@ pub(crate) async fn open(
         lanes,
         flusher: Flusher::default(),
         collector: Collector::default(),
+        preparing: Cell::new(false),
         changed: Notify::new(),
         failed: RefCell::new(None),
         closed: Cell::new(false),

@@ -4,10 +4,12 @@
 //! the end, a torn tail or corruption needs the marks of the whole target and is decided in
 //! [`crate::recovery`], which may then ask the scan to look for the next valid header.
 
+use crate::commit::FLIGHTS_MAX;
+use crate::group::PAYLOAD_BYTES_MAX;
 use crate::layout::append::AppendHeader;
 use crate::layout::stamp::{Role, Stamp};
 use crate::layout::superblock::Superblock;
-use crate::layout::{Invalid, PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
+use crate::layout::{APPEND_HEADER_BYTES_MAX, Invalid, PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
 use crate::transfer;
 use bytes::Bytes;
 use cfs_device::{BlockDevice, DeviceError};
@@ -19,9 +21,9 @@ use cfs_wire::limits::PAGE;
 const WINDOW_BYTES_MIN: u32 = 16 << 10;
 /// Where headers follow each other closely, larger reads pay.
 const WINDOW_BYTES_MAX: u32 = 1 << 20;
-/// How far behind a break in an unsealed zone headers are looked for: more than all appends of
-/// a stream that can be under way at once, eight of a little over 1 MiB.
-const BEYOND_BYTES_MAX: u32 = 16 << 20;
+/// How far behind a break in an unsealed zone headers are looked for: all appends of a stream
+/// that can be under way at once.
+const BEYOND_BYTES_MAX: u32 = FLIGHTS_MAX as u32 * (PAYLOAD_BYTES_MAX + APPEND_HEADER_BYTES_MAX);
 /// Pages looked at between two yields while searching for a header.
 const PAGES_PER_YIELD: u32 = 256;
 

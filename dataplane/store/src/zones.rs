@@ -7,6 +7,7 @@ use cfs_wire::blobs::BlobKind;
 use cfs_wire::{BlobId, Generation};
 use smallvec::SmallVec;
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 
 /// A stream of appends of one expected lifetime, with an open zone of its own. The number is on
 /// disk.
@@ -58,6 +59,11 @@ impl Stream {
         }
     }
 
+    /// Whether most appends are small, each with a flush of its own.
+    pub fn is_small(self) -> bool {
+        matches!(self, Stream::Log | Stream::Hot)
+    }
+
     /// Who may use the space this stream takes.
     pub fn tier(self) -> Tier {
         match self {
@@ -71,7 +77,15 @@ impl Stream {
 /// From here on six open zones are at most a fifth of the target.
 const ZONES_FOR_ALL_STREAMS: u32 = 32;
 
-const _: () = assert!(2 * Stream::ALL.len() <= TAILS_MAX, "a header names every open and every sealing zone");
+/// A zone of small appends is settled in pieces of this length, each when the appends have come
+/// this near to the end of the last, and starting a gap behind them so that they need not wait.
+const SETTLE_BYTES: u32 = 1 << 20;
+const SETTLE_AHEAD: u32 = 512 << 10;
+const SETTLE_GAP: u32 = 128 << 10;
+
+/// Zones being sealed at once beyond the one that every stream may have: a header names every open
+/// and every sealing zone.
+const SEALING_SPARE: usize = TAILS_MAX - 2 * Stream::ALL.len();
 
 /// Who asks for a free zone, in the order in which they are refused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -155,6 +169,10 @@ pub struct Zone {
     pub durable_end: u32,
     /// Appends written but not answered.
     pub under_way: u32,
+    /// The device has been asked to get everything before this ready for small writes, and is
+    /// doing so with this range: nothing is appended there meanwhile.
+    pub settled: u32,
+    pub settling: Option<Range<u32>>,
     /// Bytes of live blobs and tombstones, records included.
     pub live: u64,
     pub last_sequence: u64,
@@ -177,6 +195,8 @@ impl Zone {
             end: ZONE_HEADER_BYTES,
             durable_end: ZONE_HEADER_BYTES,
             under_way: 0,
+            settled: ZONE_HEADER_BYTES,
+            settling: None,
             live: 0,
             last_sequence: 0,
             stuck: false,
@@ -198,7 +218,9 @@ pub struct ZoneTable {
     pub zones: Vec<Zone>,
     /// Reused in the order they became free: even wear.
     free: VecDeque<u32>,
-    /// Open and sealing zones: at most two per stream.
+    /// A free zone whose header is being written, so that nobody takes it meanwhile.
+    preparing: Option<u32>,
+    /// Open and sealing zones: at most [`TAILS_MAX`].
     unsealed: BTreeSet<u32>,
     /// Sealed zones in which nothing lives: free for the writing of a header.
     empty: BTreeSet<u32>,
@@ -211,7 +233,15 @@ impl ZoneTable {
         let is_free = |zone: &Zone| matches!(zone.state, ZoneState::Free { .. });
         let free = (0..).zip(&zones).filter(|(_, zone)| is_free(zone)).map(|(number, _)| number).collect();
         let reserve = Reserve::new(zones.len() as u32);
-        ZoneTable { zones, free, unsealed: BTreeSet::new(), empty: BTreeSet::new(), reserve, zone_bytes }
+        ZoneTable {
+            zones,
+            free,
+            preparing: None,
+            unsealed: BTreeSet::new(),
+            empty: BTreeSet::new(),
+            reserve,
+            zone_bytes,
+        }
     }
 
     pub fn set_state(&mut self, zone: u32, state: ZoneState) {
@@ -259,6 +289,32 @@ impl ZoneTable {
         self.free.len() as u32
     }
 
+    /// Takes one of the next `ahead` free zones whose header is still to be written, while free
+    /// zones are plenty: nobody is to be refused because of it.
+    pub fn take_unready(&mut self, ahead: usize) -> Option<u32> {
+        if self.is_low() || self.preparing.is_some() {
+            return None;
+        }
+        let unready = |zone: &u32| self.zones[*zone as usize].state == (ZoneState::Free { ready: false });
+        let position = self.free.iter().take(ahead).position(unready)?;
+        self.preparing = self.free.remove(position);
+        self.preparing
+    }
+
+    /// Gives back what [`ZoneTable::take_unready`] gave: as the next to be taken, with its
+    /// generation if it has one now.
+    pub fn prepared(&mut self, generation: Option<Generation>) {
+        let Some(zone) = self.preparing.take() else { return };
+        if generation.is_some() {
+            *self.get_mut(zone) = Zone::free(generation, true);
+        }
+        self.free.push_front(zone);
+    }
+
+    pub fn any_preparing(&self) -> bool {
+        self.preparing.is_some()
+    }
+
     /// Takes a free zone if the tier may have one. It stays in state `Free` until opened.
     pub fn take_free(&mut self, tier: Tier) -> Option<u32> {
         if self.free_count() <= self.reserve.floor(tier) {
@@ -276,6 +332,33 @@ impl ZoneTable {
         (self.zone_bytes - ZONE_FOOTER_BYTES).saturating_sub(self.get(zone).end)
     }
 
+    /// Of [`ZoneTable::room`] what can be appended to at once.
+    pub fn room_now(&self, zone: u32) -> u32 {
+        let now = self.get(zone);
+        let settling = now.settling.as_ref().map(|range| range.start - now.end);
+        self.room(zone).min(settling.unwrap_or(u32::MAX))
+    }
+
+    /// The next range of an open zone to settle, if appends have come near it.
+    pub fn take_unsettled(&mut self, zone: u32) -> Option<Range<u32>> {
+        let limit = self.zone_bytes - ZONE_FOOTER_BYTES;
+        let zone = self.get_mut(zone);
+        let near = zone.state == ZoneState::Open && zone.settling.is_none() && zone.settled < zone.end + SETTLE_AHEAD;
+        let start = zone.settled.max(zone.end + SETTLE_GAP);
+        let range = start..limit.min(start + SETTLE_BYTES);
+        if !near || range.is_empty() {
+            return None;
+        }
+        zone.settling = Some(range.clone());
+        Some(range)
+    }
+
+    pub fn settled(&mut self, zone: u32, range: &Range<u32>) {
+        let zone = self.get_mut(zone);
+        zone.settling = None;
+        zone.settled = range.end;
+    }
+
     /// What a header written now says of the zones that are not sealed.
     pub fn tails(&self) -> SmallVec<[Tail; TAILS_MAX]> {
         let tail = |number: &u32| {
@@ -291,6 +374,17 @@ impl ZoneTable {
             Some(zone) => zone.generation.is_some_and(|generation| generation != place.generation),
             None => true,
         }
+    }
+
+    /// Whether a stream may leave its open zone to be sealed and open the next. Sealing takes a
+    /// flush after the last append's, in which a fast stream fills a small zone.
+    pub fn may_seal_another(&self, stream: Stream) -> bool {
+        let sealing = |stream: Stream| {
+            let zones = self.unsealed.iter().map(|zone| self.get(*zone));
+            zones.filter(|zone| zone.state == ZoneState::Sealing && zone.stream == stream).count()
+        };
+        let spare_used: usize = Stream::ALL.into_iter().map(|stream| sealing(stream).saturating_sub(1)).sum();
+        sealing(stream) == 0 || spare_used < SEALING_SPARE
     }
 
     /// Whether some zone will be sealed without anybody's doing.

@@ -5,9 +5,10 @@ use crate::{DeviceError, DeviceResult};
 use cfs_wire::limits::PAGE;
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags, fallocate, flock, fstat,
-    fsync, ftruncate, ioctl_blkpbszget, ioctl_blksszget, open as open_file, seek, stat, statx, unlink,
+    fstatfs, fsync, ftruncate, ioctl_blkpbszget, ioctl_blksszget, open as open_file, seek, stat, statx, unlink,
 };
 use rustix::io::Errno;
+use rustix::thread::{Timespec, nanosleep};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -26,10 +27,18 @@ pub(super) struct Opened {
     pub size: u64,
     pub block: u32,
     pub memory_align: u32,
+    /// Whether allocated blocks that were never written make their first flush dear, and are
+    /// where they are for good: ext4 and xfs.
+    pub unwritten_extents: bool,
 }
 
 /// The largest block size the store works with.
 const BLOCK_MAX: u32 = PAGE as u32;
+/// How long a held lock is waited for, and how often it is tried meanwhile.
+const LOCK_PATIENCE_MS: u32 = 1000;
+const LOCK_RETRY_MS: u32 = 10;
+/// Superblock magics of ext2 to ext4, and of xfs.
+const UNWRITTEN_EXTENTS: [u32; 2] = [0xEF53, 0x5846_5342];
 /// The smallest: a sector.
 const BLOCK_MIN: u32 = 512;
 
@@ -88,7 +97,7 @@ fn open_regular(path: &Path, options: &OpenOptions, create: bool) -> DeviceResul
         true => FlockOperation::NonBlockingLockShared,
         false => FlockOperation::NonBlockingLockExclusive,
     };
-    match flock(&file, lock) {
+    match lock_within(&file, lock, LOCK_PATIENCE_MS) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => return refuse(path, "another server uses it (it holds the file's lock)"),
         Err(errno) => return refuse(path, format_args!("locking it failed: {errno}")),
@@ -112,7 +121,23 @@ fn open_regular(path: &Path, options: &OpenOptions, create: bool) -> DeviceResul
         }
     }
     let (block, memory_align) = file_alignment(path, &file)?;
-    finish(path, file, size, block, memory_align)
+    let unwritten_extents = fstatfs(&file).is_ok_and(|found| UNWRITTEN_EXTENTS.contains(&(found.f_type as u32)));
+    Ok(Opened { unwritten_extents, ..finish(path, file, size, block, memory_align)? })
+}
+
+/// Waits a little for a lock: the kernel closes the files of a server that was killed only when
+/// the last of its operations are through.
+fn lock_within(file: &OwnedFd, lock: FlockOperation, patience_ms: u32) -> Result<(), Errno> {
+    for _ in 0..patience_ms / LOCK_RETRY_MS {
+        match flock(file, lock) {
+            Err(Errno::WOULDBLOCK) => {}
+            other => return other,
+        }
+        let pause = Timespec { tv_sec: 0, tv_nsec: i64::from(LOCK_RETRY_MS) * 1_000_000 };
+        // An interrupted pause is a shorter one.
+        let _ = nanosleep(&pause);
+    }
+    flock(file, lock)
 }
 
 fn length(path: &Path, file: &OwnedFd) -> DeviceResult<u64> {
@@ -205,5 +230,5 @@ fn finish(path: &Path, file: OwnedFd, size: u64, block: u32, memory_align: u32) 
             format_args!("its size, {size} bytes, is not a positive multiple of its block size, {block}"),
         );
     }
-    Ok(Opened { file, size, block, memory_align: memory_align.max(1) })
+    Ok(Opened { file, size, block, memory_align: memory_align.max(1), unwritten_extents: false })
 }

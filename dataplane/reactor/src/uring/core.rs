@@ -1,7 +1,7 @@
 //! The queues, and what became of every operation on them.
 
 use io_uring::squeue::Entry;
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, Probe, opcode, types};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use slab::Slab;
@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
+use super::file::WRITEV_FIXED;
+use crate::arena;
 use crate::executor::Unpark;
 
 /// Completions of the eventfd read, and of cancellations; no slot ever has these keys.
@@ -24,6 +26,8 @@ const GENERATION_MASK: u64 = 0x7FFF_FFFF;
 /// Completion entries per submission entry: operations outlive their submission, and an
 /// overflow costs a system call.
 const COMPLETIONS_PER_ENTRY: u32 = 4;
+/// Places for registered files: the targets of one node.
+const FILES_MAX: u32 = 64;
 /// How long a ring that closes waits before it asks again for what is left to be cancelled.
 const CLOSE_RETRY: Duration = Duration::from_millis(100);
 
@@ -96,8 +100,20 @@ impl Unpark for Wakeup {
     }
 }
 
+/// What the ring has registered with the kernel, beyond files.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Fixed {
+    /// The arena.
+    pub buffers: bool,
+    /// Whether the kernel writes several parts of it at once.
+    pub vectors: bool,
+}
+
 pub(super) struct Core {
     uring: IoUring,
+    pub fixed: Fixed,
+    /// Free places in the table of registered files; `None` until the first file.
+    free_files: Option<Vec<u32>>,
     slots: Slab<Slot>,
     next_generation: u64,
     /// Entries the full submission queue did not take, in order.
@@ -114,28 +130,35 @@ fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY))
 }
 
-fn setup(entries: u32) -> io::Result<IoUring> {
-    let completions = entries * COMPLETIONS_PER_ENTRY;
+/// Whether completions are announced by the kernel or looked for by us (IORING_SETUP_IOPOLL): a
+/// ring is of one kind, and a polled one takes reads and writes of files only.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Completions {
+    Announced,
+    Polled,
+}
+
+fn setup(entries: u32, kind: Completions) -> io::Result<IoUring> {
+    let builder = || {
+        let mut builder = IoUring::builder();
+        builder.setup_clamp().setup_cqsize(entries * COMPLETIONS_PER_ENTRY);
+        if kind == Completions::Polled {
+            builder.setup_iopoll();
+        }
+        builder
+    };
     // Linux 6.1: completions are worked off only when we ask, never by interrupting a task.
-    let deferred = IoUring::builder()
-        .setup_clamp()
-        .setup_cqsize(completions)
-        .setup_submit_all()
-        .setup_coop_taskrun()
-        .setup_taskrun_flag()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .build(entries);
-    match deferred {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-        other => return other,
+    let mut deferred = builder();
+    deferred.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
+    match deferred.setup_single_issuer().setup_defer_taskrun().build(entries) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder().build(entries),
+        other => other,
     }
-    IoUring::builder().setup_clamp().setup_cqsize(completions).build(entries)
 }
 
 impl Core {
-    pub fn new(entries: u32) -> Result<Core, RingError> {
-        let uring = setup(entries.clamp(1, 1 << 15)).map_err(|error| match error.raw_os_error() {
+    pub fn new(entries: u32, kind: Completions) -> Result<Core, RingError> {
+        let uring = setup(entries.clamp(1, 1 << 15), kind).map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => RingError::NotAllowed(error),
             Some(libc::ENOSYS) => RingError::Missing(error),
             _ => RingError::Setup(error),
@@ -147,6 +170,8 @@ impl Core {
         let wakeup = Arc::new(Wakeup { event, notified: AtomicBool::new(false) });
         let mut core = Core {
             uring,
+            fixed: Fixed::default(),
+            free_files: None,
             slots: Slab::new(),
             next_generation: 0,
             backlog: VecDeque::new(),
@@ -155,7 +180,10 @@ impl Core {
             wake_armed: false,
             closing: false,
         };
-        core.arm_wakeup();
+        // A polled ring never sleeps, and could not read an eventfd.
+        if kind == Completions::Announced {
+            core.arm_wakeup();
+        }
         Ok(core)
     }
 
@@ -173,6 +201,59 @@ impl Core {
         let entry = opcode::Read::new(event, self.wake_count.as_mut_ptr(), 8).build();
         // SAFETY: the box is freed only with the core, after this read completed.
         unsafe { self.push(entry.user_data(KEY_WAKE)) };
+    }
+
+    /// A place for a file in the table of registered files, if there is one.
+    pub fn register_file(&mut self, file: &OwnedFd) -> Option<u32> {
+        if self.free_files.is_none() {
+            self.free_files = Some(self.register_tables());
+        }
+        let free = self.free_files.as_mut()?;
+        let slot = free.pop()?;
+        match self.uring.submitter().register_files_update(slot, &[file.as_raw_fd()]) {
+            Ok(_) => Some(slot),
+            Err(error) => {
+                tracing::debug!(%error, "a file was not registered with io_uring");
+                free.push(slot);
+                None
+            }
+        }
+    }
+
+    pub fn unregister_file(&mut self, slot: u32) {
+        // A place that can't be emptied is not used again.
+        if self.uring.submitter().register_files_update(slot, &[-1]).is_ok() {
+            self.free_files.get_or_insert_default().push(slot);
+        }
+    }
+
+    /// Makes the table of files and registers the arena, once a ring has a file at all. What the
+    /// kernel refuses is done without. Gives the free places of the table.
+    fn register_tables(&mut self) -> Vec<u32> {
+        let submitter = self.uring.submitter();
+        if let Some((start, length)) = arena::establish() {
+            let range = libc::iovec { iov_base: start.cast(), iov_len: length };
+            // SAFETY: the arena is mapped for ever.
+            match unsafe { submitter.register_buffers(&[range]) } {
+                Ok(()) => self.fixed.buffers = true,
+                Err(error) => tracing::info!(
+                    %error,
+                    bytes = length,
+                    "io_uring did not register the I/O buffers, which costs some speed: raise the limit of locked memory"
+                ),
+            }
+        }
+        let mut probe = Probe::new();
+        if submitter.register_probe(&mut probe).is_ok() {
+            self.fixed.vectors = probe.is_supported(WRITEV_FIXED);
+        }
+        match submitter.register_files_sparse(FILES_MAX) {
+            Ok(()) => (0..FILES_MAX).rev().collect(),
+            Err(error) => {
+                tracing::info!(%error, "io_uring has no table of files here (Linux 5.19 has)");
+                Vec::new()
+            }
+        }
     }
 
     /// Queues an operation.
@@ -247,8 +328,12 @@ impl Core {
         unsafe { self.push(entry) };
     }
 
-    /// Whether the kernel has anything to be told, or anything for us that takes a call.
+    /// Whether the kernel has anything to be told, or anything for us that takes a call: on a
+    /// polled ring whatever is under way.
     fn wants_submit(&mut self) -> bool {
+        if self.uring.params().is_setup_iopoll() && !self.slots.is_empty() {
+            return true;
+        }
         let queue = self.uring.submission();
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow() || !self.backlog.is_empty()
     }
@@ -287,9 +372,10 @@ impl Core {
         self.reap(harvest)
     }
 
-    /// Submits and sleeps until something completes or the time is over, then reaps.
+    /// Submits and sleeps until something completes or the time is over, then reaps: one call.
     pub fn wait(&mut self, timeout: Option<Duration>, harvest: &mut Harvest) -> bool {
-        if self.turn(harvest) {
+        // More than the queue holds takes a call of its own; so does nothing to wait for.
+        if (!self.backlog.is_empty() && self.turn(harvest)) || self.reap(harvest) {
             return true;
         }
         let waited = match timeout {
@@ -389,7 +475,12 @@ fn complete(slots: &mut Slab<Slot>, key: Key, result: i32, harvest: &mut Harvest
 
 impl Drop for Core {
     fn drop(&mut self) {
-        if !self.close() {
+        // The kernel takes a ring apart later; files are to be closed, and their locks gone, now.
+        let closed = self.close();
+        if self.free_files.is_some() {
+            let _ = self.uring.submitter().unregister_files();
+        }
+        if !closed {
             // The kernel may still write there: memory lost is better than memory overwritten.
             std::mem::forget(std::mem::take(&mut self.slots));
             std::mem::forget(std::mem::replace(&mut self.wake_count, Box::new([0; 8])));

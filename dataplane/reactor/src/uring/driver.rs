@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Submits and reaps one [`Ring`] for `Executor::run`.
+/// Submits and reaps one [`Ring`], and its polled one if it has one, for `Executor::run`.
 pub struct RingDriver {
     ring: Rc<Ring>,
     harvest: Harvest,
@@ -29,12 +29,20 @@ impl RingDriver {
 
 impl Driver for RingDriver {
     fn poll(&mut self) -> bool {
-        let any = self.ring.core.borrow_mut().turn(&mut self.harvest);
+        let mut any = self.ring.core.borrow_mut().turn(&mut self.harvest);
+        if let Some(polled) = self.ring.polled.get() {
+            any |= polled.core.borrow_mut().turn(&mut self.harvest);
+        }
         self.deliver();
         any
     }
 
     fn park(&mut self, timeout: Option<Duration>) {
+        // Nobody announces what completes on a polled ring: no sleep before it is empty.
+        if self.ring.polled.get().is_some_and(|polled| polled.in_flight() > 0) {
+            self.poll();
+            return;
+        }
         self.ring.core.borrow_mut().wait(timeout, &mut self.harvest);
         self.deliver();
     }

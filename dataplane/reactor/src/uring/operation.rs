@@ -5,8 +5,8 @@ use super::core::{Key, outcome};
 use super::sockets::{Message, RawAddress};
 use io_uring::squeue::Entry;
 use rustix::io::Errno;
+use std::any::Any;
 use std::future::Future;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -15,8 +15,9 @@ use std::task::{Context, Poll};
 pub(super) struct Kept<R> {
     /// Goes back to the caller with the result.
     resource: R,
-    /// Keeps the descriptor's number from being reused before the submission.
-    _fd: Rc<OwnedFd>,
+    /// Keeps the descriptor's number, or the file's place in the table, from being reused before
+    /// the submission.
+    _file: Rc<dyn Any>,
     _extra: Extra,
 }
 
@@ -29,8 +30,8 @@ pub(super) enum Extra {
 }
 
 impl<R> Kept<R> {
-    pub(super) fn new(resource: R, fd: &Rc<OwnedFd>) -> Kept<R> {
-        Kept { resource, _fd: fd.clone(), _extra: Extra::None }
+    pub(super) fn new(resource: R, file: Rc<dyn Any>) -> Kept<R> {
+        Kept { resource, _file: file, _extra: Extra::None }
     }
 
     pub(super) fn with(mut self, extra: Extra) -> Kept<R> {

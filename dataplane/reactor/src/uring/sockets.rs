@@ -22,7 +22,7 @@ impl Ring {
         let entry = opcode::Accept::new(raw(listener), ptr::null_mut(), ptr::null_mut());
         let entry = entry.flags(libc::SOCK_CLOEXEC).build();
         // SAFETY: null addresses, so it refers to no memory.
-        Accept(unsafe { Operation::start(self, entry, Kept::new((), listener), true) })
+        Accept(unsafe { Operation::start(self, entry, Kept::new((), listener.clone()), true) })
     }
 
     pub fn connect(self: &Rc<Self>, socket: &Rc<OwnedFd>, address: SocketAddr) -> Connect {
@@ -30,7 +30,9 @@ impl Ring {
         let (pointer, length) = address.as_sockaddr();
         let entry = opcode::Connect::new(raw(socket), pointer, length).build();
         // SAFETY: the address is boxed, and the box is kept.
-        Connect(unsafe { Operation::start(self, entry, Kept::new((), socket).with(Extra::Address(address)), false) })
+        Connect(unsafe {
+            Operation::start(self, entry, Kept::new((), socket.clone()).with(Extra::Address(address)), false)
+        })
     }
 
     /// Receives at least a byte, at most the buffer; 0 at the end of the stream.
@@ -55,7 +57,7 @@ impl Ring {
         let flags = if whole { libc::MSG_WAITALL } else { 0 };
         let entry = opcode::Recv::new(raw(socket), target.as_mut_ptr(), clamp(target.len())).flags(flags).build();
         // SAFETY: the buffer's heap memory is kept, and nothing else refers to it.
-        unsafe { Operation::start(self, entry, Kept::new(buffer, socket), false) }
+        unsafe { Operation::start(self, entry, Kept::new(buffer, socket.clone()), false) }
     }
 
     /// Sends `parts`, at most [`super::PARTS_MAX`], one after the other, and waits until the
@@ -66,7 +68,7 @@ impl Ring {
         let entry = opcode::SendMsg::new(raw(socket), &raw const message.header).flags(flags).build();
         // SAFETY: header and vectors are in the box, the box and the parts are kept, and `Bytes`
         // is never written through by anyone.
-        unsafe { Operation::start(self, entry, Kept::new(parts, socket).with(Extra::Message(message)), false) }
+        unsafe { Operation::start(self, entry, Kept::new(parts, socket.clone()).with(Extra::Message(message)), false) }
     }
 }
 

@@ -1,8 +1,10 @@
 use super::*;
+use crate::buffer::DmaBuf;
 use crate::clock::KernelClock;
 use crate::{Executor, Handle};
 use futures_util::future::join_all;
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, memfd_create};
+use rustix::io::ReadWriteFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::future::Future;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -20,8 +22,8 @@ fn run<T: 'static, F: Future<Output = T> + 'static>(entries: u32, body: impl FnO
     executor.run(&mut ring.driver(), Duration::ZERO, &handle, body).unwrap()
 }
 
-fn file() -> Rc<OwnedFd> {
-    Rc::new(memfd_create("ring-test", MemfdFlags::CLOEXEC).unwrap())
+fn file(ring: &Rc<Ring>) -> Rc<RingFile> {
+    ring.file(memfd_create("ring-test", MemfdFlags::CLOEXEC).unwrap())
 }
 
 fn sockets() -> (Rc<OwnedFd>, Rc<OwnedFd>) {
@@ -39,7 +41,7 @@ async fn settle(ring: &Ring, handle: &Handle) {
 #[test]
 fn parts_written_at_an_offset_read_back() {
     run(8, async |ring, _| {
-        let file = file();
+        let file = file(&ring);
         let parts = vec![Bytes::from_static(b"one "), Bytes::new(), Bytes::from_static(b"two")];
         let (written, parts) = ring.write_at(&file, parts, 5, ReadWriteFlags::DSYNC).await;
         assert_eq!((written, parts.len()), (Ok(7), 3));
@@ -57,10 +59,61 @@ fn parts_written_at_an_offset_read_back() {
     });
 }
 
+/// Arena memory and heap memory, whole and in part, alone and together: the same bytes.
+#[test]
+fn registered_and_other_memory_and_files_carry_the_same_bytes() {
+    run(8, async |ring, _| {
+        let file = file(&ring);
+        assert_eq!((file.is_registered(), ring.has_registered_buffers()), (true, true));
+        let bytes: Vec<u8> = (0..3 * 4096u32).map(|index| (index / 7) as u8).collect();
+        let fixed = DmaBuf::copy_of(&bytes).freeze();
+        assert!(crate::arena::contains(&fixed));
+        let plain = Bytes::from(bytes.clone());
+        assert!(!crate::arena::contains(&plain));
+        let none = ReadWriteFlags::empty();
+        for parts in [
+            vec![fixed.clone()],
+            vec![fixed.slice(..5), fixed.slice(5..4097), fixed.slice(4097..)],
+            vec![fixed.slice(..5), plain.slice(5..4097), fixed.slice(4097..)],
+            vec![plain.clone()],
+        ] {
+            let blank = vec![Bytes::from(vec![0; bytes.len()])];
+            assert_eq!(ring.write_at(&file, blank, 0, none).await.0, Ok(bytes.len()));
+            let (written, back) = ring.write_at(&file, parts, 0, ReadWriteFlags::DSYNC).await;
+            assert!(written == Ok(bytes.len()) && back.concat() == bytes, "{written:?}");
+            let (read, buffer) = ring.read_range_at(&file, DmaBuf::zeroed(5 * 4096), 100..100 + bytes.len(), 0).await;
+            assert!(read == Ok(bytes.len()) && buffer[100..100 + bytes.len()] == bytes, "{read:?}");
+            // Longer than any block of the arena.
+            let (read, buffer) = ring.read_at(&file, DmaBuf::zeroed(5 << 20), 4096).await;
+            assert!(read == Ok(8192) && buffer[..8192] == bytes[4096..], "{read:?}");
+        }
+    });
+}
+
+#[test]
+fn a_files_place_in_the_table_is_used_again_and_more_files_than_places_work() {
+    run(8, async |ring, _| {
+        for _ in 0..200 {
+            assert!(file(&ring).is_registered());
+        }
+        let files: Vec<_> = (0..70).map(|_| file(&ring)).collect();
+        assert_eq!(files.iter().filter(|file| file.is_registered()).count(), 64);
+        for (index, file) in files.iter().enumerate() {
+            let part = Bytes::copy_from_slice(&[index as u8; 9]);
+            assert_eq!(ring.write_at(file, vec![part], 0, ReadWriteFlags::empty()).await.0, Ok(9));
+        }
+        for (index, file) in files.iter().enumerate() {
+            let (read, buffer) = ring.read_at(file, DmaBuf::zeroed(9), 0).await;
+            assert_eq!((read, &buffer[..]), (Ok(9), &[index as u8; 9][..]));
+        }
+    });
+}
+
 #[test]
 fn an_error_names_its_errno_and_gives_the_memory_back() {
     run(8, async |ring, _| {
-        let (one, _other) = sockets();
+        let (one, _other) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        let one = ring.file(one);
         let (written, parts) = ring.write_at(&one, vec![Bytes::from_static(b"x")], 77, ReadWriteFlags::empty()).await;
         assert_eq!((written, parts), (Err(Errno::SPIPE), vec![Bytes::from_static(b"x")]));
         let (read, buffer) = ring.read_at(&one, DmaBuf::zeroed(9), 77).await;
@@ -72,7 +125,7 @@ fn an_error_names_its_errno_and_gives_the_memory_back() {
 fn many_more_operations_than_entries_all_complete() {
     const COUNT: u64 = 5000;
     run(4, async |ring, _| {
-        let file = file();
+        let file = file(&ring);
         let writes = (0..COUNT).map(|index| {
             let part = Bytes::copy_from_slice(&index.to_le_bytes());
             ring.write_at(&file, vec![part], index * 8, ReadWriteFlags::empty())

@@ -8,7 +8,8 @@ use cfs_wire::{BlobId, Generation};
 use smallvec::SmallVec;
 use std::rc::Rc;
 
-/// Zones a header can name as open: two per stream (one filling, one being sealed).
+/// Zones a header can name as open: two per stream (one filling, one being sealed) and four more
+/// being sealed.
 pub const TAILS_MAX: usize = 16;
 const TAIL_BYTES: usize = 16;
 const FIXED_BYTES: usize = STAMP_BYTES + TAILS_MAX * TAIL_BYTES;

@@ -1,0 +1,151 @@
+//! Memory that a ring can register with the kernel once, so that an operation on it need not
+//! look up and pin its pages each time.
+//!
+//! One arena per process, made by the first ring that opens a device, never given back. It is
+//! cut into blocks of a few lengths once and for all: taking and returning one is a queue
+//! operation, and which thread does it does not matter. When a length runs out, buffers come
+//! from the heap and their operations are ordinary ones.
+
+use crate::buffer::{CLASSES, Page};
+use cfs_wire::limits::PAGE;
+use crossbeam_queue::ArrayQueue;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+
+/// Whole huge pages, so that the kernel keeps few and large pieces.
+const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const ARENA_BYTES: usize = 16 * HUGE_PAGE;
+/// Blocks of each length in `CLASSES`; single pages get what is left. Reads and headers take
+/// single pages, segment shards and puts the 1 MiB blocks; a call's whole bulk stays on the heap.
+const BLOCKS: [usize; CLASSES.len()] = {
+    let mut blocks = [0, 128, 120, 16, 0];
+    let mut left = ARENA_BYTES / PAGE;
+    let mut class = 1;
+    while class < CLASSES.len() {
+        left -= blocks[class] * CLASSES[class];
+        class += 1;
+    }
+    blocks[0] = left;
+    blocks
+};
+
+static ARENA: OnceLock<Option<Arena>> = OnceLock::new();
+
+struct Arena {
+    start: NonNull<Page>,
+    /// First page of each free block, by length.
+    free: [ArrayQueue<u32>; CLASSES.len()],
+}
+
+// SAFETY: the pages are reached only through blocks, each of which one owner took from a queue.
+unsafe impl Send for Arena {}
+// SAFETY: as above; the queues are made for sharing.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    fn map() -> Option<Arena> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // A huge page more than needed, to start at a multiple of one.
+        // SAFETY: a new anonymous mapping at a place of the kernel's choice.
+        let mapped =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), ARENA_BYTES + HUGE_PAGE, protection, MapFlags::PRIVATE) };
+        let mapped = mapped.ok()?.cast::<u8>();
+        let skip = mapped.align_offset(HUGE_PAGE);
+        // SAFETY: less than the huge page that was mapped in excess.
+        let start = unsafe { mapped.add(skip) };
+        // SAFETY: inside the mapping. Advice only: without huge pages everything works.
+        let _ = unsafe { madvise(start.cast(), ARENA_BYTES, Advice::LinuxHugepage) };
+        let free = BLOCKS.map(|count| ArrayQueue::new(count.max(1)));
+        let mut page = 0;
+        for (class, queue) in free.iter().enumerate() {
+            for _ in 0..BLOCKS[class] {
+                let _ = queue.push(page as u32);
+                page += CLASSES[class];
+            }
+        }
+        Some(Arena { start: NonNull::new(start.cast())?, free })
+    }
+}
+
+/// Makes the arena if need be; its range, or `None` if there is no memory for it.
+pub(crate) fn establish() -> Option<(*mut u8, usize)> {
+    let arena = ARENA.get_or_init(Arena::map).as_ref()?;
+    Some((arena.start.as_ptr().cast(), ARENA_BYTES))
+}
+
+/// Whether memory lies in the arena.
+pub(crate) fn contains(bytes: &[u8]) -> bool {
+    let Some(Some(arena)) = ARENA.get() else { return false };
+    let start = arena.start.as_ptr() as usize;
+    let from = bytes.as_ptr() as usize;
+    from >= start && from + bytes.len() <= start + ARENA_BYTES
+}
+
+/// A block of the arena, owned; it goes back when dropped.
+pub(crate) struct Block {
+    class: usize,
+    page: u32,
+}
+
+impl Block {
+    /// A free block of a length, if there is an arena and it has one.
+    pub fn take(class: usize) -> Option<Block> {
+        let arena = ARENA.get()?.as_ref()?;
+        arena.free[class].pop().map(|page| Block { class, page })
+    }
+
+    fn start(&self) -> NonNull<Page> {
+        let arena = ARENA.get().and_then(Option::as_ref).expect("a block comes from the arena");
+        // SAFETY: every block lies in the arena.
+        unsafe { arena.start.add(self.page as usize) }
+    }
+
+    pub fn pages(&self) -> &[Page] {
+        // SAFETY: the block is ours alone, mapped for ever, zero or written since, and any bytes
+        // are a page.
+        unsafe { std::slice::from_raw_parts(self.start().as_ptr(), CLASSES[self.class]) }
+    }
+
+    pub fn pages_mut(&mut self) -> &mut [Page] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr(), CLASSES[self.class]) }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Some(Some(arena)) = ARENA.get() {
+            // Never full: it had room for every block when this one was taken.
+            let _ = arena.free[self.class].push(self.page);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_every_length_lie_in_the_arena_and_none_overlap() {
+        establish().expect("there is memory");
+        let mut blocks = Vec::new();
+        for class in 0..CLASSES.len() {
+            while let Some(block) = Block::take(class) {
+                blocks.push(block);
+            }
+        }
+        let mut owned = vec![false; ARENA_BYTES / PAGE];
+        for block in &mut blocks {
+            assert!(contains(bytemuck::cast_slice(block.pages())));
+            let first = block.page as usize;
+            let pages = first..first + block.pages_mut().len();
+            assert!(owned[pages.clone()].iter().all(|owned| !owned), "pages {pages:?} belong to two blocks");
+            owned[pages].fill(true);
+        }
+        assert!(!contains(&[0; 8]));
+        drop(blocks);
+        // Other tests of this process may hold some.
+        assert!(Block::take(0).is_some());
+    }
+}
