@@ -90,6 +90,7 @@ fn serve(args: ServerArgs, log: Option<String>) -> Result<()> {
         spin_us: args.spin_us.or(file.spin_us),
         session_lease_ms: args.session_lease_ms.or(file.session_lease_ms),
         read_lease_ms: args.read_lease_ms.or(file.read_lease_ms),
+        dead_client: None,
     };
     let signals = signals::Signals::block()?;
     let server = server::Server::start(settings)?;
