@@ -3,8 +3,11 @@
 
 use crate::Client;
 use crate::inode::{Inode, WriteLease};
-use cfs_wire::Ino;
+use cfs_reactor::sync::Permit;
+use cfs_wire::limits::RELEASES_MAX;
 use cfs_wire::meta::{MetaOp, Name};
+use cfs_wire::{Ino, ShardId};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,6 +17,28 @@ const TICK: Duration = Duration::from_millis(200);
 const INODES_MAX: usize = 100_000;
 /// The memory bounds are looked at every so many ticks.
 const SWEEP_TICKS: u32 = 25;
+
+/// An inode on which neither an open nor a commit can begin meanwhile.
+struct Turn {
+    inode: Rc<Inode>,
+    _opening: Permit,
+    _changing: Permit,
+}
+
+impl Turn {
+    async fn take(inode: Rc<Inode>) -> Turn {
+        let opening = inode.hold_order.acquire(1).await;
+        let changing = inode.order.acquire(1).await;
+        Turn { inode, _opening: opening, _changing: changing }
+    }
+
+    /// `None` if something is under way. Whoever wants several turns must not wait for one.
+    fn at_once(inode: Rc<Inode>) -> Option<Turn> {
+        let opening = inode.hold_order.try_acquire(1)?;
+        let changing = inode.order.try_acquire(1)?;
+        Some(Turn { inode, _opening: opening, _changing: changing })
+    }
+}
 
 impl Client {
     pub(crate) fn spawn_upkeep(self: &Rc<Self>) {
@@ -61,63 +86,70 @@ impl Client {
         }
     }
 
-    /// Gives back what files that were closed a while ago still hold at the server.
+    /// Gives back what files that were closed a while ago still hold at the server: many in one
+    /// call, since each call is an entry in the shard's log.
     fn give_back_idle(self: &Rc<Self>) {
         let now = self.now();
         let lingering: Vec<Ino> = self.lingering.borrow().iter().copied().collect();
+        let mut idle: BTreeMap<ShardId, Vec<Turn>> = BTreeMap::new();
         for ino in lingering {
             let Some(inode) = self.known_inode(ino) else {
                 self.lingering.borrow_mut().remove(&ino);
                 continue;
             };
-            let (wanted, due) = {
+            let (wanted, due, dirty) = {
                 let state = inode.state();
                 let holds = state.held.is_some() || state.lease.is_some();
-                (state.opens == 0 && holds, state.last_close + self.config.linger <= now)
+                (state.opens == 0 && holds, state.last_close + self.config.linger <= now, state.is_dirty())
             };
             if !wanted {
                 // Opened again (its next close brings it back), or nothing is held any more.
                 self.lingering.borrow_mut().remove(&ino);
-            } else if due && inode.hold_order.available() > 0 {
+            } else if due && dirty {
+                self.spawn_flush(&inode);
+            } else if due && let Some(turn) = Turn::at_once(inode) {
+                idle.entry(ino.shard()).or_default().push(turn);
+            }
+        }
+        for mut turns in idle.into_values() {
+            while !turns.is_empty() {
+                let some = turns.split_off(turns.len().saturating_sub(RELEASES_MAX));
                 let client = self.clone();
-                self.handle.spawn(async move { client.give_back(&inode).await });
+                self.handle.spawn(async move { client.let_go(&some).await });
             }
         }
     }
 
-    /// Returns the write lease and the hold of a file that nobody has open.
+    /// Commits what is dirty, then returns the write lease and the hold, unless the file was
+    /// opened again.
     pub(crate) async fn give_back(self: &Rc<Self>, inode: &Rc<Inode>) {
-        let _holding = inode.hold_order.acquire(1).await;
+        let turn = Turn::take(inode.clone()).await;
+        if inode.state().opens > 0 {
+            return;
+        }
+        let _ = self.flush_in_turn(inode).await;
+        self.let_go(&[turn]).await;
+    }
+
+    /// Returns the write leases and the holds of inodes of one shard that nobody has open. None
+    /// of them can be opened or written before the server has answered.
+    async fn let_go(self: &Rc<Self>, turns: &[Turn]) {
         let session = self.session.borrow().clone();
-        {
-            let _turn = inode.order.acquire(1).await;
-            if inode.state().opens > 0 {
-                return;
+        let mut inos = Vec::new();
+        for Turn { inode, .. } in turns {
+            let mut state = inode.state();
+            if state.opens > 0 || state.is_dirty() {
+                continue;
             }
-            let _ = self.flush_in_turn(inode).await;
-            let returns = {
-                let mut state = inode.state();
-                let leased = state.lease == Some(WriteLease { session: session.id });
-                let clean = leased && !state.is_dirty();
-                if clean {
-                    state.lease = None;
-                }
-                clean && !state.unlinked
-            };
-            if returns {
-                self.return_lease(inode, &session).await;
+            let leased = state.lease.take() == Some(WriteLease { session: session.id });
+            let held = state.held.take() == Some(session.id);
+            if leased || held {
+                inos.push(inode.ino);
             }
         }
-        let held = {
-            let mut state = inode.state();
-            if state.opens > 0 {
-                return;
-            }
-            state.held.take() == Some(session.id)
-        };
-        if held {
+        if !inos.is_empty() {
             // Should it fail, the end of the session does the same.
-            let _ = self.change_in(&session, MetaOp::Release { ino: inode.ino }).await;
+            let _ = self.change_in(&session, MetaOp::Release { inos }).await;
         }
     }
 

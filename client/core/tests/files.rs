@@ -356,6 +356,31 @@ fn old_dirty_data_is_written_back_by_itself_and_a_stream_is_bounded() {
 }
 
 #[test]
+fn a_small_new_file_costs_its_creation_its_commit_and_a_share_of_a_release() {
+    simulate(11, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let before = server.disk.entries.get();
+        for index in 0..100 {
+            let file = create(&client, &format!("f{index}")).await;
+            write(&client, &file, 0, b"small").await;
+            client.fsync(&file, false).await.unwrap();
+            client.release(&file);
+        }
+        server.handle.sleep(std::time::Duration::from_secs(10)).await;
+        // Two releases of up to 64, and the session that is made known to the shard.
+        assert_eq!(server.disk.entries.get() - before, 203);
+        let other = server.client("b").await;
+        let file = open(&other, "f7").await;
+        assert_eq!(read(&other, &file, 0, 10).await, b"small");
+        write(&other, &file, 5, b"er").await;
+        other.fsync(&file, false).await.unwrap();
+        let file = open(&client, "f7").await;
+        assert_eq!(read(&client, &file, 0, 10).await, b"smaller");
+    });
+}
+
+#[test]
 fn data_and_holes_are_told_apart_and_an_unlinked_file_lives_until_closed() {
     simulate(10, |server| async move {
         server.start().await;

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 /// Where tools find the address that was bound.
 const ADDRESS_FILE: &str = "address";
-/// After a crash, changes wait until what the dead mount may have cached has run out: on one's
-/// own machine a short wait is worth more than a long cache.
-const READ_LEASE_MS: u32 = 2000;
+/// The name under which the last start mounted. That client ended with its process, so the next
+/// start gives away what it held instead of waiting for its lease to end.
+const CLIENT_FILE: &str = "client";
 /// How many targets and what they were made for; a later start needs no flags.
 const LAYOUT_FILE: &str = "cluster.toml";
 /// There from before the first target is made until the layout is written.
@@ -28,19 +28,29 @@ pub fn run(args: DevArgs) -> Result<()> {
     mount::check_mountpoint(mountpoint)?;
     let targets = prepare(&args)?;
     let signals = Signals::block()?;
-    let settings =
-        Settings { listen: args.listen.clone(), targets, read_lease_ms: Some(READ_LEASE_MS), ..Settings::default() };
+    let client_file = args.data.join(CLIENT_FILE);
+    let dead_client = std::fs::read_to_string(&client_file).ok();
+    let settings = Settings { listen: args.listen.clone(), targets, dead_client, ..Settings::default() };
     let server = Server::start(settings)?;
     let address_file = args.data.join(ADDRESS_FILE);
     std::fs::write(&address_file, server.address())
         .with_context(|| format!("cannot write {}", address_file.display()))?;
     println!("serving {} on {}", args.data.display(), server.address());
-    let mounted = mount::in_background(server.address(), mountpoint, &[], signals.waker()?)?;
+    let client = client_name(mountpoint)?;
+    write_durably(&client_file, &client)?;
+    let mounted = mount::in_background(server.address(), mountpoint, client, signals.waker()?)?;
     println!("mounted at {}; Ctrl-C or umount ends it", mountpoint.display());
     signals.wait()?;
     // First the client, whose dirty bytes the server must still take.
     mounted.unmount()?;
     server.stop()
+}
+
+/// A name that no other client has or had.
+fn client_name(mountpoint: &Path) -> Result<String> {
+    const UNIQUE: &str = "/proc/sys/kernel/random/uuid";
+    let unique = std::fs::read_to_string(UNIQUE).with_context(|| format!("cannot read {UNIQUE}"))?;
+    Ok(format!("dev {} ({})", mountpoint.display(), unique.trim()))
 }
 
 fn target_path(data: &Path, index: u32) -> PathBuf {

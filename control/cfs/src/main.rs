@@ -105,6 +105,7 @@ fn serve(args: ServerArgs, log: Option<String>) -> Result<()> {
         session_lease_ms: args.session_lease_ms.or(file.session_lease_ms),
         read_lease_ms: args.read_lease_ms.or(file.read_lease_ms),
         repair_mib_s: args.repair_mib_s.or(file.repair_mib_s),
+        dead_client: None,
     };
     let signals = signals::Signals::block()?;
     let server = server::Server::start(settings)?;

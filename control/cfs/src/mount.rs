@@ -84,9 +84,11 @@ impl Mounted {
     }
 }
 
-/// Mounts `address` at `mountpoint`; whoever unmounts it wakes `ended`.
-pub fn in_background(address: &str, mountpoint: &Path, options: &[String], ended: UnixStream) -> Result<Mounted> {
-    spawn(configure(address, mountpoint, options)?, ended)
+/// Mounts `address` at `mountpoint` as the client `name`; whoever unmounts it wakes `ended`.
+pub fn in_background(address: &str, mountpoint: &Path, name: String, ended: UnixStream) -> Result<Mounted> {
+    let mut config = configure(address, mountpoint, &[])?;
+    config.client.name = name;
+    spawn(config, ended)
 }
 
 #[allow(clippy::disallowed_methods, reason = "a mount has threads; nothing here is simulated")]

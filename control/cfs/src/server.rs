@@ -38,6 +38,8 @@ pub struct Settings {
     pub session_lease_ms: Option<u32>,
     pub read_lease_ms: Option<u32>,
     pub repair_mib_s: Option<u32>,
+    /// The name of a client that is certainly dead: what it held is given away at once.
+    pub dead_client: Option<String>,
 }
 
 /// A server that runs on its own thread.
@@ -120,6 +122,11 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
         let listen = Address(settings.listen.clone());
         let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices, config };
         let node = Node::start(setup).await?;
+        if let Some(client) = &settings.dead_client
+            && let Err(error) = node.meta().fence_client(client).await
+        {
+            tracing::warn!(client, %error, "what a dead client held is given away only when its lease is over");
+        }
         // Nobody waits for the address only if the process is ending anyway.
         let _ = ready.send(node.address().0);
         stopped.recv().await;

@@ -36,6 +36,8 @@ pub const RPC_BULK_BYTES_MAX: usize = STORE_BYTES_MAX + PAGE;
 pub const COMMIT_WRITES_MAX: usize = 256;
 /// Stored replies a shard keeps for one session before it refuses new requests of it.
 pub const SESSION_REPLIES_MAX: usize = 1024;
+/// Inodes released by one call: its entry is applied in well under a millisecond.
+pub const RELEASES_MAX: usize = 64;
 /// Data and parity shards of a policy.
 pub const DATA_SHARDS_MAX: usize = 32;
 pub const PARITY_SHARDS_MAX: usize = 8;

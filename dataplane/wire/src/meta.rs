@@ -346,8 +346,10 @@ pub enum MetaOp {
     Open {
         ino: Ino,
     },
+    /// Gives holds and write leases of up to [`RELEASES_MAX`](crate::limits::RELEASES_MAX) inodes
+    /// of one shard back; everything dirty was committed before. Idempotent.
     Release {
-        ino: Ino,
+        inos: Vec<Ino>,
     },
     /// Asks for the inode's write lease; the reply says whether it was granted.
     AcquireLease {
@@ -419,7 +421,6 @@ impl MetaOp {
             | SetXattr { ino, .. }
             | RemoveXattr { ino, .. }
             | Open { ino }
-            | Release { ino }
             | AcquireLease { ino }
             | ReturnLease { ino }
             | Lock { ino, .. }
@@ -427,6 +428,7 @@ impl MetaOp {
             | Unlock { ino, .. }
             | UnlockOwner { ino, .. } => Some(*ino),
             Commit(commit) => Some(commit.ino),
+            Release { inos } => inos.first().copied(),
             StatFs | OpenSession { .. } | CloseSession => None,
         }
     }

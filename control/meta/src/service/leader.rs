@@ -177,6 +177,18 @@ impl MetaService {
         self.inner.events.wake(session);
     }
 
+    /// Fences the sessions of a client that is known to be dead, so that nobody waits for what it
+    /// held. In shards that this node serves.
+    pub async fn fence_client(&self, client: &str) -> Result<(), MetaError> {
+        for shard in self.inner.shards.values() {
+            let sessions = state::list_sessions(&*shard.view(), shard.id).await.map_err(unreadable)?;
+            for (session, _) in sessions.into_iter().filter(|(_, name)| name == client) {
+                self.fence(session).await;
+            }
+        }
+        Ok(())
+    }
+
     /// A session has closed itself in one shard.
     pub(super) fn forget_session(&self, shard: &Shard, session: SessionId) {
         shard.forget(session);

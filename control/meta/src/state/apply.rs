@@ -150,7 +150,7 @@ async fn operation(view: &mut View<'_>, call: &MetaCall, now: Timestamp, facts: 
         MetaOp::RemoveXattr { ino, name } => view.remove_xattr(*ino, name, now).await?,
         MetaOp::Commit(commit) => view.commit(session, commit, now).await?,
         MetaOp::Open { ino } => view.open_file(session, *ino).await?,
-        MetaOp::Release { ino } => view.release(session, *ino).await?,
+        MetaOp::Release { inos } => view.release(session, inos).await?,
         MetaOp::AcquireLease { ino } => view.acquire_lease(session, *ino).await?,
         MetaOp::ReturnLease { ino } => view.return_lease(session, *ino).await?,
         MetaOp::Lock { ino, lock, .. } => view.lock(session, *ino, lock).await?,

@@ -3,13 +3,13 @@
 use super::directory::{Found, check_name, is_dots, placement};
 use super::entry::{Action, AncestorWalk, Answer, Facts, Reply, TxnId};
 use super::keys;
-use super::records::RenameLockRecord;
+use super::records::{Inode, RenameLockRecord};
 use super::view::{Attempt, Fail, View};
 use cfs_wire::limits::LINKS_MAX;
 use cfs_wire::meta::{
     Entry, FileKind, Grant, MetaCall, MetaOp, MetaReply, Name, NewNode, RENAME_EXCHANGE, RENAME_NOREPLACE,
 };
-use cfs_wire::{Errno, Ino, ShardId, Timestamp};
+use cfs_wire::{Errno, Ino, SessionId, ShardId, Timestamp};
 
 /// How far an operation got in its own entry.
 pub(crate) enum Ran {
@@ -72,9 +72,8 @@ impl View<'_> {
                 inode.nlink = 0;
                 inode.tmpfile = true;
                 self.add_inode(&inode, &xattrs);
-                self.add_hold(inode.ino, session);
                 self.put(keys::orphan(self.shard, inode.ino), &());
-                Ok(Ran::Reply(entry_reply(inode.attr(self.config.policy))))
+                Ok(Ran::Reply(self.opened_reply(&inode, session)))
             }
             MetaOp::Link { ino, dir, name } => {
                 check_name(name)?;
@@ -146,10 +145,21 @@ impl View<'_> {
         self.add_inode(&inode, &xattrs);
         self.put_entry(dir, name, inode.ino, inode.kind).await?;
         self.names_changed(dir, links, 1, now).await?;
-        if hold {
-            self.add_hold(inode.ino, call.id.session);
+        let session = call.id.session;
+        let attr = inode.attr(self.config.policy);
+        Ok(Ran::Reply(if hold { self.opened_reply(&inode, session) } else { entry_reply(attr) }))
+    }
+
+    /// Whoever makes a file and has it open is about to write it: the write lease, which nobody
+    /// else can have, comes with the hold.
+    fn opened_reply(&mut self, inode: &Inode, session: SessionId) -> MetaReply {
+        self.add_hold(inode.ino, session);
+        let write = inode.kind == FileKind::File;
+        if write {
+            self.add_lease(inode.ino, session);
         }
-        Ok(Ran::Reply(entry_reply(inode.attr(self.config.policy))))
+        let grant = Grant { read_ms: 0, write };
+        MetaReply::Entry(Entry { attr: inode.attr(self.config.policy), grant, dir_grant: Grant::default() })
     }
 
     async fn remove_target(&self, dir: Ino, name: &Name, dots: Errno) -> Attempt<(Ino, FileKind)> {

@@ -5,7 +5,7 @@ use super::entry::FollowUp;
 use super::records::{LeaseRecord, SessionRecord};
 use super::view::{Attempt, View, bad_key};
 use super::{StateError, keys};
-use cfs_wire::limits::SESSION_REPLIES_MAX;
+use cfs_wire::limits::{RELEASES_MAX, SESSION_REPLIES_MAX};
 use cfs_wire::meta::{FileKind, Grant, MetaCall, MetaError, MetaReply, MetaResult};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino, RequestId, SessionId, Timestamp};
@@ -136,9 +136,20 @@ impl View<'_> {
         Ok(MetaReply::Attr { attr: inode.attr(self.config.policy), grant: Grant::default() })
     }
 
-    pub(crate) async fn release(&mut self, session: SessionId, ino: Ino) -> Attempt<MetaReply> {
-        self.unlocked(&keys::locked_inode(self.shard, ino)).await?;
-        self.drop_hold(ino, session).await?;
+    /// All of them or, while a transaction holds one, none.
+    pub(crate) async fn release(&mut self, session: SessionId, inos: &[Ino]) -> Attempt<MetaReply> {
+        if inos.len() > RELEASES_MAX || inos.iter().any(|ino| ino.shard() != self.shard) {
+            let detail =
+                format!("{} inodes to release, not all of {}, or more than {RELEASES_MAX}", inos.len(), self.shard);
+            return Err(MetaError::Malformed(detail).into());
+        }
+        for ino in inos {
+            self.unlocked(&keys::locked_inode(self.shard, *ino)).await?;
+        }
+        for ino in inos {
+            self.drop_lease_of_session(session, *ino).await?;
+            self.drop_hold(*ino, session).await?;
+        }
         Ok(MetaReply::Done)
     }
 
@@ -152,9 +163,7 @@ impl View<'_> {
             Some(lease) if lease.session == session => true,
             Some(_) if !planted::is(Bug::MetaShareWriteLease) => false,
             _ => {
-                let token = self.next_token();
-                self.put(key, &LeaseRecord { session, token });
-                self.put(keys::session_ino(self.shard, keys::SESSION_LEASE, session, ino), &());
+                self.add_lease(ino, session);
                 true
             }
         };
@@ -163,11 +172,23 @@ impl View<'_> {
     }
 
     pub(crate) async fn return_lease(&mut self, session: SessionId, ino: Ino) -> Attempt<MetaReply> {
+        self.drop_lease_of_session(session, ino).await?;
+        Ok(MetaReply::Done)
+    }
+
+    /// The caller knows that nobody has it.
+    pub(crate) fn add_lease(&mut self, ino: Ino, session: SessionId) {
+        let token = self.next_token();
+        self.put(keys::lease(self.shard, ino), &LeaseRecord { session, token });
+        self.put(keys::session_ino(self.shard, keys::SESSION_LEASE, session, ino), &());
+    }
+
+    async fn drop_lease_of_session(&mut self, session: SessionId, ino: Ino) -> Attempt<()> {
         let lease: Option<LeaseRecord> = self.get(&keys::lease(self.shard, ino)).await?;
         if lease.is_some_and(|lease| lease.session == session) {
             self.drop_lease_of_inode(ino).await?;
         }
-        Ok(MetaReply::Done)
+        Ok(())
     }
 
     pub(crate) async fn drop_lease_of_inode(&mut self, ino: Ino) -> Attempt<()> {

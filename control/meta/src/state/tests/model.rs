@@ -32,6 +32,8 @@ struct Node {
 pub(crate) struct Model {
     nodes: BTreeMap<Ino, Node>,
     holds: BTreeSet<(Ino, SessionId)>,
+    /// Write leases.
+    leases: BTreeMap<Ino, SessionId>,
     next: u64,
     /// The number of the next inode, where it is not simply the next of shard 0.
     pub assigned: Option<Ino>,
@@ -41,7 +43,8 @@ type Outcome<T> = Result<T, Errno>;
 
 impl Model {
     pub fn new(now: Timestamp) -> Model {
-        let mut model = Model { nodes: BTreeMap::new(), holds: BTreeSet::new(), next: 2, assigned: None };
+        let mut model =
+            Model { nodes: BTreeMap::new(), holds: BTreeSet::new(), leases: BTreeMap::new(), next: 2, assigned: None };
         let new = NewNode { kind: FileKind::Directory, mode: 0o755, umask: 0, uid: 0, gid: 0, rdev: 0, target: vec![] };
         model.nodes.insert(ROOT, Model::node(&new, ROOT, now));
         model
@@ -151,13 +154,24 @@ impl Model {
 
     /// Runs an operation and drops what neither a name nor a hold keeps.
     pub fn run(&mut self, session: SessionId, op: &MetaOp, now: Timestamp) -> MetaResult {
+        let content = match op {
+            MetaOp::Commit(commit) => Some(commit.ino),
+            MetaOp::SetAttr { ino, changes } if changes.size.is_some() => Some(*ino),
+            _ => None,
+        };
+        if content.and_then(|ino| self.leases.get(&ino)).is_some_and(|holder| *holder != session) {
+            return Err(cfs_wire::meta::MetaError::Unavailable("another session holds the write lease".to_owned()));
+        }
         let result = self.operation(session, op, now);
         loop {
             let gone: Vec<Ino> = self.nodes.keys().copied().filter(|ino| self.is_gone(*ino)).collect();
             if gone.is_empty() {
                 return Ok(result?);
             }
-            gone.iter().for_each(|ino| drop(self.nodes.remove(ino)));
+            for ino in gone {
+                self.nodes.remove(&ino);
+                self.leases.remove(&ino);
+            }
         }
     }
 
@@ -172,8 +186,7 @@ impl Model {
                 self.alive_dir(*dir)?;
                 let ino = self.add(*dir, node, now);
                 self.nodes.get_mut(&ino).unwrap().nameless = true;
-                self.holds.insert((ino, session));
-                self.entry(ino)
+                self.opened(ino, session)
             }
             MetaOp::Link { ino, dir, name } => self.link(session, *ino, *dir, name, now),
             MetaOp::Unlink { dir, name } => self.remove(*dir, name, false, now),
@@ -211,8 +224,9 @@ impl Model {
                 self.holds.insert((*ino, session));
                 Ok(MetaReply::Attr { attr, grant: Grant::default() })
             }
-            MetaOp::Release { ino } => {
-                self.holds.remove(&(*ino, session));
+            MetaOp::Release { inos } => {
+                self.holds.retain(|(ino, holder)| *holder != session || !inos.contains(ino));
+                self.leases.retain(|ino, holder| *holder != session || !inos.contains(ino));
                 Ok(MetaReply::Done)
             }
             other => panic!("the model does not do {other:?}"),
@@ -249,10 +263,20 @@ impl Model {
         let ino = self.add(dir, new, now);
         self.nodes.get_mut(&dir).unwrap().names.insert(name.to_vec(), ino);
         self.names_change(dir, now);
-        if hold {
-            self.holds.insert((ino, session));
-        }
-        self.entry(ino)
+        if hold { self.opened(ino, session) } else { self.entry(ino) }
+    }
+
+    /// What GetAttr answers.
+    pub fn seen_by(&self, session: SessionId, ino: Ino) -> MetaReply {
+        let grant = Grant { read_ms: 0, write: self.leases.get(&ino) == Some(&session) };
+        MetaReply::Attr { attr: self.attr(ino).unwrap(), grant }
+    }
+
+    fn opened(&mut self, ino: Ino, session: SessionId) -> Outcome<MetaReply> {
+        self.holds.insert((ino, session));
+        self.leases.insert(ino, session);
+        let grant = Grant { read_ms: 0, write: true };
+        Ok(MetaReply::Entry(Entry { attr: self.attr(ino)?, grant, dir_grant: Grant::default() }))
     }
 
     fn link(&mut self, session: SessionId, ino: Ino, dir: Ino, name: &[u8], now: Timestamp) -> Outcome<MetaReply> {

@@ -51,12 +51,45 @@ fn an_unlinked_file_lives_until_the_last_session_releases_it() {
     // Not a file made without a name: it can't come back.
     let link = MetaOp::Link { ino, dir: ROOT, name: name("g") };
     assert_eq!(errno(shard.call(link)), Errno::ENOENT);
-    shard.call(MetaOp::Release { ino }).unwrap();
+    shard.call(MetaOp::Release { inos: vec![ino] }).unwrap();
     shard.write(ino, vec![data(0, 5, 1)]).unwrap();
     assert_eq!(shard.attr(ino).unwrap().size, 5);
     shard.call_as(BOB, MetaOp::CloseSession).unwrap();
     assert_eq!(errno(shard.attr(ino)), Errno::ESTALE);
     check(&[(shard.id, &shard.state)]).unwrap();
+}
+
+#[test]
+fn whoever_makes_and_opens_a_file_may_write_it_until_the_release_of_many_at_once() {
+    let mut shard = Shard::new();
+    let mut make = |called| {
+        let create = MetaOp::Create { dir: ROOT, name: name(called), node: file(), hold: true };
+        match shard.call_as(BOB, create) {
+            Ok(MetaReply::Entry(entry)) => (entry.attr.ino, entry.grant.write),
+            other => panic!("{other:?}"),
+        }
+    };
+    let made = [make("a"), make("b")];
+    assert!(made.iter().all(|(_, write)| *write));
+    let inos: Vec<Ino> = made.iter().map(|(ino, _)| *ino).collect();
+    let granted_to = |shard: &mut Shard, session| match shard.call_as(session, MetaOp::AcquireLease { ino: inos[0] }) {
+        Ok(MetaReply::Lease { granted, .. }) => granted,
+        other => panic!("{other:?}"),
+    };
+    assert!(!granted_to(&mut shard, ALICE));
+    shard.unlink(ROOT, "b").unwrap();
+    shard.call_as(BOB, MetaOp::Release { inos: inos.clone() }).unwrap();
+    assert_eq!(errno(shard.attr(inos[1])), Errno::ESTALE, "nothing keeps an unlinked file");
+    check(&[(shard.id, &shard.state)]).unwrap();
+    assert!(granted_to(&mut shard, ALICE));
+    // Another's lease is not given back.
+    shard.call_as(BOB, MetaOp::Release { inos: vec![inos[0]] }).unwrap();
+    assert!(!granted_to(&mut shard, BOB));
+    let foreign = Ino::new(ShardId(9), 1);
+    let too_many = vec![inos[0]; cfs_wire::limits::RELEASES_MAX + 1];
+    for inos in [vec![inos[0], foreign], too_many] {
+        assert!(matches!(shard.call(MetaOp::Release { inos }), Err(MetaError::Malformed(_))));
+    }
 }
 
 #[test]
@@ -69,7 +102,7 @@ fn a_nameless_file_is_linked_once_and_is_a_file_like_any_other() {
     let link = |called| MetaOp::Link { ino, dir: ROOT, name: name(called) };
     assert_eq!(errno(shard.call_as(BOB, link("b"))), Errno::ENOENT);
     shard.call(link("a")).unwrap();
-    shard.call(MetaOp::Release { ino }).unwrap();
+    shard.call(MetaOp::Release { inos: vec![ino] }).unwrap();
     assert_eq!(shard.lookup(ROOT, "a").unwrap().nlink, 1);
     check(&[(shard.id, &shard.state)]).unwrap();
 }
