@@ -2,7 +2,7 @@
 
 use crate::background::{MoverIntervals, Movers};
 use crate::registrar::ShardRegistrar;
-use crate::replicas::{Replicas, ReplicasError, ShardFacts};
+use crate::replicas::{ReplicaBounds, Replicas, ReplicasError, ShardFacts};
 use crate::service::Dispatch;
 use cfs_api::{CheckReport, CheckState};
 use cfs_device::BlockDevice;
@@ -14,7 +14,7 @@ use cfs_movers::orphans::OrphanSearch;
 use cfs_movers::packer::Packer;
 use cfs_movers::{MoverError, ShardCalls};
 use cfs_reactor::{Handle, Instant};
-use cfs_store::segment::{LocalTarget, Mirror, SegmentConfig, SegmentStore, TargetPool};
+use cfs_store::segment::{BlobTarget, LocalTarget, Mirror, SegmentConfig, SegmentStore, TargetPool};
 use cfs_store::{StoreError, TargetStore};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::meta::{MetaError, ShardOp, ShardReply};
@@ -45,7 +45,12 @@ pub struct NodeConfig {
     pub meta: ServiceConfig,
     pub segments: SegmentConfig,
     pub movers: MoverIntervals,
+    pub replicas: ReplicaBounds,
 }
+
+/// Makes what the node works with of an opened target: the target itself, or somebody who looks
+/// on at what passes.
+pub type Attach = Rc<dyn Fn(Rc<TargetStore>) -> Rc<dyn BlobTarget>>;
 
 /// The seams and settings of a node.
 pub struct NodeSetup {
@@ -54,6 +59,8 @@ pub struct NodeSetup {
     pub listen: Address,
     pub devices: Vec<DeviceSlot>,
     pub config: NodeConfig,
+    /// `None`: targets are worked with directly.
+    pub attach: Option<Attach>,
 }
 
 /// Why a node does not start. Nothing was changed.
@@ -103,14 +110,17 @@ struct Targets {
 impl Node {
     /// Opens the targets, recovers the log and the shards, and serves once every shard is led.
     pub async fn start(setup: NodeSetup) -> Result<Rc<Node>, StartError> {
-        let NodeSetup { handle, fabric, listen, devices, config } = setup;
+        let NodeSetup { handle, fabric, listen, devices, config, attach } = setup;
         let started = handle.now();
-        let targets = open_targets(&handle, devices).await?;
+        let attach = attach.unwrap_or_else(|| Rc::new(|store| Rc::new(LocalTarget(store))));
+        let targets = open_targets(&handle, devices, &attach).await?;
         let copies = usize::from(targets.parameters.tolerated) + 1;
         let mirror = Mirror::new(&handle, targets.pool.clone(), copies);
         let parameters = targets.parameters;
         let capacity = targets.pool.readable().iter().map(|target| target.space().capacity).min().unwrap_or(0);
-        let replicas = Replicas::start(&handle, targets.node, parameters, mirror, fabric.clone(), capacity).await?;
+        let bounds = config.replicas.clone();
+        let replicas =
+            Replicas::start(&handle, targets.node, parameters, mirror, fabric.clone(), capacity, bounds).await?;
         let space = {
             let pool = targets.pool.clone();
             Rc::new(move || usable_space(&pool, &parameters))
@@ -130,7 +140,7 @@ impl Node {
         });
         let minimum = adopt_epoch(&handle, &movers).await?;
         movers.clone().start(&handle, config.movers, minimum);
-        let check = Check::new(calls, store.clone());
+        let check = Check::new(calls, store.clone(), copies);
         let node = Rc::new(Node {
             handle,
             config,
@@ -269,7 +279,7 @@ fn usable_space(pool: &TargetPool, parameters: &ClusterParameters) -> (u64, u64)
 }
 
 /// Opens every slot, checks that all belong together, and fills the pool.
-async fn open_targets(handle: &Handle, slots: Vec<DeviceSlot>) -> Result<Targets, StartError> {
+async fn open_targets(handle: &Handle, slots: Vec<DeviceSlot>, attach: &Attach) -> Result<Targets, StartError> {
     if slots.is_empty() {
         return Err(StartError::NoTargets);
     }
@@ -311,7 +321,7 @@ async fn open_targets(handle: &Handle, slots: Vec<DeviceSlot>) -> Result<Targets
             return Err(StartError::Duplicate { label, other, target: found.target });
         }
         report_recovery(&label, &store);
-        pool.add(Rc::new(LocalTarget(store)));
+        pool.add(attach(store));
     }
     let mut unopened = unopened.into_iter();
     let total = usize::from(parameters.targets);

@@ -114,7 +114,7 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
         let devices = settings.targets.iter().map(|path| slot(path, &ring, &handle)).collect();
         let fabric = TcpFabric::new(ring.clone(), &handle);
         let listen = Address(settings.listen.clone());
-        let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices, config };
+        let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices, config, attach: None };
         let node = Node::start(setup).await?;
         // Nobody waits for the address only if the process is ending anyway.
         let _ = ready.send(node.address().0);

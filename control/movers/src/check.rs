@@ -48,12 +48,19 @@ struct Gathered {
 pub struct Check {
     calls: Rc<dyn ShardCalls>,
     store: Rc<SegmentStore>,
+    /// Of everything the log and the ordered stores consist of.
+    metadata_copies: usize,
     state: RefCell<CheckState>,
 }
 
 impl Check {
-    pub fn new(calls: Rc<dyn ShardCalls>, store: Rc<SegmentStore>) -> Rc<Check> {
-        Rc::new(Check { calls, store, state: RefCell::default() })
+    /// `metadata_copies`: m+1, m being the largest any policy of the cluster promises.
+    pub fn new(calls: Rc<dyn ShardCalls>, store: Rc<SegmentStore>, metadata_copies: usize) -> Rc<Check> {
+        Rc::new(Check { calls, store, metadata_copies, state: RefCell::default() })
+    }
+
+    fn least_copies(&self, kind: BlobKind) -> usize {
+        if kind == BlobKind::Hot { 0 } else { self.metadata_copies }
     }
 
     pub fn state(&self) -> CheckState {
@@ -180,7 +187,8 @@ impl Check {
                 report.blobs += 1;
                 self.long_step().await;
                 let counts = kind != BlobKind::Hot || named.contains(&info.id);
-                if counts && self.store.missing_copies(&info, deep).await > 0 {
+                let least = self.least_copies(kind);
+                if counts && self.store.missing_copies(&info, least, deep).await > 0 {
                     short.push(info);
                 }
             }
@@ -191,14 +199,15 @@ impl Check {
         // Copies being put or deleted come and go within this time.
         self.store.handle().sleep(LOOK_AGAIN_AFTER).await;
         for info in short {
-            let missing = self.store.missing_copies(&info, deep).await;
+            let least = self.least_copies(info.kind);
+            let missing = self.store.missing_copies(&info, least, deep).await;
             let gone = || !self.store.pool().readable().iter().any(|target| target.stat(info.id).is_some());
             if missing == 0 || gone() {
                 continue;
             }
             report.degraded += 1;
             if repair {
-                match self.store.repair_copies(&info, deep).await {
+                match self.store.repair_copies(&info, least, deep).await {
                     Some(_) => report.repaired += 1,
                     None if gone() => report.degraded -= 1,
                     None => {
