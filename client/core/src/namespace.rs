@@ -126,7 +126,9 @@ impl Client {
         match outcome {
             Ok(reply) => {
                 self.entry_changed(dir, entry_name, None);
-                self.lost_name(&reply);
+                if let MetaReply::Removed { ino, nlink } = reply {
+                    self.lost_name(ino, nlink);
+                }
                 Ok(())
             }
             Err(errno) => {
@@ -138,11 +140,10 @@ impl Client {
 
     /// An inode lost a name: its attributes changed, and without any name or user left its hold is
     /// given back.
-    fn lost_name(self: &Rc<Self>, reply: &MetaReply) {
-        let MetaReply::Removed { ino, nlink } = reply else { return };
-        self.attr_changed(*ino);
-        let Some(inode) = self.known_inode(*ino) else { return };
-        if *nlink > 0 {
+    fn lost_name(self: &Rc<Self>, ino: Ino, nlink: u32) {
+        self.attr_changed(ino);
+        let Some(inode) = self.known_inode(ino) else { return };
+        if nlink > 0 {
             return;
         }
         let unused = {
@@ -175,31 +176,23 @@ impl Client {
             self.flush_known(ino).await;
         }
         let op = MetaOp::Rename { dir, name: from.clone(), to_dir, to_name: to.clone(), flags };
-        let outcome = self.change(op).await;
-        let replaced = self.cached_entry(to_dir, &to).flatten();
-        for ino in [moved, replaced].into_iter().flatten() {
-            self.attr_changed(ino);
-        }
-        match outcome {
+        match self.change(op).await {
             Ok(answer) => {
-                let back = if flags & RENAME_EXCHANGE != 0 { replaced } else { None };
-                match moved {
-                    Some(ino) if flags & RENAME_EXCHANGE == 0 || back.is_some() => {
-                        self.entry_changed(dir, &from, back);
-                        if back.is_none() && !matches!(answer.reply, MetaReply::Removed { .. }) {
-                            // Two names of one inode are both left as they were.
-                            self.forget_entry(dir, &from);
+                if let MetaReply::Renamed { moved, replaced } = &answer.reply {
+                    moved.iter().for_each(|ino| self.attr_changed(*ino));
+                    match moved[..] {
+                        [ino] => {
+                            self.entry_changed(dir, &from, None);
+                            self.entry_changed(to_dir, &to, Some(ino));
                         }
-                        self.entry_changed(to_dir, &to, Some(ino));
+                        // Which of the two went where is not said.
+                        _ => self.entries_changed([(dir, &from), (to_dir, &to)]),
                     }
-                    _ => {
-                        for (dir, entry_name) in [(dir, &from), (to_dir, &to)] {
-                            self.entry_changed(dir, entry_name, None);
-                            self.forget_entry(dir, entry_name);
-                        }
+                    if let Some((ino, nlink)) = replaced {
+                        self.lost_name(*ino, *nlink);
                     }
                 }
-                self.lost_name(&answer.reply);
+                // Else both names stand for one inode, and are left as they were.
                 Ok(())
             }
             Err(errno) => {
@@ -207,6 +200,14 @@ impl Client {
                 self.forget_entry(to_dir, &to);
                 Err(errno)
             }
+        }
+    }
+
+    /// Changes of our own to entries of which it is not known what they name now.
+    fn entries_changed(self: &Rc<Self>, entries: [(Ino, &Name); 2]) {
+        for (dir, entry_name) in entries {
+            self.entry_changed(dir, entry_name, None);
+            self.forget_entry(dir, entry_name);
         }
     }
 

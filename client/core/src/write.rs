@@ -21,9 +21,6 @@ const LEASE_DENIED: Duration = Duration::from_secs(1);
 
 /// What other clients take is seen after so long.
 const SPACE_ASKED_EVERY: Duration = Duration::from_secs(1);
-/// Room that is not given to unwritten bytes: small writes take more than their length, and other
-/// clients write too.
-const SPACE_MARGIN: u64 = 32 << 20;
 
 impl Client {
     /// Writes `data` at `offset`, or at the end with O_APPEND; answers how much was written.
@@ -75,7 +72,7 @@ impl Client {
         let fresh = self.now().saturating_since(self.space_asked.get()) < SPACE_ASKED_EVERY;
         if !fresh || self.space_left.get() < length {
             let Ok(stat) = self.statfs().await else { return true };
-            let taken = SPACE_MARGIN + self.dirty_bytes.get() as u64;
+            let taken = self.config.space_margin_bytes + self.dirty_bytes.get() as u64;
             let left = if stat.bytes_total == 0 { u64::MAX } else { stat.bytes_free.saturating_sub(taken) };
             self.space_left.set(left);
             self.space_asked.set(self.now());

@@ -266,6 +266,22 @@ fn names_are_cached_under_a_grant_and_dropped_when_another_client_changes_them()
 }
 
 #[test]
+fn a_rename_drops_what_is_cached_of_its_inode_though_the_entry_is_not_cached_any_more() {
+    simulate(5, |server| async move {
+        server.start().await;
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let ino = create(&a, "f").await.ino();
+        create(&b, "other").await;
+        let before = a.getattr(ino).await.unwrap();
+        assert!(!before.valid.is_zero(), "cached, while the directory's entries are not");
+        a.rename(ROOT, b"f", ROOT, b"g", 0).await.unwrap();
+        let after = a.getattr(ino).await.unwrap().attr.ctime;
+        assert_ne!(after, before.attr.ctime);
+        assert_eq!(after, b.getattr(ino).await.unwrap().attr.ctime);
+    });
+}
+
+#[test]
 fn bytes_that_moved_are_found_again_and_stale_references_are_stored_anew() {
     simulate(6, |server| async move {
         server.start().await;

@@ -3,7 +3,7 @@
 use crate::background::{MoverIntervals, Movers};
 use crate::membership::{Membership, MembershipError};
 use crate::registrar::ShardRegistrar;
-use crate::replicas::{Replicas, ReplicasError, ShardFacts};
+use crate::replicas::{ReplicaBounds, Replicas, ReplicasError, ShardFacts};
 use crate::service::Dispatch;
 use crate::targets::{self, Targets};
 use cfs_api::{CheckReport, CheckState};
@@ -17,7 +17,8 @@ use cfs_movers::packer::Packer;
 use cfs_movers::rebuild::{Rebuild, RebuildConfig};
 use cfs_movers::{MoverError, ShardCalls};
 use cfs_reactor::{Handle, Instant};
-use cfs_store::segment::{Mirror, SegmentConfig, SegmentStore, TargetPool};
+use cfs_store::TargetStore;
+use cfs_store::segment::{BlobTarget, LocalTarget, Mirror, SegmentConfig, SegmentStore, TargetPool};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::meta::{MetaError, ShardOp, ShardReply};
 use cfs_wire::{ClusterId, Epoch, NodeId, ShardId, TargetId, VolumeId};
@@ -48,7 +49,12 @@ pub struct NodeConfig {
     pub segments: SegmentConfig,
     pub movers: MoverIntervals,
     pub rebuild: RebuildConfig,
+    pub replicas: ReplicaBounds,
 }
+
+/// Makes what the node works with of an opened target: the target itself, or somebody who looks
+/// on at what passes.
+pub type Attach = Rc<dyn Fn(Rc<TargetStore>) -> Rc<dyn BlobTarget>>;
 
 /// The seams and settings of a node.
 pub struct NodeSetup {
@@ -57,6 +63,8 @@ pub struct NodeSetup {
     pub listen: Address,
     pub devices: Vec<DeviceSlot>,
     pub config: NodeConfig,
+    /// `None`: targets are worked with directly.
+    pub attach: Option<Attach>,
 }
 
 /// Why a node does not start. Nothing was changed.
@@ -100,14 +108,17 @@ pub struct Node {
 impl Node {
     /// Opens the targets, recovers the log and the shards, and serves once every shard is led.
     pub async fn start(setup: NodeSetup) -> Result<Rc<Node>, StartError> {
-        let NodeSetup { handle, fabric, listen, devices, config } = setup;
+        let NodeSetup { handle, fabric, listen, devices, config, attach } = setup;
         let started = handle.now();
-        let targets = targets::open(&handle, devices).await?;
+        let attach = attach.unwrap_or_else(|| Rc::new(|store| Rc::new(LocalTarget(store))));
+        let targets = targets::open(&handle, devices, &attach).await?;
         let copies = usize::from(targets.parameters.tolerated) + 1;
         let mirror = Mirror::new(&handle, targets.pool.clone(), copies);
         let parameters = targets.parameters;
         let capacity = targets.pool.readable().iter().map(|target| target.space().capacity).min().unwrap_or(0);
-        let replicas = Replicas::start(&handle, targets.node, parameters, mirror, fabric.clone(), capacity).await?;
+        let bounds = config.replicas.clone();
+        let replicas =
+            Replicas::start(&handle, targets.node, parameters, mirror, fabric.clone(), capacity, bounds).await?;
         let space = {
             let pool = targets.pool.clone();
             Rc::new(move || usable_space(&pool, &parameters))
@@ -121,14 +132,14 @@ impl Node {
             calls: calls.clone(),
             orphans: OrphanSearch::new(calls.clone(), store.clone(), collector.clone()),
             packer: Packer::new(calls.clone(), store.clone(), VOLUME),
-            rebuild: Rebuild::new(calls.clone(), store.clone(), targets.membership.clone(), config.rebuild),
+            rebuild: Rebuild::new(calls.clone(), store.clone(), targets.membership.clone(), copies, config.rebuild),
             collector,
             registrar,
             store: store.clone(),
         });
         let minimum = adopt_epoch(&handle, &movers).await?;
         movers.clone().start(&handle, config.movers, minimum);
-        let check = Check::new(calls, store.clone(), targets.membership.clone());
+        let check = Check::new(calls, store.clone(), targets.membership.clone(), copies);
         let node = Rc::new(Node {
             handle,
             config,

@@ -39,6 +39,20 @@ fn log_config(capacity: u64) -> LogConfig {
     LogConfig { stored_bytes_max: (capacity / LOG_SHARE).max(LOG_BYTES_MIN).min(most), ..config }
 }
 
+/// Bounds of the shared log and of every shard's ordered store, in the place of those that the
+/// targets' capacity and the number of shards ask for.
+#[derive(Clone, Default)]
+pub struct ReplicaBounds {
+    pub log: Option<LogConfig>,
+    pub store: Option<KvConfig>,
+}
+
+/// Bounds of an ordered store on a node with so many.
+fn store_config(shards: u16) -> KvConfig {
+    let memtable = MEMTABLES_BYTES / usize::from(shards);
+    KvConfig { memtable_bytes_max: memtable.clamp(MEMTABLE_BYTES_MIN, MEMTABLE_BYTES_MAX), ..KvConfig::default() }
+}
+
 /// Why the replicas could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicasError {
@@ -85,16 +99,14 @@ impl Replicas {
         mirror: Rc<Mirror>,
         fabric: Rc<dyn Fabric>,
         capacity: u64,
+        bounds: ReplicaBounds,
     ) -> Result<Rc<Replicas>, ReplicasError> {
-        let (log, report) = SharedLog::open(mirror.clone(), handle.clone(), log_config(capacity)).await?;
+        let log = bounds.log.unwrap_or_else(|| log_config(capacity));
+        let (log, report) = SharedLog::open(mirror.clone(), handle.clone(), log).await?;
         tracing::info!(?report, "log recovered");
         let host = RaftHost::new(node, handle.clone(), fabric, log, HostConfig::default());
         let inventory = Inventory::load(&*mirror).await?;
-        let memtable = MEMTABLES_BYTES / usize::from(parameters.shards);
-        let config = KvConfig {
-            memtable_bytes_max: memtable.clamp(MEMTABLE_BYTES_MIN, MEMTABLE_BYTES_MAX),
-            ..KvConfig::default()
-        };
+        let config = bounds.store.unwrap_or_else(|| store_config(parameters.shards));
         let mut replicas = BTreeMap::new();
         for shard in (0..parameters.shards).map(ShardId) {
             let kv = Kv::open_listed(mirror.clone(), handle, shard.0.into(), config.clone(), &inventory).await?;

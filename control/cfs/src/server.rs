@@ -120,7 +120,7 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
         let devices = settings.targets.iter().map(|path| slot(path, &ring, &handle)).collect();
         let fabric = TcpFabric::new(ring.clone(), &handle);
         let listen = Address(settings.listen.clone());
-        let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices, config };
+        let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices, config, attach: None };
         let node = Node::start(setup).await?;
         if let Some(client) = &settings.dead_client
             && let Err(error) = node.meta().fence_client(client).await

@@ -2,10 +2,10 @@
 //! recovered, then all record who takes part.
 
 use crate::membership::{Candidate, Membership, judge};
-use crate::node::{DeviceSlot, StartError};
+use crate::node::{Attach, DeviceSlot, StartError};
 use cfs_device::BlockDevice;
 use cfs_reactor::Handle;
-use cfs_store::segment::{LocalTarget, TargetPool};
+use cfs_store::segment::TargetPool;
 use cfs_store::{Identity, Roster, Superblock, TargetStore, inspect};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::{ClusterId, NodeId, TargetId};
@@ -34,7 +34,7 @@ struct Found {
 type Unusable = Vec<(String, String)>;
 
 /// Opens every slot, checks that all belong together, and fills the pool.
-pub(crate) async fn open(handle: &Handle, slots: Vec<DeviceSlot>) -> Result<Targets, StartError> {
+pub(crate) async fn open(handle: &Handle, slots: Vec<DeviceSlot>, attach: &Attach) -> Result<Targets, StartError> {
     if slots.is_empty() {
         return Err(StartError::NoTargets);
     }
@@ -77,7 +77,7 @@ pub(crate) async fn open(handle: &Handle, slots: Vec<DeviceSlot>) -> Result<Targ
     let mut labels = BTreeMap::new();
     for (id, target) in open {
         labels.insert(id, target.label);
-        pool.add(Rc::new(LocalTarget(target.store)));
+        pool.add(attach(target.store));
     }
     add_absent(&pool, &mut labels, &parameters, unusable);
     Ok(Targets { cluster: identity.cluster, node: identity.node, parameters, pool, labels, membership })

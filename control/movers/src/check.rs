@@ -4,7 +4,7 @@
 //! after a pause: only what is wrong every time is called a problem.
 
 use crate::rebuild::Refills;
-use crate::{MoverError, ShardCalls, all_shards, call};
+use crate::{MoverError, ShardCalls, all_shards, call, least_copies};
 use cfs_api::{CheckReport, CheckState};
 use cfs_store::Lacks;
 use cfs_store::segment::SegmentStore;
@@ -51,12 +51,20 @@ pub struct Check {
     calls: Rc<dyn ShardCalls>,
     store: Rc<SegmentStore>,
     refills: Rc<dyn Refills>,
+    /// Of everything the log and the ordered stores consist of.
+    metadata_copies: usize,
     state: RefCell<CheckState>,
 }
 
 impl Check {
-    pub fn new(calls: Rc<dyn ShardCalls>, store: Rc<SegmentStore>, refills: Rc<dyn Refills>) -> Rc<Check> {
-        Rc::new(Check { calls, store, refills, state: RefCell::default() })
+    /// `metadata_copies`: m+1, m being the largest any policy of the cluster promises.
+    pub fn new(
+        calls: Rc<dyn ShardCalls>,
+        store: Rc<SegmentStore>,
+        refills: Rc<dyn Refills>,
+        metadata_copies: usize,
+    ) -> Rc<Check> {
+        Rc::new(Check { calls, store, refills, metadata_copies, state: RefCell::default() })
     }
 
     pub fn state(&self) -> CheckState {
@@ -187,7 +195,8 @@ impl Check {
                 report.blobs += 1;
                 self.long_step().await;
                 let counts = kind != BlobKind::Hot || named.contains(&info.id);
-                if counts && self.store.missing_copies(&info, deep).await > 0 {
+                let least = least_copies(kind, self.metadata_copies);
+                if counts && self.store.missing_copies(&info, least, deep).await > 0 {
                     short.push(info);
                 }
             }
@@ -198,14 +207,15 @@ impl Check {
         // Copies being put or deleted come and go within this time.
         self.store.handle().sleep(LOOK_AGAIN_AFTER).await;
         for info in short {
-            let missing = self.store.missing_copies(&info, deep).await;
+            let least = least_copies(info.kind, self.metadata_copies);
+            let missing = self.store.missing_copies(&info, least, deep).await;
             let gone = || !self.store.pool().readable().iter().any(|target| target.stat(info.id).is_some());
             if missing == 0 || gone() {
                 continue;
             }
             report.degraded += 1;
             if repair {
-                match self.store.repair_copies(&info, deep).await {
+                match self.store.repair_copies(&info, least, deep).await {
                     Some(_) => report.repaired += 1,
                     None if gone() => report.degraded -= 1,
                     None => {

@@ -18,6 +18,7 @@ pub mod packer;
 pub mod rebuild;
 
 use cfs_wire::ShardId;
+use cfs_wire::blobs::BlobKind;
 use cfs_wire::meta::{MetaError, ShardOp, ShardReply};
 use futures_util::future::LocalBoxFuture;
 
@@ -40,6 +41,12 @@ pub enum MoverError {
 
 pub(crate) async fn call(calls: &dyn ShardCalls, shard: ShardId, op: ShardOp) -> Result<ShardReply, MoverError> {
     calls.shard_call(shard, op).await.map_err(|error| MoverError::Shard { shard, error })
+}
+
+/// Copies that a blob has at least, whatever its own geometry says: all of the log and the ordered
+/// stores is kept as often as the cluster promises.
+pub(crate) fn least_copies(kind: BlobKind, metadata_copies: usize) -> usize {
+    if kind == BlobKind::Hot { 0 } else { metadata_copies }
 }
 
 pub(crate) fn all_shards(calls: &dyn ShardCalls) -> impl Iterator<Item = ShardId> + use<> {

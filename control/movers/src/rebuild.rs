@@ -5,7 +5,7 @@
 //! promise with what the targets' indexes hold. Remembered, by [`Refills`], is only which targets
 //! are not full yet; so a restart goes on where the last one stopped.
 
-use crate::{MoverError, ShardCalls, all_shards, call};
+use crate::{MoverError, ShardCalls, all_shards, call, least_copies};
 use cfs_api::Repair;
 use cfs_reactor::Instant;
 use cfs_store::Lacks;
@@ -82,6 +82,8 @@ pub struct Rebuild {
     calls: Rc<dyn ShardCalls>,
     store: Rc<SegmentStore>,
     refills: Rc<dyn Refills>,
+    /// Of everything the log and the ordered stores consist of.
+    metadata_copies: usize,
     config: RebuildConfig,
     away_since: RefCell<BTreeMap<TargetId, Instant>>,
     settled: RefCell<Option<Situation>>,
@@ -89,14 +91,16 @@ pub struct Rebuild {
 }
 
 impl Rebuild {
+    /// `metadata_copies`: m+1, m being the largest any policy of the cluster promises.
     pub fn new(
         calls: Rc<dyn ShardCalls>,
         store: Rc<SegmentStore>,
         refills: Rc<dyn Refills>,
+        metadata_copies: usize,
         config: RebuildConfig,
     ) -> Rebuild {
         let (away_since, settled, progress) = Default::default();
-        Rebuild { calls, store, refills, config, away_since, settled, progress }
+        Rebuild { calls, store, refills, metadata_copies, config, away_since, settled, progress }
     }
 
     /// What is being done, and how far it is.
@@ -196,7 +200,7 @@ impl Rebuild {
         short.sort_unstable_by_key(|(left, info)| (*left, info.id));
         self.begin("copies", short.len());
         for (_, info) in short {
-            match self.store.repair_copies(&info, false).await {
+            match self.store.repair_copies(&info, least_copies(info.kind, self.metadata_copies), false).await {
                 Some(repaired) => {
                     pass.rebuilt += repaired.rebuilt;
                     self.done(repaired.rebuilt, repaired.bytes).await;
@@ -222,7 +226,7 @@ impl Rebuild {
                 blobs.extend(target.list(*kind).into_iter().map(|info| (info.id, info)));
             }
             for (count, info) in blobs.into_values().enumerate() {
-                if self.store.missing_copies(&info, false).await > 0 {
+                if self.store.missing_copies(&info, least_copies(info.kind, self.metadata_copies), false).await > 0 {
                     short.push((self.copies(info.id), info));
                 }
                 if count.is_multiple_of(STEPS_PER_YIELD) {

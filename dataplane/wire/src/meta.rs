@@ -486,10 +486,16 @@ pub enum MetaReply {
     Session {
         lease_ms: u32,
     },
-    /// After unlink or rename-over: the inode that lost its name, and its remaining links.
+    /// After unlink and rmdir: the inode that lost its name, and its remaining links.
     Removed {
         ino: Ino,
         nlink: u32,
+    },
+    /// After a rename that changed anything: the inodes that got another name, in ascending order,
+    /// and the one that lost its name to them, with its remaining links.
+    Renamed {
+        moved: Vec<Ino>,
+        replaced: Option<(Ino, u32)>,
     },
 }
 

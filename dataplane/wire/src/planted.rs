@@ -119,6 +119,7 @@ mod switch {
 
     thread_local! {
         static ACTIVE: Cell<Option<Bug>> = const { Cell::new(None) };
+        static REACHED: Cell<u64> = const { Cell::new(0) };
     }
 
     /// Switches one bug on, on this thread; `None` switches all off.
@@ -127,12 +128,21 @@ mod switch {
     }
 
     pub fn is(bug: Bug) -> bool {
-        ACTIVE.with(|active| active.get() == Some(bug))
+        let active = ACTIVE.with(|active| active.get() == Some(bug));
+        if active {
+            REACHED.with(|reached| reached.set(reached.get() + 1));
+        }
+        active
+    }
+
+    /// How often the code has come by a bug that was switched on, on this thread.
+    pub fn reached() -> u64 {
+        REACHED.with(Cell::get)
     }
 }
 
 #[cfg(feature = "planted")]
-pub use switch::{activate, is};
+pub use switch::{activate, is, reached};
 
 /// Whether this bug is switched on.
 #[cfg(not(feature = "planted"))]

@@ -5,10 +5,15 @@ use crate::model::Model;
 use crate::observe::{Tree, View, observe, read_all, reconcile};
 use crate::op::Op;
 use crate::report::{Checker, Violation};
-use crate::workload::SidelineFiles;
+use crate::sideline::{Grounds, PAWNS, pawn_name};
+use crate::workload::list;
 use crate::world::{Mounted, World};
 use cfs_api::CheckReport;
+use cfs_client::Client;
 use cfs_wire::blobs::BlobKind;
+use cfs_wire::meta::FileKind;
+use cfs_wire::{Errno, Ino};
+use std::rc::Rc;
 use std::time::Duration;
 
 /// The longest that anything may take while the node serves.
@@ -82,10 +87,21 @@ fn is_read(op: &Op) -> bool {
     use Op::*;
     let reads = matches!(
         op,
-        Read { .. } | Stat { .. } | Lookup { .. } | List { .. } | GetXattr { .. } | ListXattrs { .. } | ReadLink { .. }
+        Read { .. }
+            | Seek { .. }
+            | StatFs
+            | SyncAll
+            | Reserve { .. }
+            | Stat { .. }
+            | Lookup { .. }
+            | List { .. }
+            | GetXattr { .. }
+            | ListXattrs { .. }
+            | ReadLink { .. }
     );
     // Nothing that these do outlives their client.
-    reads || matches!(op, Open { .. } | Close { .. } | Tmpfile { .. } | Fsync { .. })
+    let opens = matches!(op, Open { how, .. } if !how.truncate);
+    reads || opens || matches!(op, Close { .. } | Tmpfile { .. } | Fsync { .. })
 }
 
 fn choose(candidates: Vec<Model>, tree: &Tree, view: View<'_>) -> Result<Model, Violation> {
@@ -101,19 +117,59 @@ fn choose(candidates: Vec<Model>, tree: &Tree, view: View<'_>) -> Result<Model, 
     Err(first.unwrap_or_else(|| Violation::new(Checker::Tree, "no candidate")))
 }
 
-/// The common log.
+/// The games, now that nobody plays: logs whole, every pawn where it was left.
 pub async fn check_sideline(
     world: &World,
     history: &History,
     mounted: &Mounted,
-    files: SidelineFiles,
+    grounds: &Grounds,
 ) -> Result<(), Violation> {
-    let client = mounted.client.clone();
-    let bytes = within(world, mounted, "reading the common log", async move { read_all(&client, files.log).await });
-    let bytes = bytes
-        .await?
-        .map_err(|errno| Violation::new(Checker::Append, format!("the common log cannot be read: {errno}")))?;
-    history.sideline.check_log(&bytes)
+    for (log, ino) in grounds.logs.iter().enumerate() {
+        let (client, ino) = (mounted.client.clone(), *ino);
+        let bytes = within(world, mounted, "reading a common log", async move { read_all(&client, ino).await });
+        let bytes = bytes
+            .await?
+            .map_err(|errno| Violation::new(Checker::Append, format!("a common log cannot be read: {errno}")))?;
+        history.sideline.check_log(log, &bytes)?;
+    }
+    let (client, dirs) = (mounted.client.clone(), grounds.dirs);
+    let listed = within(world, mounted, "listing the grounds", async move { walk(&client, dirs).await }).await?;
+    let listed = listed.map_err(|errno| Violation::new(Checker::Reply, format!("listing the grounds: {errno}")))?;
+    let places = |pawn: usize| -> Vec<usize> {
+        listed.iter().filter(|(_, _, ino)| *ino == grounds.pawns[pawn]).map(|(place, _, _)| *place).collect()
+    };
+    let misnamed = listed.iter().find(|(_, name, ino)| {
+        let known = grounds.pawns.iter().position(|pawn| pawn == ino);
+        known.is_some_and(|pawn| pawn_name(pawn) != *name)
+    });
+    if let Some((_, name, ino)) = misnamed {
+        let detail = format!("'{}' stands for {ino}, which has another name", String::from_utf8_lossy(name));
+        return Err(Violation::new(Checker::Exclusion, detail));
+    }
+    for pawn in PAWNS..grounds.pawns.len() {
+        let found = places(pawn).len();
+        if found != 1 {
+            return Err(Violation::new(Checker::Exclusion, format!("directory pawn{pawn} is in {found} places")));
+        }
+    }
+    history.sideline.check_moves(&(0..PAWNS).map(places).collect::<Vec<_>>())
+}
+
+/// Everything beneath two directories: the one it is under, name, inode.
+async fn walk(client: &Rc<Client>, dirs: [Ino; 2]) -> Result<Vec<(usize, Vec<u8>, Ino)>, Errno> {
+    let mut found = Vec::new();
+    for (place, dir) in dirs.into_iter().enumerate() {
+        let mut waiting = vec![dir];
+        while let Some(dir) = waiting.pop() {
+            for (name, ino) in list(client, dir).await? {
+                if client.getattr(ino).await?.attr.kind == FileKind::Directory {
+                    waiting.push(ino);
+                }
+                found.push((place, name, ino));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The node's own check.

@@ -34,6 +34,8 @@ pub struct History {
     budget: Cell<u64>,
     running: RefCell<BTreeSet<ActorId>>,
     dead: RefCell<BTreeSet<ActorId>>,
+    /// Operations that each program has ended.
+    ended: RefCell<BTreeMap<ActorId, u64>>,
     changed: Rc<Notify>,
     digest: Cell<u64>,
     operations: Cell<u64>,
@@ -54,6 +56,7 @@ impl History {
             budget: Cell::new(0),
             running: RefCell::default(),
             dead: RefCell::default(),
+            ended: RefCell::default(),
             changed: Notify::new(),
             digest: Cell::new(0xcbf2_9ce4_8422_2325),
             operations: Cell::new(0),
@@ -125,6 +128,7 @@ impl History {
     pub fn leave(&self, actor: ActorId) {
         self.operations.set(self.operations.get() + 1);
         self.running.borrow_mut().remove(&actor);
+        *self.ended.borrow_mut().entry(actor).or_default() += 1;
         self.changed.notify_all();
     }
 
@@ -146,6 +150,26 @@ impl History {
         loop {
             let changed = self.changed.notified();
             if self.has_failed() || self.turn_holder.get().is_none_or(|holder| dying.contains(&holder)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until these programs have ended so many more operations and could die that moment (see
+    /// [`Self::corner`]), or nothing is under way any more. Nothing new begins then.
+    pub async fn catch_after(&self, dying: &[ActorId], operations: u64) {
+        let ended = || -> u64 {
+            let ended = self.ended.borrow();
+            dying.iter().filter_map(|actor| ended.get(actor)).sum()
+        };
+        let target = ended() + operations;
+        loop {
+            let changed = self.changed.notified();
+            let alone = self.turn_holder.get().is_none_or(|holder| dying.contains(&holder));
+            let idle = self.budget.get() == 0 && self.running.borrow().is_empty();
+            if self.has_failed() || (alone && ended() >= target) || idle {
+                self.pause();
                 return;
             }
             changed.await;

@@ -9,17 +9,24 @@
 //! Start at [`scenario::run`]; the program `torture` runs it for many seeds.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod checker;
 pub mod content;
+pub mod draw;
+mod games;
 pub mod history;
+pub mod ledger;
 pub mod model;
 pub mod observe;
 pub mod op;
+mod perform;
 pub mod plan;
 #[cfg(feature = "planted")]
 pub mod planted;
 pub mod report;
+pub mod ruin;
 pub mod scenario;
 pub mod sideline;
+pub mod tuning;
 pub mod workload;
 pub mod world;

@@ -1,8 +1,9 @@
 //! A file system written plainly: nodes with names and bytes in maps, link counts found by
 //! counting names. It answers what POSIX asks of the operations that programs here do.
 
+use crate::access::{ACCESS, Acl, DEFAULT};
 use crate::content::{Content, Edit};
-use crate::op::{FileName, NodeId, Op, Properties};
+use crate::op::{FileName, NodeId, Op, Opening, Properties};
 use bytes::Bytes;
 use cfs_wire::meta::{Attr, FileKind, RENAME_EXCHANGE, RENAME_NOREPLACE, XATTR_CREATE, XATTR_REPLACE};
 use cfs_wire::{Errno, Ino, Timestamp};
@@ -17,14 +18,84 @@ pub struct Node {
     pub new: Properties,
     pub parent: NodeId,
     pub names: BTreeMap<FileName, NodeId>,
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    access: Option<Acl>,
+    default: Option<Acl>,
     pub content: Content,
     /// The real inode; unknown while nobody has looked.
     pub ino: Option<Ino>,
-    /// Known after it was set and nothing changed it since.
-    pub mtime: Option<Timestamp>,
+    mtime: Time,
+    ctime: Time,
     /// What is inside is not compared: the sideline's files.
     pub opaque: bool,
+}
+
+const S_ISGID: u32 = 0o2000;
+
+/// A time as far as it is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Time {
+    /// It was set, or was seen and nothing has changed it since.
+    Is(Timestamp),
+    /// It must have changed since.
+    IsNot(Timestamp),
+    Unknown,
+}
+
+impl Time {
+    fn change(&mut self) {
+        *self = match *self {
+            Time::Is(time) | Time::IsNot(time) => Time::IsNot(time),
+            Time::Unknown => Time::Unknown,
+        };
+    }
+
+    fn allows(self, time: Timestamp) -> bool {
+        match self {
+            Time::Is(known) => known == time,
+            Time::IsNot(old) => old != time,
+            Time::Unknown => true,
+        }
+    }
+}
+
+impl Node {
+    /// All extended attributes, the lists included.
+    pub fn all_xattrs(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let lists = [(ACCESS, &self.access), (DEFAULT, &self.default)];
+        let lists = lists.into_iter().filter_map(|(name, acl)| Some((name.to_vec(), acl.as_ref()?.bytes())));
+        self.xattrs.clone().into_iter().chain(lists).collect()
+    }
+
+    /// What else than its bytes changed.
+    fn touch(&mut self) {
+        self.ctime.change();
+    }
+
+    /// Its bytes or names changed.
+    fn modify(&mut self) {
+        self.mtime.change();
+        self.touch();
+    }
+
+    /// It may have changed, or not.
+    fn forget_times(&mut self) {
+        (self.mtime, self.ctime) = (Time::Unknown, Time::Unknown);
+    }
+
+    /// Takes over what a look has shown.
+    pub fn learn_times(&mut self, attr: &Attr) {
+        // What is not committed gets its change time with the commit.
+        if self.content.pending() == 0 {
+            (self.mtime, self.ctime) = (Time::Is(attr.mtime), Time::Is(attr.ctime));
+        }
+    }
+
+    /// A crash left these bytes.
+    pub fn adopt(&mut self, bytes: &[u8]) {
+        self.content.adopt(bytes);
+        self.forget_times();
+    }
 }
 
 /// What the model answers.
@@ -35,6 +106,12 @@ pub enum Answer {
     Node(NodeId),
     Bytes(Bytes),
     Count(u64),
+    /// A seek in this node from this offset.
+    Place {
+        node: NodeId,
+        offset: u64,
+        data: bool,
+    },
     Names(Vec<(FileName, NodeId)>),
     AttributeNames(Vec<Vec<u8>>),
 }
@@ -49,7 +126,7 @@ pub struct Model {
 }
 
 fn directory(mode: u32) -> Properties {
-    Properties { kind: FileKind::Directory, mode, uid: 0, gid: 0, target: Vec::new() }
+    Properties { kind: FileKind::Directory, mode, umask: 0, uid: 0, gid: 0, target: Vec::new() }
 }
 
 impl Model {
@@ -67,9 +144,12 @@ impl Model {
             parent,
             names: BTreeMap::new(),
             xattrs: BTreeMap::new(),
+            access: None,
+            default: None,
             content: Content::default(),
             ino: None,
-            mtime: None,
+            mtime: Time::Unknown,
+            ctime: Time::Unknown,
             opaque: false,
         }
     }
@@ -160,8 +240,10 @@ impl Model {
         if let Some(ino) = node.ino {
             differ("inode", ino.to_string(), attr.ino.to_string());
         }
-        if let Some(mtime) = node.mtime {
-            differ("mtime", format!("{mtime:?}"), format!("{:?}", attr.mtime));
+        for (what, known, found) in [("mtime", node.mtime, attr.mtime), ("ctime", node.ctime, attr.ctime)] {
+            if !known.allows(found) {
+                differ(what, format!("{known:?}"), format!("{found:?}"));
+            }
         }
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join(", ")) }
     }
@@ -172,10 +254,12 @@ impl Model {
         self.sweep();
     }
 
-    /// Everything is committed.
-    pub fn settle_all(&mut self) {
+    /// What these clients had not committed may be undone, and its times with it.
+    pub fn forget_times_of(&mut self, clients: &[usize]) {
         for node in self.nodes.values_mut() {
-            node.content.settle();
+            if clients.iter().any(|client| node.content.is_pending_of(*client)) {
+                node.forget_times();
+            }
         }
     }
 
@@ -210,8 +294,11 @@ impl Model {
             Op::Unlink { dir, name } => self.remove(*dir, name, false),
             Op::Rmdir { dir, name } => self.remove(*dir, name, true),
             Op::Rename { dir, name, to_dir, to_name, flags } => self.rename((*dir, name), (*to_dir, to_name), *flags),
-            Op::Open { node } => {
+            Op::Open { node, how: Opening { truncate, .. } } => {
                 *self.opens.entry((client, *node)).or_default() += 1;
+                if *truncate {
+                    self.set_attributes(client, &Op::SetSize { node: *node, size: 0 })?;
+                }
                 Ok(Answer::Done)
             }
             Op::Close { node } => {
@@ -227,6 +314,13 @@ impl Model {
             }
             Op::SetXattr { .. } | Op::RemoveXattr { .. } | Op::GetXattr { .. } | Op::ListXattrs { .. } => {
                 self.extended(op)
+            }
+            Op::SetAcl { node, default, acl } => self.set_acl(*node, *default, acl.clone()),
+            Op::StatFs => Ok(Answer::Done),
+            Op::SyncAll => {
+                let written = self.nodes.values_mut().filter(|node| node.content.is_pending_of(client));
+                written.for_each(|node| node.content.settle());
+                Ok(Answer::Done)
             }
             Op::Lookup { dir, name } => Ok(Answer::Node(*self.alive_dir(*dir)?.names.get(name).ok_or(Errno::ENOENT)?)),
             Op::List { dir } => {
@@ -257,13 +351,35 @@ impl Model {
     }
 
     fn names_change(&mut self, dir: NodeId) {
-        self.node_mut(dir).mtime = None;
+        self.node_mut(dir).modify();
+    }
+
+    /// What a new node inherits: group and setgid bit, and a default list in the place of the umask.
+    fn inherit(&self, parent: NodeId, new: &Properties) -> Node {
+        let mut node = self.blank(new.clone(), parent);
+        let above = &self.nodes[&parent];
+        let directory = new.kind == FileKind::Directory;
+        if above.new.mode & S_ISGID != 0 {
+            node.new.gid = above.new.gid;
+            node.new.mode |= if directory { S_ISGID } else { 0 };
+        }
+        match &above.default {
+            _ if new.kind == FileKind::Symlink => {}
+            None => node.new.mode &= !new.umask,
+            Some(list) => {
+                let (access, mode) = list.inherited(node.new.mode);
+                node.new.mode = mode;
+                node.access = Some(access).filter(Acl::is_more_than_mode);
+                node.default = directory.then(|| list.clone());
+            }
+        }
+        node
     }
 
     fn add(&mut self, client: usize, parent: NodeId, new: &Properties) -> NodeId {
         let id = NodeId(self.next);
         self.next += 1;
-        let node = self.blank(new.clone(), parent);
+        let node = self.inherit(parent, new);
         self.nodes.insert(id, node);
         if new.kind == FileKind::File {
             self.opens.insert((client, id), 1);
@@ -290,6 +406,7 @@ impl Model {
         }
         self.node_mut(dir).names.insert(name.to_vec(), id);
         self.names_change(dir);
+        self.node_mut(id).touch();
         Ok(Answer::Node(id))
     }
 
@@ -303,6 +420,7 @@ impl Model {
         }
         self.node_mut(dir).names.remove(name);
         self.names_change(dir);
+        self.node_mut(id).touch();
         Ok(Answer::Done)
     }
 
@@ -343,6 +461,9 @@ impl Model {
         }
         self.names_change(dir);
         self.names_change(to_dir);
+        for moved in [Some(id), target].into_iter().flatten() {
+            self.node_mut(moved).touch();
+        }
         Ok(Answer::Done)
     }
 
@@ -375,7 +496,11 @@ impl Model {
     fn set_attributes(&mut self, client: usize, op: &Op) -> Result<Answer, Errno> {
         let id = match op {
             Op::SetMode { node, mode } => {
-                self.node_mut(*node).new.mode = *mode;
+                let node_mut = self.node_mut(*node);
+                node_mut.new.mode = *mode;
+                if let Some(list) = &mut node_mut.access {
+                    list.change_mode(*mode);
+                }
                 *node
             }
             Op::SetOwner { node, uid, gid } => {
@@ -384,7 +509,7 @@ impl Model {
                 *node
             }
             Op::SetMtime { node, time } => {
-                self.node_mut(*node).mtime = Some(*time);
+                self.node_mut(*node).mtime = Time::Is(*time);
                 *node
             }
             Op::SetSize { node, size } => {
@@ -400,14 +525,18 @@ impl Model {
         };
         // A change of attributes first commits what was written, and is durable itself.
         self.node_mut(id).content.settle();
+        self.node_mut(id).touch();
         Ok(Answer::Node(id))
     }
 
     fn extended(&mut self, op: &Op) -> Result<Answer, Errno> {
-        let allowed = |kind| matches!(kind, FileKind::File | FileKind::Directory);
+        // Anyone may write to a fifo or through a symlink, so users' attributes are not for these.
+        let allowed = |kind, name: &[u8]| {
+            matches!(kind, FileKind::File | FileKind::Directory) || !name.starts_with(b"user.")
+        };
         match op {
             Op::SetXattr { node, name, value, flags } => {
-                if !allowed(self.kind(*node)) {
+                if !allowed(self.kind(*node), name) {
                     return Err(Errno::EPERM);
                 }
                 let xattrs = &mut self.node_mut(*node).xattrs;
@@ -417,22 +546,55 @@ impl Model {
                     _ => {}
                 }
                 xattrs.insert(name.to_vec(), value.clone());
+                self.attributes_change(*node);
                 Ok(Answer::Done)
             }
             Op::RemoveXattr { node, name } => {
-                if !allowed(self.kind(*node)) {
+                if !allowed(self.kind(*node), name) {
                     return Err(Errno::EPERM);
                 }
                 self.node_mut(*node).xattrs.remove(*name).ok_or(Errno::ENODATA)?;
+                self.attributes_change(*node);
                 Ok(Answer::Done)
             }
             Op::GetXattr { node, name } => {
                 let value = self.nodes[node].xattrs.get(*name).ok_or(Errno::ENODATA)?;
                 Ok(Answer::Bytes(value.clone().into()))
             }
-            Op::ListXattrs { node } => Ok(Answer::AttributeNames(self.nodes[node].xattrs.keys().cloned().collect())),
+            Op::ListXattrs { node } => Ok(Answer::AttributeNames(self.nodes[node].all_xattrs().into_keys().collect())),
             other => unreachable!("{other:?} has nothing to do with extended attributes"),
         }
+    }
+
+    /// Extended attributes changed: what was written before is committed first.
+    fn attributes_change(&mut self, id: NodeId) {
+        self.node_mut(id).touch();
+    }
+
+    fn set_acl(&mut self, id: NodeId, default: bool, acl: Option<Acl>) -> Result<Answer, Errno> {
+        match self.kind(id) {
+            FileKind::Symlink => return Err(Errno::EOPNOTSUPP),
+            FileKind::Directory => {}
+            _ if default && acl.is_some() => return Err(Errno::EACCES),
+            _ if default => return Ok(Answer::Done),
+            _ => {}
+        }
+        let node = self.node_mut(id);
+        let before = (node.access.clone(), node.default.clone(), node.new.mode);
+        match (default, acl) {
+            (true, acl) => node.default = acl,
+            (false, None) => node.access = None,
+            (false, Some(acl)) => {
+                node.new.mode = acl.mode(node.new.mode);
+                node.access = Some(acl).filter(Acl::is_more_than_mode);
+            }
+        }
+        // Removing what is not there changes nothing; setting what is there is nobody's concern.
+        match before == (node.access.clone(), node.default.clone(), node.new.mode) {
+            true => node.forget_times(),
+            false => node.touch(),
+        }
+        Ok(Answer::Done)
     }
 
     fn seen(&mut self, client: usize, id: NodeId) {
@@ -441,8 +603,13 @@ impl Model {
 
     fn edit(&mut self, client: usize, id: NodeId, edit: Edit) {
         let node = self.node_mut(id);
+        let same_bytes = !matches!(edit, Edit::Write { .. } | Edit::Copy { .. });
         node.content.edit(client, edit);
-        node.mtime = None;
+        match same_bytes {
+            // Whether a change that changes nothing counts is the file system's affair.
+            true => node.forget_times(),
+            false => node.modify(),
+        }
     }
 
     /// Up to `length` bytes from `offset`.
@@ -456,8 +623,11 @@ impl Model {
     /// Operations on regular files that are open.
     fn file_operation(&mut self, client: usize, op: &Op) -> Result<Answer, Errno> {
         match op {
-            Op::Write { node, offset, data } => {
+            Op::Write { node, offset, data, sync } => {
                 self.edit(client, *node, Edit::Write { offset: *offset, data: data.clone() });
+                if *sync {
+                    self.node_mut(*node).content.settle();
+                }
                 Ok(Answer::Count(data.len() as u64))
             }
             Op::Append { node, data } => {
@@ -468,6 +638,23 @@ impl Model {
             Op::Punch { node, offset, length } => {
                 self.edit(client, *node, Edit::Zero { offset: *offset, length: *length });
                 Ok(Answer::Done)
+            }
+            Op::Zero { node, offset, length, keep_size } => {
+                self.edit(client, *node, Edit::Zero { offset: *offset, length: *length });
+                if !keep_size {
+                    self.edit(client, *node, Edit::Extend { size: offset + length });
+                }
+                Ok(Answer::Done)
+            }
+            Op::Reserve { .. } => Ok(Answer::Done),
+            Op::Seek { node, offset, data } => {
+                self.seen(client, *node);
+                let bytes = self.nodes[node].content.now();
+                let rest = bytes.get(*offset as usize..).unwrap_or_default();
+                if rest.is_empty() {
+                    return Err(Errno::ENXIO);
+                }
+                Ok(Answer::Place { node: *node, offset: *offset, data: *data })
             }
             Op::Extend { node, size } => {
                 self.edit(client, *node, Edit::Extend { size: *size });

@@ -4,15 +4,13 @@ use crate::content::difference;
 use crate::model::{Model, ROOT};
 use crate::op::{NodeId, shown};
 use crate::report::{Checker, Violation};
+use crate::sideline::PREFIX;
 use crate::workload::list;
 use cfs_client::{Client, OpenFlags};
 use cfs_wire::meta::{Attr, FileKind};
 use cfs_wire::{Errno, Ino};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-
-/// Directories whose inside is looked at by other means.
-pub const OPAQUE: &[u8] = b"sideline";
 
 /// One inode, read in full.
 #[derive(Clone, Debug)]
@@ -38,7 +36,7 @@ pub async fn observe(client: &Rc<Client>) -> Result<Tree, Violation> {
             Violation::new(Checker::Contents, format!("{path} (inode {ino}) cannot be read: {errno}"))
         })?;
         for (name, child) in &observed.names {
-            if name != OPAQUE {
+            if !name.starts_with(PREFIX) {
                 waiting.push((*child, format!("{path}{}/", shown(name))));
             }
         }
@@ -90,6 +88,7 @@ pub struct View<'a> {
 /// Whether the tree is a legal state of the model; where a client died, what it left is taken
 /// over.
 pub fn reconcile(model: &mut Model, tree: &Tree, view: View<'_>) -> Result<(), Violation> {
+    model.forget_times_of(view.dead);
     let mut inos: BTreeMap<NodeId, Ino> = BTreeMap::new();
     let mut waiting = vec![(ROOT, "/".to_owned())];
     let root = model.node(ROOT).ino.expect("the root is known");
@@ -122,13 +121,15 @@ pub fn reconcile(model: &mut Model, tree: &Tree, view: View<'_>) -> Result<(), V
         let observed = &tree[&inos[&id]];
         let node = model.node_mut(id);
         node.ino = Some(observed.attr.ino);
+        let attr = &observed.attr;
         if node.new.kind == FileKind::File {
             match (node.content.now() == observed.bytes, view.viewer) {
-                (false, _) => node.content.adopt(&observed.bytes),
+                (false, _) => node.adopt(&observed.bytes),
                 (true, Some(viewer)) => node.content.seen_by(viewer),
                 (true, None) => node.content.settle(),
             }
         }
+        node.learn_times(attr);
     }
     Ok(())
 }
@@ -160,8 +161,9 @@ fn compare(model: &Model, id: NodeId, observed: &Observed, path: &str, view: Vie
     if node.new.kind == FileKind::Symlink && node.new.target != observed.bytes {
         return wrong(Checker::Contents, "another target".to_owned());
     }
-    if node.xattrs != observed.xattrs {
-        return wrong(Checker::Tree, format!("extended attributes {:?}, not {:?}", observed.xattrs, node.xattrs));
+    let xattrs = node.all_xattrs();
+    if xattrs != observed.xattrs {
+        return wrong(Checker::Tree, format!("extended attributes {:?}, not {xattrs:?}", observed.xattrs));
     }
     let expected: Vec<&Vec<u8>> = node.names.keys().collect();
     let found: Vec<&Vec<u8>> = observed.names.iter().map(|(name, _)| name).collect();

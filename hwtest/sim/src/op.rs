@@ -1,5 +1,6 @@
 //! What programs do, in terms of the model's nodes.
 
+use crate::access::Acl;
 use bytes::Bytes;
 use cfs_wire::Timestamp;
 use cfs_wire::meta::FileKind;
@@ -17,10 +18,19 @@ pub type FileName = Vec<u8>;
 pub struct Properties {
     pub kind: FileKind,
     pub mode: u32,
+    pub umask: u32,
     pub uid: u32,
     pub gid: u32,
     /// Of a symlink.
     pub target: Vec<u8>,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Opening {
+    pub direct: bool,
+    pub sync: bool,
+    pub truncate: bool,
 }
 
 /// One operation of a program.
@@ -83,16 +93,25 @@ pub enum Op {
         node: NodeId,
         name: &'static [u8],
     },
+    /// Sets (or with `None` removes) the access list, or a directory's default list.
+    SetAcl {
+        node: NodeId,
+        default: bool,
+        acl: Option<Acl>,
+    },
     Open {
         node: NodeId,
+        how: Opening,
     },
     Close {
         node: NodeId,
     },
+    /// `sync`: the file was opened with O_DSYNC.
     Write {
         node: NodeId,
         offset: u64,
         data: Bytes,
+        sync: bool,
     },
     Append {
         node: NodeId,
@@ -103,9 +122,22 @@ pub enum Op {
         offset: u64,
         length: u64,
     },
+    /// FALLOC_FL_ZERO_RANGE.
+    Zero {
+        node: NodeId,
+        offset: u64,
+        length: u64,
+        keep_size: bool,
+    },
     Extend {
         node: NodeId,
         size: u64,
+    },
+    /// FALLOC_FL_KEEP_SIZE alone.
+    Reserve {
+        node: NodeId,
+        offset: u64,
+        length: u64,
     },
     Copy {
         from: NodeId,
@@ -117,14 +149,23 @@ pub enum Op {
     Fsync {
         node: NodeId,
     },
+    /// syncfs: everything this client wrote.
+    SyncAll,
     Read {
         node: NodeId,
         offset: u64,
         length: u32,
     },
+    /// lseek to the next data, or hole.
+    Seek {
+        node: NodeId,
+        offset: u64,
+        data: bool,
+    },
     Stat {
         node: NodeId,
     },
+    StatFs,
     Lookup {
         dir: NodeId,
         name: FileName,
@@ -159,7 +200,9 @@ impl fmt::Debug for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = |dir: &NodeId, name: &[u8]| format!("{}/{}", dir.0, shown(name));
         match self {
-            Op::Make { dir, name, new } => write!(f, "make {:?} {} mode {:o}", new.kind, at(dir, name), new.mode),
+            Op::Make { dir, name, new } => {
+                write!(f, "make {:?} {} mode {:o} umask {:o}", new.kind, at(dir, name), new.mode, new.umask)
+            }
             Op::Tmpfile { dir, .. } => write!(f, "tmpfile in {}", dir.0),
             Op::Link { node, dir, name } => write!(f, "link {} as {}", node.0, at(dir, name)),
             Op::Unlink { dir, name } => write!(f, "unlink {}", at(dir, name)),
@@ -175,11 +218,32 @@ impl fmt::Debug for Op {
                 write!(f, "setxattr {} {} {} bytes flags {flags}", node.0, shown(name), value.len())
             }
             Op::RemoveXattr { node, name } => write!(f, "removexattr {} {}", node.0, shown(name)),
-            Op::Open { node } => write!(f, "open {}", node.0),
+            Op::SetAcl { node, default, acl } => {
+                let which = if *default { "default" } else { "access" };
+                write!(f, "set {which} ACL of {} to {acl:?}", node.0)
+            }
+            Op::Open { node, how } => {
+                let flag = |set, name| if set { name } else { "" };
+                let flags = [flag(how.direct, " direct"), flag(how.sync, " dsync"), flag(how.truncate, " trunc")];
+                write!(f, "open {}{}", node.0, flags.concat())
+            }
             Op::Close { node } => write!(f, "close {}", node.0),
-            Op::Write { node, offset, data } => write!(f, "write {} at {offset} {} bytes", node.0, data.len()),
+            Op::Write { node, offset, data, sync } => {
+                let durably = if *sync { " durably" } else { "" };
+                write!(f, "write {} at {offset} {} bytes{durably}", node.0, data.len())
+            }
             Op::Append { node, data } => write!(f, "append to {} {} bytes", node.0, data.len()),
             Op::Punch { node, offset, length } => write!(f, "punch {} at {offset} {length} bytes", node.0),
+            Op::Zero { node, offset, length, keep_size } => {
+                let keep = if *keep_size { " keeping the size" } else { "" };
+                write!(f, "zero {} at {offset} {length} bytes{keep}", node.0)
+            }
+            Op::Reserve { node, offset, length } => write!(f, "reserve {} at {offset} {length} bytes", node.0),
+            Op::SyncAll => f.write_str("syncfs"),
+            Op::StatFs => f.write_str("statfs"),
+            Op::Seek { node, offset, data } => {
+                write!(f, "seek {} from {offset} to the next {}", node.0, if *data { "data" } else { "hole" })
+            }
             Op::Extend { node, size } => write!(f, "fallocate {} to {size}", node.0),
             Op::Copy { from, from_offset, to, to_offset, length } => {
                 write!(f, "copy {length} bytes of {} at {from_offset} to {} at {to_offset}", from.0, to.0)

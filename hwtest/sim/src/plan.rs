@@ -1,5 +1,7 @@
 //! What a seed means: the cluster's shape and the faults of each phase.
 
+use crate::draw::Mix;
+use crate::tuning::Tuning;
 use crate::world::{Death, Shape};
 use cfs_reactor::clock::SplitMix64;
 use cfs_wire::Policy;
@@ -9,6 +11,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ActorPlan {
     pub client: usize,
+    pub mix: Mix,
 }
 
 /// One disk's misbehaviour during a phase; redundancy must hide it.
@@ -16,6 +19,9 @@ pub struct ActorPlan {
 pub enum BadDisk {
     /// Gone; afterwards an empty one takes its place, or the old one comes back.
     Gone { replaced: bool },
+    /// It takes no more writes; after it is mended another one is lost for a while before anything
+    /// was repaired.
+    Refusing { other: usize },
     /// Bytes on the medium change.
     Rot { places: u64 },
     /// Writes are lost, misdirected or torn, reads fail or come back with a bit flipped.
@@ -27,19 +33,14 @@ pub enum BadDisk {
 pub enum Fault {
     /// Nothing: caches and write-behind at their best.
     None,
-    /// The node dies at a write of a disk; `again`: and once more while it starts.
-    Crash {
-        death: Death,
-        disk: usize,
-        write: u64,
-        again: Option<u64>,
-    },
+    /// The node dies, again and again.
+    Crashes(Vec<Crash>),
     /// The node is stopped in good order.
     Restart,
     /// A client dies, perhaps together with the node.
     ClientDies {
         client: usize,
-        after: Duration,
+        after_operations: u64,
         node: Option<Death>,
     },
     /// A client is cut off for longer than its lease, and fenced.
@@ -69,6 +70,15 @@ pub enum Fault {
     },
 }
 
+/// The node dies at a write of a disk; `again`: and once more while it starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Crash {
+    pub death: Death,
+    pub disk: usize,
+    pub write: u64,
+    pub again: Option<u64>,
+}
+
 #[derive(Clone, PartialEq, Debug)]
 pub struct Phase {
     pub fault: Fault,
@@ -88,10 +98,16 @@ pub struct Plan {
     pub phases: Vec<Phase>,
     /// One operation in so many takes place where all programs meet.
     pub shared_one_in: u64,
+    /// Of a hundred operations so many are games.
+    pub games: u64,
     /// Largest write.
     pub write_bytes_max: u64,
     /// The programs' pause between operations.
     pub think: Duration,
+    /// It ends with damage that no redundancy bears, in the place of an orderly end.
+    pub ruin: bool,
+    /// Everything is compared after every crash and phase, not only after some.
+    pub thorough: bool,
 }
 
 fn micros(random: &mut SplitMix64, most: u64) -> Duration {
@@ -108,16 +124,20 @@ impl Plan {
         let random = &mut random;
         let shape = shape(random);
         let clients = 2;
-        let actors = (0..2 + random.below(3) as usize).map(|index| ActorPlan { client: index % clients }).collect();
+        let actors = 2 + random.below(3) as usize;
+        let actors = (0..actors).map(|index| ActorPlan { client: index % clients, mix: Mix::draw(random) }).collect();
         let phases = 2 + random.below(4);
         let phases = (0..phases).map(|_| phase(random, &shape, clients)).collect();
         Plan {
             clients,
             actors,
             phases,
+            games: pick(random, &[2, 5, 15, 40]),
             shared_one_in: pick(random, &[2, 3, 4, 8]),
             write_bytes_max: pick(random, &[3000, 20_000, 100_000, 400_000]),
             think: pick(random, &[0, 50, 1000, 20_000].map(Duration::from_micros)),
+            ruin: random.one_in(3),
+            thorough: false,
             shape,
         }
     }
@@ -126,14 +146,16 @@ impl Plan {
 fn shape(random: &mut SplitMix64) -> Shape {
     // Three copies survive one loss more than the simulation inflicts.
     let policy = pick(random, &[(2, 1), (2, 1), (2, 1), (1, 1)]);
+    // At least twelve zones and what lies before them.
+    let (disk_mib, zone_mib) = pick(random, &[(32, 2), (32, 2), (48, 2), (64, 2), (64, 4), (128, 2), (128, 4)]);
     Shape {
         targets: pick(random, &[3, 3, 3, 4]),
-        disk_bytes: pick(random, &[64 << 20, 96 << 20, 128 << 20]),
+        disk_bytes: disk_mib << 20,
         block: pick(random, &[512, 4096, 4096]),
-        zone_bytes: pick(random, &[2 << 20, 2 << 20, 4 << 20]),
+        zone_bytes: zone_mib << 20,
         shards: pick(random, &[1, 2, 4, 8]),
         policy: Policy::new(policy.0, policy.1).expect("the policies above are valid"),
-        tolerate: None,
+        tuning: if random.one_in(8) { Tuning::default() } else { Tuning::draw(random) },
         ..Shape::default()
     }
 }
@@ -142,29 +164,34 @@ fn phase(random: &mut SplitMix64, shape: &Shape, clients: usize) -> Phase {
     let death = |random: &mut SplitMix64| if random.one_in(3) { Death::Process } else { Death::Power };
     let client = random.below(clients as u64) as usize;
     let disk = random.below(shape.targets as u64) as usize;
-    let fault = match random.below(22) {
+    let fault = match random.below(26) {
         0..2 => Fault::None,
         2..9 => {
-            let (death, write) = (death(random), 1 + random.below(400));
-            let again = random.one_in(4).then(|| 1 + random.below(30));
-            Fault::Crash { death, disk, write, again }
+            let within = pick(random, &[40, 150, 400]);
+            let crash = |random: &mut SplitMix64| Crash {
+                death: death(random),
+                disk: random.below(shape.targets as u64) as usize,
+                write: 1 + random.below(within),
+                again: random.one_in(4).then(|| 1 + random.below(30)),
+            };
+            Fault::Crashes((0..1 + random.below(4)).map(|_| crash(random)).collect())
         }
         9 => Fault::Restart,
         10..13 => {
             let node = random.one_in(2).then(|| death(random));
-            Fault::ClientDies { client, after: micros(random, 200_000), node }
+            Fault::ClientDies { client, after_operations: random.below(60), node }
         }
-        13 => Fault::ClientCutOff { client },
-        14..16 => Fault::Network {
+        13..15 => Fault::ClientCutOff { client },
+        15..17 => Fault::Network {
             request_loss: random.below(30_000) as u32,
             reply_loss: random.below(50_000) as u32,
             reset: random.below(10_000) as u32,
             delay_max: micros(random, 3000),
         },
-        16 => Fault::ShortPartition { client, length: micros(random, 3_000_000) },
-        17..21 => {
+        17..19 => Fault::ShortPartition { client, length: micros(random, 3_000_000) },
+        19..25 => {
             let crash = random.one_in(3).then(|| death(random));
-            Fault::Disk { disk, bad: bad_disk(random), crash }
+            Fault::Disk { disk, bad: bad_disk(random, disk, shape.targets), crash }
         }
         _ => Fault::Skew { nanos: (random.below(7_200_000_000_000) as i64) - 3_600_000_000_000 },
     };
@@ -176,10 +203,11 @@ fn phase(random: &mut SplitMix64, shape: &Shape, clients: usize) -> Phase {
     }
 }
 
-fn bad_disk(random: &mut SplitMix64) -> BadDisk {
-    match random.below(5) {
+fn bad_disk(random: &mut SplitMix64, disk: usize, targets: usize) -> BadDisk {
+    match random.below(6) {
         0..2 => BadDisk::Gone { replaced: random.one_in(2) },
-        2 => BadDisk::Rot { places: 1 + random.below(40) },
+        2 => BadDisk::Refusing { other: (disk + 1 + random.below(targets as u64 - 1) as usize) % targets },
+        3 => BadDisk::Rot { places: 1 + random.below(40) },
         _ => {
             let mut some = |most: f64| if random.one_in(2) { 0.0 } else { most * random.below(1000) as f64 / 1000.0 };
             BadDisk::Flaky {

@@ -13,6 +13,8 @@ pub enum Checker {
     Tree,
     /// `check` found problems, or redundancy that repair did not restore.
     Check,
+    /// A target broke the contract of its verbs.
+    Store,
     /// The node did not start again.
     Restart,
     /// Deleting everything did not give the space back.
@@ -36,6 +38,7 @@ impl fmt::Display for Checker {
             Checker::Contents => "contents",
             Checker::Tree => "tree",
             Checker::Check => "check",
+            Checker::Store => "store",
             Checker::Restart => "restart",
             Checker::Space => "space",
             Checker::Exclusion => "exclusion",
@@ -62,11 +65,40 @@ impl Violation {
     }
 }
 
+/// What was inflicted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Toll {
+    /// Of the node's process.
+    pub process_crashes: u64,
+    pub power_cuts: u64,
+    pub client_deaths: u64,
+    /// Of disks: lost, torn, misdirected and refused writes, failed and falsified reads, places
+    /// where bytes changed, whole losses.
+    pub disk_faults: u64,
+}
+
+impl Toll {
+    pub fn add(&mut self, other: Toll) {
+        self.process_crashes += other.process_crashes;
+        self.power_cuts += other.power_cuts;
+        self.client_deaths += other.client_deaths;
+        self.disk_faults += other.disk_faults;
+    }
+}
+
+impl fmt::Display for Toll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Toll { process_crashes, power_cuts, client_deaths, disk_faults } = self;
+        write!(f, "{power_cuts} power cuts, {process_crashes} process crashes, ")?;
+        write!(f, "{client_deaths} client deaths, {disk_faults} disk faults")
+    }
+}
+
 /// What a clean run did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Summary {
     pub operations: u64,
-    pub crashes: u64,
+    pub toll: Toll,
     /// Over every scheduling decision and every device and network operation.
     pub trace_hash: u64,
     /// Over every operation's answer.

@@ -4,12 +4,14 @@ use crate::checker::{
     check_clean, check_node, check_sideline, check_tree, file_blobs, live_by_kind, metadata_bytes, within,
 };
 use crate::history::{ActorId, History};
+use crate::ledger::Trust;
 use crate::model::Model;
-use crate::observe::OPAQUE;
 use crate::op::{NodeId, Op};
-use crate::plan::{BadDisk, Fault, Phase, Plan};
-use crate::report::{Checker, Failure, Summary, Violation};
-use crate::workload::{Actor, SidelineFiles, list};
+use crate::plan::{BadDisk, Crash, Fault, Phase, Plan};
+use crate::report::{Checker, Failure, Summary, Toll, Violation};
+use crate::ruin::ruin;
+use crate::sideline::{Grounds, LASTING_NAMES, LOGS, PAWNS, PREFIX, lasting_name, pawn_name};
+use crate::workload::{Actor, list};
 use crate::world::{Death, Mounted, SERVER, Started, World};
 use cfs_client::{Caller, Client, NewFile, OpenFlags};
 use cfs_device::mem::Faults as DiskFaults;
@@ -40,18 +42,23 @@ pub fn run(seed: u64) -> Result<Summary, Box<Failure>> {
     run_plan(seed, Plan::draw(seed))
 }
 
+/// Runs a seed and compares everything after each of its crashes.
+pub fn run_thoroughly(seed: u64) -> Result<Summary, Box<Failure>> {
+    run_plan(seed, Plan { thorough: true, ..Plan::draw(seed) })
+}
+
 /// Runs a given plan under a seed.
 pub fn run_plan(seed: u64, plan: Plan) -> Result<Summary, Box<Failure>> {
     let executor = Executor::new(Rc::new(SimClock::new(seed)));
     let handle = executor.domain();
     let shown: Rc<RefCell<Option<Rc<History>>>> = Rc::default();
-    let crashes = Rc::new(std::cell::Cell::new(0));
+    let toll: Rc<std::cell::Cell<Toll>> = Rc::default();
     let ran = catch_unwind(AssertUnwindSafe(|| {
-        let (inner, shown, crashes) = (handle.clone(), shown.clone(), crashes.clone());
+        let (inner, shown, toll) = (handle.clone(), shown.clone(), toll.clone());
         executor.run_simulated(&handle, async move {
             let run = Run::begin(&inner, seed, plan, &shown).await?;
             let outcome = run.all_phases().await;
-            crashes.set(run.world.crashes.get());
+            toll.set(run.world.toll());
             outcome
         })
     }));
@@ -70,7 +77,7 @@ pub fn run_plan(seed: u64, plan: Plan) -> Result<Summary, Box<Failure>> {
     match verdict {
         Ok(()) => Ok(Summary {
             operations,
-            crashes: crashes.get(),
+            toll: toll.get(),
             trace_hash: executor.trace_hash(),
             digest: history.as_ref().map_or(0, |history| history.digest()),
         }),
@@ -89,7 +96,7 @@ struct Run {
     clients: RefCell<BTreeMap<usize, Mounted>>,
     own: Vec<Vec<NodeId>>,
     shared: Vec<NodeId>,
-    sideline: SidelineFiles,
+    grounds: Rc<Grounds>,
     random: RefCell<SplitMix64>,
     /// Mounts so far: no two have one name.
     mounts: std::cell::Cell<u64>,
@@ -112,10 +119,17 @@ impl Run {
         let setup = Setup { client: first.client.clone() };
         let actors = plan.actors.len();
         let made = within(&world, &first, "setting up", async move { setup.make(actors).await }).await?;
-        let Made { own, shared, sideline } =
+        let Made { own, shared, grounds } =
             made.map_err(|errno| Violation::new(Checker::Reply, format!("setting up: {errno}")))?;
         let mut adopt = |(name, ino): &(String, Ino)| {
-            let new = crate::op::Properties { kind: FileKind::Directory, mode: 0o755, uid: 0, gid: 0, target: vec![] };
+            let new = crate::op::Properties {
+                kind: FileKind::Directory,
+                mode: 0o755,
+                umask: 0,
+                uid: 0,
+                gid: 0,
+                target: vec![],
+            };
             let op = Op::Make { dir: crate::model::ROOT, name: name.clone().into_bytes(), new };
             let id = model.next_id();
             model.apply(0, &op).expect("the names differ");
@@ -124,8 +138,8 @@ impl Run {
         };
         let own = own.iter().map(|roots| roots.iter().map(&mut adopt).collect()).collect();
         let shared = shared.iter().map(&mut adopt).collect();
-        let opaque = adopt(&(String::from_utf8_lossy(OPAQUE).into_owned(), sideline.dir));
-        model.node_mut(opaque).opaque = true;
+        let opaque: Vec<NodeId> = (0..).zip(grounds.dirs).map(|(at, ino)| adopt(&(ground_name(at), ino))).collect();
+        opaque.into_iter().for_each(|id| model.node_mut(id).opaque = true);
         let history = History::new(handle, model);
         *shown.borrow_mut() = Some(history.clone());
         let run = Run {
@@ -135,7 +149,7 @@ impl Run {
             clients: RefCell::default(),
             own,
             shared,
-            sideline,
+            grounds: Rc::new(grounds),
             random: RefCell::new(SplitMix64::new(seed ^ 0x5343_454E)),
             mounts: std::cell::Cell::new(0),
         };
@@ -164,12 +178,15 @@ impl Run {
                 world: self.world.clone(),
                 own: self.own[actor].clone(),
                 shared: self.shared.clone(),
-                sideline: self.sideline,
+                grounds: self.grounds.clone(),
+                mix: plan.mix,
                 shared_one_in: self.plan.shared_one_in,
+                games: self.plan.games,
                 write_bytes_max: self.plan.write_bytes_max,
                 think: self.plan.think,
                 random: RefCell::new(SplitMix64::new(self.random.borrow_mut().next_u64())),
                 open: RefCell::default(),
+                is_full: std::cell::Cell::new(false),
             };
             self.history.reborn(actor.id);
             mounted.handle.spawn(Rc::new(actor).run());
@@ -193,12 +210,17 @@ impl Run {
             self.history.verdict()?;
         }
         self.final_check().await?;
+        if self.plan.ruin {
+            let random = SplitMix64::new(self.random.borrow_mut().next_u64());
+            return ruin(&self.world, &self.history, random).await;
+        }
         self.empty().await
     }
 
     async fn phase(&self, phase: &Phase) -> Result<(), Violation> {
         let killed = self.inflict(phase).await?;
         self.history.verdict()?;
+        self.world.ledger.verdict()?;
         if !killed.is_empty() {
             self.recover_clients(&killed).await?;
         }
@@ -212,7 +234,7 @@ impl Run {
                 }
             }
         }
-        if phase.thorough {
+        if phase.thorough || self.plan.thorough {
             self.survey("after the phase").await?;
         }
         Ok(())
@@ -224,19 +246,23 @@ impl Run {
         let world = &self.world;
         match &phase.fault {
             Fault::None => self.work(phase.operations).await?,
-            Fault::Crash { death, disk, write, again } => {
-                world.halt_disk_after(*disk, *write);
-                self.work_until_halt(phase.operations, *death, *again).await?;
+            Fault::Crashes(crashes) => {
+                for crash in crashes {
+                    world.halt_disk_after(crash.disk, crash.write);
+                    self.work_until_halt(phase.operations / crashes.len() as u64, crash).await?;
+                    if self.plan.thorough {
+                        self.survey("after a crash").await?;
+                    }
+                }
             }
             Fault::Restart => {
                 self.work(phase.operations).await?;
                 world.stop_server().await;
                 self.start().await?;
             }
-            Fault::ClientDies { client, after, node } => {
+            Fault::ClientDies { client, after_operations, node } => {
                 self.history.grant(phase.operations);
-                world.handle.sleep(*after).await;
-                self.corner(*client).await?;
+                self.catch(*client, *after_operations).await?;
                 self.kill_client(*client);
                 if let Some(death) = node {
                     world.crash_server(*death);
@@ -312,8 +338,8 @@ impl Run {
         }
     }
 
-    async fn work_until_halt(&self, operations: u64, death: Death, again: Option<u64>) -> Result<(), Violation> {
-        let world = &self.world;
+    async fn work_until_halt(&self, operations: u64, crash: &Crash) -> Result<(), Violation> {
+        let (world, Crash { death, again, .. }) = (&self.world, *crash);
         self.history.grant(operations);
         let finished = {
             let finish = Box::pin(self.finish());
@@ -348,10 +374,23 @@ impl Run {
         self.finish().await
     }
 
+    fn programs_of(&self, client: usize) -> Vec<ActorId> {
+        let actors = self.plan.actors.iter().enumerate().filter(|(_, plan)| plan.client == client);
+        actors.map(|(actor, _)| ActorId(actor)).collect()
+    }
+
     async fn corner(&self, index: usize) -> Result<(), Violation> {
-        let actors = self.plan.actors.iter().enumerate().filter(|(_, plan)| plan.client == index);
-        let dying: Vec<ActorId> = actors.map(|(actor, _)| ActorId(actor)).collect();
+        let dying = self.programs_of(index);
         match self.world.handle.timeout(PHASE_MAX, self.history.corner(&dying)).await {
+            Some(()) => self.history.verdict(),
+            None => self.finish().await,
+        }
+    }
+
+    /// Waits for the moment in which a client's programs have ended so many operations.
+    async fn catch(&self, index: usize, operations: u64) -> Result<(), Violation> {
+        let dying = self.programs_of(index);
+        match self.world.handle.timeout(PHASE_MAX, self.history.catch_after(&dying, operations)).await {
             Some(()) => self.history.verdict(),
             None => self.finish().await,
         }
@@ -363,13 +402,12 @@ impl Run {
         if let Some(mounted) = mounted {
             self.history.pause();
             self.history.note(format!("{} dies", mounted.name));
+            self.world.client_deaths.set(self.world.client_deaths.get() + 1);
             mounted.kill();
         }
-        for (actor, plan) in self.plan.actors.iter().enumerate() {
-            if plan.client == index {
-                self.history.died(ActorId(actor));
-                self.history.sideline.died(ActorId(actor));
-            }
+        for actor in self.programs_of(index) {
+            self.history.died(actor);
+            self.history.sideline.died(actor);
         }
     }
 
@@ -382,13 +420,11 @@ impl Run {
         world.network.partition(&name, SERVER, true);
         // Others that want what it holds get it once it is fenced: the auditor reads everything.
         let auditor = self.auditor().await?;
-        world.handle.sleep(self.plan.shape.session_lease * 2).await;
-        for (actor, plan) in self.plan.actors.iter().enumerate() {
-            if plan.client == index {
-                // Its operations under way end after its death, as far as anyone can tell.
-                self.history.died(ActorId(actor));
-                self.history.sideline.died(ActorId(actor));
-            }
+        world.handle.sleep(self.plan.shape.tuning.session_lease * 2).await;
+        for actor in self.programs_of(index) {
+            // Its operations under way end after its death, as far as anyone can tell.
+            self.history.died(actor);
+            self.history.sideline.died(actor);
         }
         self.finish().await?;
         let uncertain = self.uncertain(&[index]);
@@ -397,7 +433,7 @@ impl Run {
         let mounted = self.clients.borrow_mut().remove(&index);
         world.network.heal();
         self.history.note(format!("{name} is back"));
-        world.handle.sleep(self.plan.shape.session_lease).await;
+        world.handle.sleep(self.plan.shape.tuning.session_lease).await;
         check_tree(world, &self.history, &auditor, None, &[]).await?;
         auditor.kill();
         if let Some(mounted) = mounted {
@@ -420,8 +456,16 @@ impl Run {
                 self.history.grant(operations);
                 self.pause_within(Duration::from_millis(5)).await;
                 disk.fail();
+                world.disk_harmed(1);
+            }
+            BadDisk::Refusing { .. } => {
+                self.history.grant(operations);
+                self.pause_within(Duration::from_millis(5)).await;
+                disk.set_faults(DiskFaults { write_error: 1.0, ..self.plan.shape.tuning.disk_faults() });
             }
             BadDisk::Rot { places } => {
+                world.distrust(index, Trust::Rotten);
+                world.disk_harmed(*places);
                 for _ in 0..*places {
                     let mut random = self.random.borrow_mut();
                     let length = 1 + random.below(5000);
@@ -431,6 +475,7 @@ impl Run {
                 self.history.grant(operations);
             }
             BadDisk::Flaky { lost, misdirected, torn, read_error, write_error, bit_flip } => {
+                world.distrust(index, Trust::Faulty);
                 disk.set_faults(DiskFaults {
                     lost_write: *lost,
                     misdirected_write: *misdirected,
@@ -438,7 +483,7 @@ impl Run {
                     read_error: *read_error,
                     write_error: *write_error,
                     bit_flip_on_read: *bit_flip,
-                    ..DiskFaults::default()
+                    ..self.plan.shape.tuning.disk_faults()
                 });
                 self.history.grant(operations);
             }
@@ -449,14 +494,33 @@ impl Run {
             self.start().await?;
         }
         self.finish().await?;
-        if self.random.borrow_mut().one_in(2) {
+        if let BadDisk::Refusing { other } = bad {
+            disk.set_faults(self.plan.shape.tuning.disk_faults());
+            self.lose_for_a_while(*other).await?;
+        } else if self.random.borrow_mut().one_in(2) {
             // Redundancy must hide it from whoever reads everything.
             let auditor = self.auditor().await?;
             check_tree(world, &self.history, &auditor, None, &[]).await?;
             auditor.kill();
         }
-        disk.set_faults(DiskFaults::default());
+        disk.set_faults(self.plan.shape.tuning.disk_faults());
         self.mend(index, bad).await
+    }
+
+    /// Whatever was answered while one disk refused writes must bear the loss of another.
+    async fn lose_for_a_while(&self, index: usize) -> Result<(), Violation> {
+        let world = &self.world;
+        world.stop_server().await;
+        world.disk(index).fail();
+        world.disk_harmed(1);
+        self.start().await?;
+        self.history.note(format!("disk {index} is lost for a while"));
+        let auditor = self.auditor().await?;
+        check_tree(world, &self.history, &auditor, None, &[]).await?;
+        auditor.kill();
+        world.stop_server().await;
+        world.disk(index).restore();
+        self.start().await
     }
 
     /// The operator takes care of the disk: redundancy is whole again afterwards.
@@ -497,7 +561,7 @@ impl Run {
         let uncertain = self.uncertain(killed);
         let auditor = self.auditor().await?;
         // What they had sent may be carried out until they are fenced.
-        self.world.handle.sleep(self.plan.shape.session_lease * 2).await;
+        self.world.handle.sleep(self.plan.shape.tuning.session_lease * 2).await;
         check_tree(&self.world, &self.history, &auditor, None, &uncertain).await?;
         self.clear_races(&auditor).await?;
         auditor.kill();
@@ -509,7 +573,7 @@ impl Run {
 
     /// Removes the names of the sideline that their creators can no longer account for.
     async fn clear_races(&self, auditor: &Mounted) -> Result<(), Violation> {
-        let (client, dir) = (auditor.client.clone(), self.sideline.dir);
+        let (client, dir) = (auditor.client.clone(), self.grounds.dirs[0]);
         let names = within(&self.world, auditor, "listing", async move { list(&client, dir).await }).await?;
         let names = names.map_err(|errno| Violation::new(Checker::Reply, format!("listing the sideline: {errno}")))?;
         for (name, _) in names {
@@ -538,8 +602,9 @@ impl Run {
         }
         let auditor = self.auditor().await?;
         check_tree(&self.world, &self.history, &auditor, None, &[]).await?;
-        check_sideline(&self.world, &self.history, &auditor, self.sideline).await?;
+        check_sideline(&self.world, &self.history, &auditor, &self.grounds).await?;
         auditor.kill();
+        self.world.ledger.verdict()?;
         check_clean(&self.world, context).await
     }
 
@@ -607,14 +672,29 @@ struct Setup {
 struct Made {
     own: Vec<Vec<(String, Ino)>>,
     shared: Vec<(String, Ino)>,
-    sideline: SidelineFiles,
+    grounds: Grounds,
+}
+
+fn ground_name(number: usize) -> String {
+    format!("{}{number}", String::from_utf8_lossy(PREFIX))
 }
 
 impl Setup {
-    async fn directory(&self, name: String) -> Result<(String, Ino), Errno> {
-        let root = self.client.root();
-        let entry = self.client.mkdir(Caller::default(), root, name.as_bytes(), 0o755, 0).await?;
-        Ok((name, entry.attr.ino))
+    async fn directory(&self, dir: Ino, name: &[u8]) -> Result<Ino, Errno> {
+        let entry = self.client.mkdir(Caller::default(), dir, name, 0o755, 0).await?;
+        Ok(entry.attr.ino)
+    }
+
+    async fn top(&self, name: String) -> Result<(String, Ino), Errno> {
+        let ino = self.directory(self.client.root(), name.as_bytes()).await?;
+        Ok((name, ino))
+    }
+
+    async fn file(&self, dir: Ino, name: &[u8]) -> Result<Ino, Errno> {
+        let (new, flags) = (NewFile::regular(0o644, 0), OpenFlags::default());
+        let (entry, file) = self.client.create(Caller::default(), dir, name, new, flags).await?;
+        self.client.release(&file);
+        Ok(entry.attr.ino)
     }
 
     async fn make(&self, actors: usize) -> Result<Made, Errno> {
@@ -622,24 +702,34 @@ impl Setup {
         for actor in 0..actors {
             let mut roots = Vec::new();
             for index in 0..OWN_DIRECTORIES {
-                roots.push(self.directory(format!("own{actor}-{index}")).await?);
+                roots.push(self.top(format!("own{actor}-{index}")).await?);
             }
             own.push(roots);
         }
         let mut shared = Vec::new();
         for index in 0..SHARED_DIRECTORIES {
-            shared.push(self.directory(format!("shared{index}")).await?);
+            shared.push(self.top(format!("shared{index}")).await?);
         }
-        let (_, dir) = self.directory(String::from_utf8_lossy(OPAQUE).into_owned()).await?;
-        let mut files = Vec::new();
-        for name in ["log", "lock"] {
-            let new = NewFile::regular(0o644, 0);
-            let flags = OpenFlags::default();
-            let (entry, file) = self.client.create(Caller::default(), dir, name.as_bytes(), new, flags).await?;
-            self.client.release(&file);
-            files.push(entry.attr.ino);
+        Ok(Made { own, shared, grounds: self.grounds().await? })
+    }
+
+    async fn grounds(&self) -> Result<Grounds, Errno> {
+        let dirs = [self.top(ground_name(0)).await?.1, self.top(ground_name(1)).await?.1];
+        let dir = dirs[0];
+        let lock = self.file(dir, b"lock").await?;
+        let mut logs = Vec::new();
+        for log in 0..LOGS {
+            logs.push(self.file(dir, format!("log{log}").as_bytes()).await?);
         }
-        let sideline = SidelineFiles { dir, log: files[0], lock: files[1] };
-        Ok(Made { own, shared, sideline })
+        for number in 0..LASTING_NAMES {
+            let new = NewFile { kind: FileKind::Fifo, ..NewFile::regular(0o600, 0) };
+            self.client.mknod(Caller::default(), dir, &lasting_name(number), new).await?;
+        }
+        let mut pawns = Vec::new();
+        for pawn in 0..2 * PAWNS {
+            let name = pawn_name(pawn);
+            pawns.push(if pawn < PAWNS { self.file(dir, &name).await? } else { self.directory(dir, &name).await? });
+        }
+        Ok(Grounds { dirs, logs, lock, pawns })
     }
 }

@@ -1,15 +1,15 @@
 //! Disks, a network, one node and its clients, and how each of them dies.
 
-use crate::report::{Checker, Violation};
-use cfs::background::MoverIntervals;
+use crate::ledger::{Ledger, Trust};
+use crate::report::{Checker, Toll, Violation};
+use crate::tuning::Tuning;
 use cfs::format::{FormatSpec, format_cluster, format_replacement};
-use cfs::node::{DeviceSlot, Node, NodeConfig, NodeSetup};
-use cfs_client::{Client, ClientConfig};
+use cfs::node::{Attach, DeviceSlot, Node, NodeSetup};
+use cfs_client::Client;
 use cfs_device::BlockDevice;
 use cfs_device::mem::MemDisk;
 use cfs_fabric::Address;
 use cfs_fabric::mem::MemNetwork;
-use cfs_meta::service::ServiceConfig;
 use cfs_movers::rebuild::RebuildConfig;
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Notify;
@@ -35,8 +35,8 @@ pub struct Shape {
     pub policy: Policy,
     /// See [`FormatSpec`].
     pub tolerate: Option<u8>,
-    pub session_lease: Duration,
     pub rebuild: RebuildConfig,
+    pub tuning: Tuning,
 }
 
 impl Default for Shape {
@@ -49,8 +49,8 @@ impl Default for Shape {
             shards: 4,
             policy: Policy::new(2, 1).expect("2+1 is a policy"),
             tolerate: None,
-            session_lease: Duration::from_secs(8),
             rebuild: RebuildConfig::default(),
+            tuning: Tuning::default(),
         }
     }
 }
@@ -93,30 +93,39 @@ pub struct World {
     pub shape: Shape,
     pub network: Rc<MemNetwork>,
     disks: RefCell<Vec<Rc<MemDisk>>>,
+    pub ledger: Rc<Ledger>,
     server: RefCell<Option<Server>>,
     halted: Rc<Cell<bool>>,
     halt: Rc<Notify>,
     seed: u64,
     replacements: Cell<u64>,
-    pub crashes: Cell<u64>,
+    toll: Cell<Toll>,
+    pub client_deaths: Cell<u64>,
+    /// Struck on disks that were replaced, or by hand.
+    other_disk_faults: Cell<u64>,
 }
 
 impl World {
     pub fn new(handle: &Handle, shape: Shape, seed: u64) -> Rc<World> {
         let disk = |index: usize| {
-            MemDisk::new(&format!("disk{index}"), shape.disk_bytes, shape.block, seed ^ (index as u64 + 1))
+            let disk = MemDisk::new(&format!("disk{index}"), shape.disk_bytes, shape.block, seed ^ (index as u64 + 1));
+            disk.set_faults(shape.tuning.disk_faults());
+            disk
         };
         let disks = (0..shape.targets).map(disk).collect();
         Rc::new(World {
             handle: handle.clone(),
             network: MemNetwork::new(seed ^ 0x4E45_7457_4F52_4B00),
             disks: RefCell::new(disks),
+            ledger: Ledger::new(handle),
             server: RefCell::new(None),
             halted: Rc::default(),
             halt: Notify::new(),
             seed,
             replacements: Cell::new(0),
-            crashes: Cell::new(0),
+            toll: Cell::default(),
+            client_deaths: Cell::new(0),
+            other_disk_faults: Cell::new(0),
             shape,
         })
     }
@@ -148,25 +157,6 @@ impl World {
         formatted.map(|_| ()).map_err(|error| Violation::new(Checker::Restart, format!("format: {error}")))
     }
 
-    fn config(&self) -> NodeConfig {
-        let meta = ServiceConfig {
-            session_lease: self.shape.session_lease,
-            read_lease: self.shape.session_lease / 2,
-            shared_mode: Duration::from_secs(1),
-            sweep: Duration::from_secs(1),
-            ..ServiceConfig::default()
-        };
-        // Often, so that a run of a few virtual seconds has rounds of each.
-        let movers = MoverIntervals {
-            collect: Duration::from_millis(500),
-            pack: Duration::from_secs(1),
-            orphans: Duration::from_secs(4),
-            epoch: Duration::from_secs(5),
-            repair: Duration::from_secs(5),
-        };
-        NodeConfig { meta, movers, rebuild: self.shape.rebuild, ..NodeConfig::default() }
-    }
-
     /// Starts the node on whatever the disks hold.
     pub async fn start_server(&self) -> Result<Started, Violation> {
         let domain = self.handle.new_domain();
@@ -174,12 +164,15 @@ impl World {
             label: disk.name().to_owned(),
             device: Ok(disk.open(&domain) as Rc<dyn BlockDevice>),
         };
+        let ledger = self.ledger.clone();
+        let attach: Attach = Rc::new(move |store| ledger.attach(store));
         let setup = NodeSetup {
             handle: domain.clone(),
             fabric: self.network.endpoint(SERVER, &domain),
             listen: Address(SERVER.to_owned()),
             devices: self.disks().iter().map(slot).collect(),
-            config: self.config(),
+            config: self.shape.tuning.node(),
+            attach: Some(attach),
         };
         *self.server.borrow_mut() = Some(Server { handle: domain.clone(), node: None });
         let starting = domain.spawn(Node::start(setup));
@@ -196,6 +189,7 @@ impl World {
             Some(Err(cancelled)) => Err(Violation::new(Checker::Restart, format!("start: {cancelled}"))),
             Some(Ok(Err(error))) => Err(Violation::new(Checker::Restart, format!("start: {error}"))),
             Some(Ok(Ok(node))) => {
+                self.ledger.verdict()?;
                 if let Some(server) = self.server.borrow_mut().as_mut() {
                     server.node = Some(node);
                 }
@@ -219,11 +213,23 @@ impl World {
 
     /// Kills the node.
     pub fn crash_server(&self, death: Death) {
+        if self.end_server(death) {
+            let mut toll = self.toll.get();
+            match death {
+                Death::Process => toll.process_crashes += 1,
+                Death::Power => toll.power_cuts += 1,
+            }
+            self.toll.set(toll);
+        }
+    }
+
+    /// Ends the node and what it had asked of the disks; true if it ran.
+    fn end_server(&self, death: Death) -> bool {
         let server = self.server.borrow_mut().take();
+        let ran = server.is_some();
         if let Some(server) = server {
             server.handle.kill();
             drop(server.node);
-            self.crashes.set(self.crashes.get() + 1);
         }
         for disk in self.disks() {
             disk.halt_after(None, None);
@@ -232,6 +238,7 @@ impl World {
             }
         }
         self.halted.set(false);
+        ran
     }
 
     /// Stops the node as an operator would.
@@ -240,8 +247,19 @@ impl World {
         if let Some(node) = node {
             node.shutdown().await;
         }
-        self.crash_server(Death::Process);
-        self.crashes.set(self.crashes.get() - 1);
+        self.end_server(Death::Process);
+    }
+
+    /// A disk was harmed so often, beside what its own dice did.
+    pub fn disk_harmed(&self, times: u64) {
+        self.other_disk_faults.set(self.other_disk_faults.get() + times);
+    }
+
+    /// What was inflicted so far.
+    pub fn toll(&self) -> Toll {
+        let disk_faults = self.disks().iter().map(|disk| disk.faults_injected()).sum::<u64>();
+        let client_deaths = self.client_deaths.get();
+        Toll { client_deaths, disk_faults: disk_faults + self.other_disk_faults.get(), ..self.toll.get() }
     }
 
     /// Lets a disk die at its n-th further write.
@@ -252,6 +270,11 @@ impl World {
             halt.notify_all();
         };
         self.disk(disk).halt_after(Some(writes), Some(Box::new(on_halt)));
+    }
+
+    /// What the target on a disk can be held to from now on.
+    pub fn distrust(&self, disk: usize, trust: Trust) {
+        self.ledger.distrust(TargetId(disk as u32), trust);
     }
 
     /// Takes back halts that did not strike; true if one has struck.
@@ -311,6 +334,7 @@ impl World {
         let old = self.disk(index);
         let seed = self.seed ^ (number << 32) ^ index as u64;
         let fresh = MemDisk::new(old.name(), old.size(), old.block(), seed);
+        fresh.set_faults(self.shape.tuning.disk_faults());
         let domain = self.handle.new_domain();
         let others = self.disks().into_iter().enumerate().filter(|(other, _)| *other != index);
         let survivors: Vec<(String, Rc<dyn BlockDevice>)> =
@@ -320,22 +344,16 @@ impl World {
         let formatted = format_replacement(&domain, &*device, &survivors, target, false).await;
         domain.kill();
         formatted.map_err(|error| broken(&error))?;
+        self.disk_harmed(old.faults_injected());
         self.disks.borrow_mut()[index] = fresh;
+        self.ledger.replaced(target);
         Ok(())
     }
 
     /// Mounts in a domain of its own.
     pub async fn mount(&self, name: &str) -> Result<Mounted, Violation> {
         let domain = self.handle.new_domain();
-        let config = ClientConfig {
-            name: name.to_owned(),
-            write_back_after: Duration::from_millis(300),
-            call_timeout: Duration::from_secs(5),
-            data_timeout: Duration::from_secs(5),
-            retry_window: Duration::from_secs(90),
-            linger: Duration::from_millis(500),
-            ..ClientConfig::default()
-        };
+        let config = self.shape.tuning.client(name);
         let fabric = self.network.endpoint(name, &domain);
         let handle = domain.clone();
         let connecting =

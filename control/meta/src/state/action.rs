@@ -40,7 +40,7 @@ impl View<'_> {
             Action::DropLink { ino, .. } => self.check_drop_link(*ino).await,
             Action::Moved { ino, .. } => {
                 self.inode(*ino).await?;
-                Ok(Checked { answer: Answer::Nothing, lock: keys::locked_inode(self.shard, *ino) })
+                Ok(Checked { answer: Answer::Moved { ino: *ino }, lock: keys::locked_inode(self.shard, *ino) })
             }
             Action::HoldRenameLock { token } => {
                 let lock = keys::locked_rename_lock(self.shard);

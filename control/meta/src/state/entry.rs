@@ -184,6 +184,10 @@ pub enum Answer {
         ino: Ino,
         nlink: u32,
     },
+    /// `Moved`.
+    Moved {
+        ino: Ino,
+    },
 }
 
 /// Why a shard can't prepare.

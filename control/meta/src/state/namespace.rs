@@ -46,15 +46,24 @@ pub(crate) fn entry_reply(attr: cfs_wire::meta::Attr) -> MetaReply {
 
 /// The client's reply, from what the actions of its operation answered.
 pub(crate) fn reply_of(op: &MetaOp, answers: &[Answer]) -> MetaReply {
-    let made = matches!(op, MetaOp::Create { .. } | MetaOp::Link { .. });
+    let (mut made, mut gone, mut moved) = (None, None, Vec::new());
     for answer in answers {
         match answer {
-            Answer::Attr(attr) if made => return entry_reply(attr.clone()),
-            Answer::Links { ino, nlink } if !made => return MetaReply::Removed { ino: *ino, nlink: *nlink },
-            _ => {}
+            Answer::Attr(attr) => made = Some(attr),
+            Answer::Links { ino, nlink } => gone = Some((*ino, *nlink)),
+            Answer::Moved { ino } => moved.push(*ino),
+            Answer::Nothing => {}
         }
     }
-    MetaReply::Done
+    match (op, made, gone) {
+        (MetaOp::Rename { .. }, _, replaced) => {
+            moved.sort_unstable();
+            MetaReply::Renamed { moved, replaced }
+        }
+        (MetaOp::Create { .. } | MetaOp::Link { .. }, Some(attr), _) => entry_reply(attr.clone()),
+        (_, _, Some((ino, nlink))) => MetaReply::Removed { ino, nlink },
+        _ => MetaReply::Done,
+    }
 }
 
 impl View<'_> {

@@ -246,6 +246,21 @@ impl MemDisk {
         }
     }
 
+    /// Bit rot all over: changes about `per_mille` in a thousand of the blocks ever written; answers
+    /// how many.
+    pub fn corrupt_written(&self, per_mille: u64, seed: u64) -> u64 {
+        let mut random = SplitMix64::new(seed);
+        let written = self.state.borrow().medium.written(0, self.size / u64::from(self.block));
+        let chosen = written.into_iter().filter(|_| random.below(1000) < per_mille);
+        let chosen: Vec<u64> = chosen.collect();
+        for block in &chosen {
+            let start = random.below(u64::from(self.block));
+            let length = 1 + random.below(u64::from(self.block) - start);
+            self.corrupt(block * u64::from(self.block) + start, length as usize, random.next_u64());
+        }
+        chosen.len() as u64
+    }
+
     /// The device is gone: every operation is answered so, those under way included.
     pub fn fail(&self) {
         self.state.borrow_mut().gone = true;

@@ -117,10 +117,11 @@ impl SegmentStore {
     }
 
     /// Brings a replicated blob (hot, log, ordered store) back to its number of copies.
-    /// `None`: no sound copy is left, or the missing ones find no target.
-    pub async fn repair_copies(&self, info: &BlobInfo, deep: bool) -> Option<Repaired> {
+    /// `None`: no sound copy is left, or the missing ones find no target. `least`: as in
+    /// [`Self::missing_copies`].
+    pub async fn repair_copies(&self, info: &BlobInfo, least: usize, deep: bool) -> Option<Repaired> {
         let _turn = self.repairs.acquire(1).await;
-        let wanted = usize::from(info.geometry.parity) + 1;
+        let wanted = least.max(usize::from(info.geometry.parity) + 1);
         let mut report = Repaired { checked: 1, ..Repaired::default() };
         let (mut sound, holders) = self.sound_copies(info, deep).await;
         if sound.len() >= wanted {
@@ -153,9 +154,10 @@ impl SegmentStore {
         Some(report)
     }
 
-    /// Copies of a replicated blob that are missing. `deep` reads every byte.
-    pub async fn missing_copies(&self, info: &BlobInfo, deep: bool) -> usize {
-        let wanted = usize::from(info.geometry.parity) + 1;
+    /// Copies of a replicated blob that are missing of those it was put with, and of the `least`
+    /// that there must be whatever its header says. `deep` reads every byte.
+    pub async fn missing_copies(&self, info: &BlobInfo, least: usize, deep: bool) -> usize {
+        let wanted = least.max(usize::from(info.geometry.parity) + 1);
         wanted.saturating_sub(self.sound_copies(info, deep).await.0.len())
     }
 

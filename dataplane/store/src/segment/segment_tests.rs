@@ -215,7 +215,7 @@ fn rotten_bytes_are_read_through_redundancy_and_repair_makes_them_sound() {
         assert_eq!(rebuilt, 1, "one shard of the one segment was on the rotten disk");
         for target in bench.pool.readable() {
             for info in target.list(BlobKind::Hot) {
-                bench.store.repair_copies(&info, true).await.unwrap();
+                bench.store.repair_copies(&info, 0, true).await.unwrap();
             }
         }
         bench.pool.add_absent(TargetId(1), "gone".into());

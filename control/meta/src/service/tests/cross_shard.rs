@@ -89,15 +89,16 @@ pub async fn wander(client: &Client) {
     let (one, two, three) = (dirs[&ShardId(1)], dirs[&ShardId(2)], dirs[&ShardId(3)]);
     let file = client.create(one, "file").await.unwrap();
     assert_eq!(client.link(file, two, "link").await, Ok(2));
-    assert_eq!(client.rename(one, "file", three, "moved").await, Ok(MetaReply::Done));
+    let renamed = |moved: Ino, replaced| Ok(MetaReply::Renamed { moved: vec![moved], replaced });
+    assert_eq!(client.rename(one, "file", three, "moved").await, renamed(file, None));
     assert_eq!(client.lookup(three, "moved").await, Ok(file));
     assert_eq!(client.lookup(one, "file").await, Err(errno(Errno::ENOENT)));
     let victim = client.create(three, "victim").await.unwrap();
     let replaced = client.rename(two, "link", three, "victim").await;
-    assert_eq!(replaced, Ok(MetaReply::Removed { ino: victim, nlink: 0 }));
+    assert_eq!(replaced, renamed(file, Some((victim, 0))));
     assert_eq!(client.unlink(three, "moved").await, Ok(MetaReply::Removed { ino: file, nlink: 1 }));
     let sub = client.mkdir(one, "sub").await.unwrap();
-    assert_eq!(client.rename(one, "sub", two, "sub").await, Ok(MetaReply::Done));
+    assert_eq!(client.rename(one, "sub", two, "sub").await, renamed(sub, None));
     assert_eq!(client.create(sub, "inside").await.map(|ino| ino.shard()), Ok(sub.shard()));
     let full = client.call(MetaOp::Rmdir { dir: two, name: name("sub") }).await;
     assert_eq!(full, Err(errno(Errno::ENOTEMPTY)));
@@ -153,7 +154,7 @@ pub fn a_directory_does_not_move_into_itself_across_shards() {
         assert_eq!(client.rename(two, "outer", inner, "loop").await, Err(errno(Errno::EINVAL)));
         assert_eq!(client.lookup(two, "outer").await, Ok(outer));
         // The rename lock is free again.
-        assert_eq!(client.rename(two, "outer", one, "back").await, Ok(MetaReply::Done));
+        client.rename(two, "outer", one, "back").await.unwrap();
         check(&cluster).await;
     });
 }

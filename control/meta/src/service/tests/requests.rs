@@ -14,7 +14,8 @@ pub fn a_single_client_creates_finds_renames_and_waits_for_nobody() {
         let file = a.create(Ino::ROOT, "file").await.unwrap();
         assert_eq!(a.lookup(Ino::ROOT, "file").await, Ok(file));
         assert_eq!(a.create(Ino::ROOT, "file").await, Err(errno(Errno::EEXIST)));
-        assert_eq!(a.rename(Ino::ROOT, "file", Ino::ROOT, "other").await, Ok(MetaReply::Done));
+        let renamed = a.rename(Ino::ROOT, "file", Ino::ROOT, "other").await;
+        assert_eq!(renamed, Ok(MetaReply::Renamed { moved: vec![file], replaced: None }));
         assert_eq!(a.lookup(Ino::ROOT, "file").await, Err(errno(Errno::ENOENT)));
         assert_eq!(a.lookup(Ino::ROOT, "other").await, Ok(file));
         assert_eq!(a.stat(file).await.unwrap().nlink, 1);
@@ -68,7 +69,8 @@ pub fn a_lost_reply_is_found_whatever_entry_the_node_dies_at() {
             cluster.keep_alive();
             let file = a.create(Ino::ROOT, "file").await.unwrap();
             assert_eq!(a.link(file, Ino::ROOT, "second").await, Ok(2));
-            assert_eq!(a.rename(Ino::ROOT, "file", Ino::ROOT, "third").await, Ok(MetaReply::Done));
+            let renamed = a.rename(Ino::ROOT, "file", Ino::ROOT, "third").await;
+            assert_eq!(renamed, Ok(MetaReply::Renamed { moved: vec![file], replaced: None }));
             assert_eq!(a.unlink(Ino::ROOT, "second").await, Ok(MetaReply::Removed { ino: file, nlink: 1 }));
             assert_eq!(a.lookup(Ino::ROOT, "third").await, Ok(file));
         });

@@ -347,7 +347,7 @@ impl Model {
                 return Err(Errno::EINVAL);
             }
         }
-        let mut reply = MetaReply::Done;
+        let mut replaced = None;
         if let Some(target) = target.filter(|_| !exchange) {
             match (self.is_dir(ino), self.is_dir(target)) {
                 (true, false) => return Err(Errno::ENOTDIR),
@@ -357,7 +357,7 @@ impl Model {
             }
             self.nodes.get_mut(&to_dir).unwrap().names.remove(to_name);
             self.nodes.get_mut(&target).unwrap().ctime = now;
-            reply = MetaReply::Removed { ino: target, nlink: self.nlink(target) };
+            replaced = Some((target, self.nlink(target)));
         }
         self.nodes.get_mut(&dir).unwrap().names.remove(name);
         self.nodes.get_mut(&to_dir).unwrap().names.insert(to_name.to_vec(), ino);
@@ -370,7 +370,9 @@ impl Model {
         }
         self.names_change(dir, now);
         self.names_change(to_dir, now);
-        Ok(reply)
+        let mut moved: Vec<Ino> = [Some(ino), target.filter(|_| exchange)].into_iter().flatten().collect();
+        moved.sort();
+        Ok(MetaReply::Renamed { moved, replaced })
     }
 
     fn set_attr(&mut self, ino: Ino, changes: &AttrChanges, now: Timestamp) -> Outcome<MetaReply> {

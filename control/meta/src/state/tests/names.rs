@@ -110,7 +110,8 @@ fn a_directory_does_not_move_beneath_itself() {
     assert_eq!(errno(shard.rename(a, "b", ROOT, "a", 0)), Errno::ENOTEMPTY);
     let c = shard.create(b, "c", dir()).unwrap().ino;
     assert_eq!(errno(shard.rename(b, "c", ROOT, "a", RENAME_EXCHANGE)), Errno::EINVAL);
-    assert_eq!(shard.rename(b, "c", ROOT, "c", RENAME_NOREPLACE), Ok(MetaReply::Done));
+    let renamed = shard.rename(b, "c", ROOT, "c", RENAME_NOREPLACE);
+    assert_eq!(renamed, Ok(MetaReply::Renamed { moved: vec![c], replaced: None }));
     assert_eq!((shard.attr(b).unwrap().nlink, shard.attr(ROOT).unwrap().nlink), (2, 4));
     let up = shard.read(MetaOp::Lookup { dir: c, name: name("..") }).unwrap();
     assert!(matches!(up, MetaReply::Entry(entry) if entry.attr.ino == ROOT));

@@ -1,0 +1,123 @@
+//! Damage beyond what redundancy can bear. Much may be lost then, and the node may refuse to
+//! start; but whatever is still answered is right: an error, never older or other contents.
+
+use crate::checker::within;
+use crate::content::difference;
+use crate::history::History;
+use crate::ledger::Trust;
+use crate::model::ROOT;
+use crate::observe::read_all;
+use crate::op::{NodeId, shown};
+use crate::report::{Checker, Violation};
+use crate::workload::list;
+use crate::world::{Mounted, Started, World};
+use cfs_reactor::clock::SplitMix64;
+use cfs_wire::meta::FileKind;
+use cfs_wire::{Errno, Ino};
+use std::time::Duration;
+
+/// A client gives up what it gets no answer to after its retry window: so long for everything.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// Destroys a part of what all disks hold, in a thousand, while the node is stopped; then everything
+/// is read.
+pub async fn ruin(world: &World, history: &History, mut random: SplitMix64) -> Result<(), Violation> {
+    let per_mille = [2, 10, 50, 200][random.below(4) as usize];
+    history.note(format!("{per_mille} in a thousand blocks of every disk are destroyed"));
+    world.stop_server().await;
+    for (index, disk) in world.disks().iter().enumerate() {
+        world.distrust(index, Trust::Faulty);
+        world.disk_harmed(disk.corrupt_written(per_mille, random.next_u64()));
+    }
+    match world.start_server().await {
+        Ok(Started::Serving) => {}
+        Ok(Started::Halted) => return Err(Violation::new(Checker::Hang, "a disk halted that nobody armed")),
+        Err(refused) if refused.checker == Checker::Restart => {
+            history.note(format!("the node refuses: {}", refused.detail));
+            return Ok(());
+        }
+        Err(violation) => return Err(violation),
+    }
+    let mounting = world.mount("witness");
+    let witness = match world.handle.timeout(PATIENCE, Box::pin(mounting)).await {
+        Some(Ok(witness)) => witness,
+        Some(Err(refused)) => {
+            history.note(format!("nobody can mount: {}", refused.detail));
+            return Ok(());
+        }
+        None => return Err(Violation::new(Checker::Hang, "a mount of ruined disks does not end")),
+    };
+    let outcome = world.handle.timeout(PATIENCE, Box::pin(look(world, history, &witness))).await;
+    witness.kill();
+    world.ledger.verdict()?;
+    outcome.unwrap_or_else(|| Err(Violation::new(Checker::Hang, "reading ruined disks does not end")))
+}
+
+/// What was lost shows as this.
+fn is_loss(errno: Errno) -> bool {
+    errno == Errno::EIO
+}
+
+/// Takes an answer apart: `None` if what was asked for is lost.
+fn answered<T>(what: &str, answer: Result<T, Errno>) -> Result<Option<T>, Violation> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(errno) if is_loss(errno) => Ok(None),
+        Err(errno) => Err(Violation::new(Checker::Tree, format!("{what}, which was there, answers {errno}"))),
+    }
+}
+
+async fn look(world: &World, history: &History, witness: &Mounted) -> Result<(), Violation> {
+    let mut waiting: Vec<(NodeId, String)> = vec![(ROOT, "/".to_owned())];
+    let mut seen: Vec<NodeId> = Vec::new();
+    while let Some((id, path)) = waiting.pop() {
+        if seen.contains(&id) {
+            continue;
+        }
+        seen.push(id);
+        let node = history.model.borrow().node(id).clone();
+        let Some(ino) = node.ino.filter(|_| !node.opaque) else { continue };
+        look_at(world, history, witness, (id, ino), &path).await?;
+        let names = node.names.iter().map(|(name, child)| (*child, format!("{path}{}/", shown(name))));
+        waiting.extend(names);
+    }
+    Ok(())
+}
+
+async fn look_at(
+    world: &World,
+    history: &History,
+    witness: &Mounted,
+    (id, ino): (NodeId, Ino),
+    path: &str,
+) -> Result<(), Violation> {
+    let wrong = |checker, detail: String| Err(Violation::new(checker, format!("{path} of ruined disks: {detail}")));
+    let node = history.model.borrow().node(id).clone();
+    let client = witness.client.clone();
+    let attr = within(world, witness, "getattr", async move { client.getattr(ino).await }).await?;
+    if let Some(located) = answered(path, attr)?
+        && let Err(detail) = history.model.borrow().check_attr(id, &located.attr)
+    {
+        return wrong(Checker::Tree, detail);
+    }
+    let client = witness.client.clone();
+    match node.new.kind {
+        FileKind::File => {
+            let bytes = within(world, witness, "reading", async move { read_all(&client, ino).await }).await?;
+            match answered(path, bytes)? {
+                Some(bytes) if bytes != node.content.now() => {
+                    wrong(Checker::Contents, difference(node.content.now(), &bytes))
+                }
+                _ => Ok(()),
+            }
+        }
+        FileKind::Directory => {
+            let names = within(world, witness, "listing", async move { list(&client, ino).await }).await?;
+            let Some(found) = answered(path, names)? else { return Ok(()) };
+            let found: Vec<_> = found.iter().map(|(name, _)| name).collect();
+            let expected: Vec<_> = node.names.keys().collect();
+            if found == expected { Ok(()) } else { wrong(Checker::Tree, format!("lists {found:?}, not {expected:?}")) }
+        }
+        _ => Ok(()),
+    }
+}
