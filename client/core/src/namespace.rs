@@ -3,7 +3,7 @@
 use crate::Client;
 use crate::cache::{DirEntries, LocatedEntry, Negative, unexpected};
 use crate::nodes::name;
-use cfs_wire::meta::{FileKind, MetaOp, MetaReply, Name, RENAME_EXCHANGE, RENAME_WHITEOUT, StatFs};
+use cfs_wire::meta::{FileKind, MetaOp, MetaReply, Name, RENAME_WHITEOUT, StatFs};
 use cfs_wire::{Errno, Ino};
 use std::rc::Rc;
 use std::time::Duration;

@@ -531,9 +531,8 @@ impl Model {
 
     fn extended(&mut self, op: &Op) -> Result<Answer, Errno> {
         // Anyone may write to a fifo or through a symlink, so users' attributes are not for these.
-        let allowed = |kind, name: &[u8]| {
-            matches!(kind, FileKind::File | FileKind::Directory) || !name.starts_with(b"user.")
-        };
+        let allowed =
+            |kind, name: &[u8]| matches!(kind, FileKind::File | FileKind::Directory) || !name.starts_with(b"user.");
         match op {
             Op::SetXattr { node, name, value, flags } => {
                 if !allowed(self.kind(*node), name) {

@@ -149,6 +149,7 @@ impl Tuning {
             limit_bytes: log.limit_bytes,
             stored_bytes_max: log.stored_bytes_max,
             copy_bytes_max: log.copy_bytes_max,
+            ..LogConfig::default()
         });
         let store = self.store.map(|store| KvConfig {
             memtable_bytes_max: store.memtable_bytes,
