@@ -291,8 +291,9 @@ def main():
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--victim", choices=VICTIMS)
-    parser.add_argument("workloads", nargs="*", default=WORKLOADS)
-    arguments = parser.parse_args()
+    parser.add_argument("workloads", nargs="*")
+    arguments = parser.parse_intermixed_args()
+    arguments.workloads = arguments.workloads or WORKLOADS
     if unknown := set(arguments.workloads) - set(WORKLOADS):
         parser.error(f"unknown workloads: {unknown}; known: {WORKLOADS}")
     directory = tempfile.mkdtemp(prefix="cfs-crash.", dir=os.environ.get("CFS_WORK", "/tmp"))
