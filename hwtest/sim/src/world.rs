@@ -4,7 +4,7 @@ use crate::ledger::{Ledger, Trust};
 use crate::report::{Checker, Toll, Violation};
 use crate::tuning::Tuning;
 use cfs::format::{FormatSpec, format_cluster, format_replacement};
-use cfs::node::{Attach, DeviceSlot, Node, NodeSetup};
+use cfs::node::{Attach, DeviceSlot, Node, NodeConfig, NodeSetup};
 use cfs_client::Client;
 use cfs_device::BlockDevice;
 use cfs_device::mem::MemDisk;
@@ -171,7 +171,7 @@ impl World {
             fabric: self.network.endpoint(SERVER, &domain),
             listen: Address(SERVER.to_owned()),
             devices: self.disks().iter().map(slot).collect(),
-            config: self.shape.tuning.node(),
+            config: NodeConfig { rebuild: self.shape.rebuild, ..self.shape.tuning.node() },
             attach: Some(attach),
         };
         *self.server.borrow_mut() = Some(Server { handle: domain.clone(), node: None });

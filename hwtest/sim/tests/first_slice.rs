@@ -113,27 +113,35 @@ fn two_lost_targets_are_an_error_and_never_other_bytes() {
     });
 }
 
-/// Writes two files with a crash of the node at one device write, and looks at both.
+/// Writes one file, then more with a crash of the node at one device write, and looks at all.
 async fn crash_at(handle: &Handle, disk: usize, write: u64, death: Death) -> bool {
     let context = format!("{death:?} at write {write} of disk {disk}");
     let world = cluster(handle, 100 + write).await;
     let writer = world.mount("writer").await.unwrap();
-    let (first, second) = (pattern(5, MIB), pattern(6, 300_000));
+    let first = pattern(5, MIB);
+    let later = [(b"second", pattern(6, 300_000)), (b"third.", pattern(7, 100_000)), (b"fourth", pattern(8, 20_000))];
     write_file(&writer.client, b"first", &first).await;
     world.halt_disk_after(disk, write);
     let client = writer.client.clone();
-    let copy = second.clone();
-    let writing = writer.handle.spawn(async move { write_file(&client, b"second", &copy).await });
+    let files = later.clone();
+    let writing = writer.handle.spawn(async move {
+        for (name, bytes) in files {
+            write_file(&client, name, &bytes).await;
+        }
+    });
     let halted = handle.timeout(Duration::from_secs(3), world.halted()).await.is_some();
     world.crash_server(death);
     assert_eq!(world.start_server().await.unwrap(), Started::Serving, "{context}");
-    // The client outlives the crash: its operation ends well.
+    // The client outlives the crash: its operations end well.
     writing.await.expect("the client lives");
     world.crash_server(death);
     assert_eq!(world.start_server().await.unwrap(), Started::Serving, "{context}, again");
     let reader = world.mount("reader").await.unwrap();
     assert!(read_by_name(&reader, b"first").await == first, "{context}: the first file is damaged");
-    assert!(read_by_name(&reader, b"second").await == second, "{context}: the second file is damaged");
+    for (name, bytes) in &later {
+        let damaged = format!("{context}: {} is damaged", String::from_utf8_lossy(*name));
+        assert!(read_by_name(&reader, *name).await == *bytes, "{damaged}");
+    }
     let report = world.node().check(false, true).await;
     assert_eq!((report.problems, report.degraded), (Vec::new(), 0), "{context}");
     halted
