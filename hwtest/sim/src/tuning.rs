@@ -105,7 +105,8 @@ impl Tuning {
             level_factor: pick(random, &[2, 4, 8]),
             cache_bytes: pick(random, &[32 << 10, 1 << 20, 32 << 20]),
         });
-        let session_lease = millis(random, &[3000, 8000, 8000]);
+        // Not shorter than a start takes: the node hears no heartbeat before it serves.
+        let session_lease = Duration::from_secs(8);
         Tuning {
             log,
             store,
