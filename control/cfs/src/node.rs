@@ -124,6 +124,7 @@ impl Node {
             Rc::new(move || usable_space(&pool, &parameters))
         };
         let meta = replicas.serve(config.meta.clone(), space);
+        meta.deafen();
         let calls: Rc<dyn ShardCalls> = Rc::new(LocalShards { meta: meta.clone(), shards: parameters.shards });
         let registrar = ShardRegistrar::new(calls.clone());
         let store = SegmentStore::new(&handle, targets.pool.clone(), registrar.clone(), config.segments);
@@ -154,6 +155,7 @@ impl Node {
         });
         let listener = fabric.listen(&listen, Rc::new(Dispatch::new(&node)))?;
         *node.listener.borrow_mut() = Some(listener);
+        node.meta.hear();
         Ok(node)
     }
 

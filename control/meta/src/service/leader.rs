@@ -135,8 +135,8 @@ impl MetaService {
             let before = self.inner.handle.now();
             self.inner.handle.sleep(every).await;
             let now = self.inner.handle.now();
-            if now.saturating_since(before) > every * 3 {
-                // This node itself stood still: it can't have heard anybody meanwhile.
+            if self.inner.deaf.get() || now.saturating_since(before) > every * 3 {
+                // This node itself stood still or does not listen yet: it can't have heard anybody.
                 for contact in self.inner.contacts.borrow_mut().values_mut() {
                     *contact = now;
                 }
@@ -152,6 +152,19 @@ impl MetaService {
                 self.fence(session).await;
             }
         }
+    }
+
+    /// Until [`Self::hear`] no session is taken for silent: what was begun before a restart is
+    /// finished before clients are served, and may wait for what they have cached to run out.
+    pub fn deafen(&self) {
+        self.inner.deaf.set(true);
+    }
+
+    /// The node listens: from now on every session has a full lease to show up.
+    pub fn hear(&self) {
+        self.inner.deaf.set(false);
+        let now = self.inner.handle.now();
+        self.inner.contacts.borrow_mut().values_mut().for_each(|contact| *contact = now);
     }
 
     /// Fences a session in every shard of this node that knows it. What fails is tried again by

@@ -47,7 +47,7 @@ use cfs_wire::meta::{MetaError, MetaResult};
 use cfs_wire::{NodeId, RequestId, SessionId, ShardId};
 use events::Events;
 use shard::Shard;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -68,6 +68,8 @@ struct Inner {
     events: Events,
     /// When each session was last heard of.
     contacts: RefCell<BTreeMap<SessionId, Instant>>,
+    /// The node does not listen yet: nobody can be heard, so nobody is silent.
+    deaf: Cell<bool>,
     /// Changes that run right now: a repetition joins them.
     running: RefCell<BTreeMap<(ShardId, RequestId), Rc<Running>>>,
     /// Renames of this node that want a volume's rename lock take turns here first.
@@ -121,6 +123,7 @@ impl MetaService {
             shards,
             events: Events::new(handle),
             contacts: RefCell::default(),
+            deaf: Cell::new(false),
             running: RefCell::default(),
             rename_turn: Semaphore::new(1),
         };
