@@ -1,6 +1,6 @@
 //! The connection to the kernel: mounting, by ourselves or through fusermount3, and the first
-//! words. There is one descriptor of the device; when it is closed, however that happens, the
-//! kernel answers every program that waits.
+//! words. There is one descriptor of the device; when the process has closed it, the kernel
+//! answers every program that waits.
 
 use crate::abi::{self, Features, InHeader, InitIn, InitOut, OutHeader, Refusal};
 use crate::error::MountError;

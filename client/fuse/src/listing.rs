@@ -65,7 +65,7 @@ impl Listing {
     fn encoded(&self, first: usize, room: usize) -> Vec<u8> {
         let mut dirents = Dirents::new(room);
         for entry in &self.entries[first..] {
-            if !dirents.push(None, entry.ino.as_u64(), entry.cookie, dirent_kind(entry.kind), &entry.name) {
+            if !dirents.push(entry.ino.as_u64(), entry.cookie, dirent_kind(entry.kind), &entry.name) {
                 break;
             }
         }

@@ -188,7 +188,7 @@ fn inode_operation(ino: Ino, call: &Call) -> Result<Operation, Errno> {
         Call::SetAttr(arguments) => Operation::SetAttr { ino, changes: changes(&arguments)? },
         Call::ReadLink => Operation::ReadLink { ino },
         Call::OpenDir => Operation::OpenDir { ino },
-        Call::ReadDir { arguments, plus: false } => {
+        Call::ReadDir(arguments) => {
             Operation::ReadDir { handle: Handle(arguments.fh), after: arguments.offset, room: arguments.size as usize }
         }
         Call::ReleaseDir(arguments) => Operation::ReleaseDir { handle: Handle(arguments.fh) },

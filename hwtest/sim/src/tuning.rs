@@ -105,8 +105,7 @@ impl Tuning {
             level_factor: pick(random, &[2, 4, 8]),
             cache_bytes: pick(random, &[32 << 10, 1 << 20, 32 << 20]),
         });
-        // Not shorter than a start takes: the node hears no heartbeat before it serves.
-        let session_lease = Duration::from_secs(8);
+        let session_lease = millis(random, &[3000, 8000, 8000]);
         Tuning {
             log,
             store,

@@ -1,83 +1,37 @@
 //! The spine: a client's bytes go through the fabric to stores on three targets, their reference
 //! through a Raft group, and come back after a loss or a crash.
 
-use bytes::Bytes;
-use cfs_client::{Caller, Client, NewFile, OpenFlags};
-use cfs_reactor::clock::{SimClock, SplitMix64};
+mod common;
+
+use cfs_client::OpenFlags;
+use cfs_reactor::clock::SimClock;
 use cfs_reactor::{Executor, Handle};
-use cfs_sim::world::{Death, Mounted, Shape, Started, World};
-use cfs_wire::Ino;
-use std::future::Future;
+use cfs_sim::world::{Death, Mounted, Shape, Started};
+use common::{cluster, pattern, read_file, simulated, write_file};
 use std::rc::Rc;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
 
-fn simulated<F: Future<Output = ()> + 'static>(seed: u64, body: impl FnOnce(Handle) -> F) {
-    let executor = Executor::new(Rc::new(SimClock::new(seed)));
-    let handle = executor.domain();
-    executor.run_simulated(&handle, body(handle.clone())).expect("it goes on").expect("it ends");
-}
-
-fn pattern(seed: u64, length: usize) -> Bytes {
-    let mut random = SplitMix64::new(seed);
-    (0..length.div_ceil(8)).flat_map(|_| random.next_u64().to_le_bytes()).take(length).collect()
-}
-
-async fn cluster(handle: &Handle, seed: u64) -> Rc<World> {
-    let world = World::new(handle, Shape::default(), seed);
-    world.format().await.unwrap();
-    assert_eq!(world.start_server().await.unwrap(), Started::Serving);
-    world
-}
-
-async fn read_all(client: &Rc<Client>, ino: Ino) -> Vec<u8> {
-    let file = client.open(ino, OpenFlags::default(), false).await.unwrap();
-    let mut bytes = Vec::new();
-    loop {
-        let part = client.read(&file, bytes.len() as u64, 256 << 10).await.unwrap();
-        if part.is_empty() {
-            client.release(&file);
-            return bytes;
-        }
-        bytes.extend_from_slice(&part);
-    }
-}
-
-/// Makes a file with these bytes and syncs it.
-async fn write_file(client: &Rc<Client>, name: &[u8], bytes: &Bytes) -> Ino {
-    let new = NewFile::regular(0o644, 0o022);
-    let (entry, file) = client.create(Caller::default(), client.root(), name, new, OpenFlags::default()).await.unwrap();
-    for (index, part) in bytes.chunks(128 << 10).enumerate() {
-        let offset = (index * (128 << 10)) as u64;
-        let written = client.write(&file, offset, Bytes::copy_from_slice(part), false).await.unwrap();
-        assert_eq!(written as usize, part.len());
-    }
-    client.fsync(&file, false).await.unwrap();
-    client.release(&file);
-    entry.attr.ino
-}
-
 async fn read_by_name(mounted: &Mounted, name: &[u8]) -> Vec<u8> {
-    let entry = mounted.client.lookup(mounted.client.root(), name).await.expect("the name is there");
-    read_all(&mounted.client, entry.attr.ino).await
+    read_file(&mounted.client, mounted.client.root(), name).await.unwrap()
 }
 
 #[test]
 fn a_mebibyte_comes_back_with_any_one_target_lost() {
     for lost in 0..3 {
         simulated(11 + lost as u64, |handle| async move {
-            let world = cluster(&handle, 7).await;
+            let world = cluster(&handle, Shape::default(), 7).await;
             let writer = world.mount("writer").await.unwrap();
             let bytes = pattern(1, MIB);
-            write_file(&writer.client, b"file", &bytes).await;
+            write_file(&writer.client, writer.client.root(), b"file", &bytes).await;
             world.disk(lost).fail();
             // A client that has cached nothing.
             let reader = world.mount("reader").await.unwrap();
             assert!(read_by_name(&reader, b"file").await == bytes, "target {lost} lost: other bytes");
             // And the cluster goes on taking writes.
             let more = pattern(2, MIB);
-            write_file(&reader.client, b"more", &more).await;
+            write_file(&reader.client, reader.client.root(), b"more", &more).await;
             assert!(read_by_name(&writer, b"more").await == more, "target {lost} lost: new bytes are wrong");
         });
     }
@@ -86,10 +40,10 @@ fn a_mebibyte_comes_back_with_any_one_target_lost() {
 #[test]
 fn a_restarted_node_serves_the_same_bytes_from_two_of_three_targets() {
     simulated(21, |handle| async move {
-        let world = cluster(&handle, 8).await;
+        let world = cluster(&handle, Shape::default(), 8).await;
         let writer = world.mount("writer").await.unwrap();
         let bytes = pattern(3, MIB);
-        write_file(&writer.client, b"file", &bytes).await;
+        write_file(&writer.client, writer.client.root(), b"file", &bytes).await;
         world.crash_server(Death::Power);
         world.disk(1).fail();
         assert_eq!(world.start_server().await.unwrap(), Started::Serving);
@@ -101,9 +55,9 @@ fn a_restarted_node_serves_the_same_bytes_from_two_of_three_targets() {
 #[test]
 fn two_lost_targets_are_an_error_and_never_other_bytes() {
     simulated(22, |handle| async move {
-        let world = cluster(&handle, 9).await;
+        let world = cluster(&handle, Shape::default(), 9).await;
         let writer = world.mount("writer").await.unwrap();
-        let ino = write_file(&writer.client, b"file", &pattern(4, MIB)).await;
+        let ino = write_file(&writer.client, writer.client.root(), b"file", &pattern(4, MIB)).await;
         let reader = world.mount("reader").await.unwrap();
         let file = reader.client.open(ino, OpenFlags::default(), false).await.unwrap();
         world.disk(0).fail();
@@ -116,17 +70,17 @@ fn two_lost_targets_are_an_error_and_never_other_bytes() {
 /// Writes one file, then more with a crash of the node at one device write, and looks at all.
 async fn crash_at(handle: &Handle, disk: usize, write: u64, death: Death) -> bool {
     let context = format!("{death:?} at write {write} of disk {disk}");
-    let world = cluster(handle, 100 + write).await;
+    let world = cluster(handle, Shape::default(), 100 + write).await;
     let writer = world.mount("writer").await.unwrap();
     let first = pattern(5, MIB);
     let later = [(b"second", pattern(6, 300_000)), (b"third.", pattern(7, 100_000)), (b"fourth", pattern(8, 20_000))];
-    write_file(&writer.client, b"first", &first).await;
+    write_file(&writer.client, writer.client.root(), b"first", &first).await;
     world.halt_disk_after(disk, write);
     let client = writer.client.clone();
     let files = later.clone();
     let writing = writer.handle.spawn(async move {
         for (name, bytes) in files {
-            write_file(&client, name, &bytes).await;
+            write_file(&client, client.root(), name, &bytes).await;
         }
     });
     let halted = handle.timeout(Duration::from_secs(3), world.halted()).await.is_some();

@@ -1,47 +1,31 @@
 //! What a lost target held is rebuilt without being asked: on its replacement, or on the targets
 //! that are left.
 
+mod common;
+
 use bytes::Bytes;
-use cfs_client::{Caller, Client, NewFile, OpenFlags};
+use cfs_client::Client;
 use cfs_movers::rebuild::RebuildConfig;
-use cfs_reactor::clock::{SimClock, SplitMix64};
-use cfs_reactor::{Executor, Handle};
+use cfs_reactor::Handle;
 use cfs_sim::world::{Death, Shape, Started, World};
-use std::future::Future;
+use common::{pattern, read_file, simulated};
 use std::rc::Rc;
 use std::time::Duration;
 
 /// Some that go to segments, some to replicated blobs.
 const LENGTHS: [usize; 6] = [900_000, 20_000, 300_000, 30_000, 2_000_000, 5000];
 
-fn simulated<F: Future<Output = ()> + 'static>(seed: u64, body: impl FnOnce(Handle) -> F) {
-    let executor = Executor::new(Rc::new(SimClock::new(seed)));
-    let handle = executor.domain();
-    executor.run_simulated(&handle, body(handle.clone())).expect("it goes on").expect("it ends");
-}
-
-fn pattern(length: usize) -> Bytes {
-    let mut random = SplitMix64::new(length as u64);
-    (0..length.div_ceil(8)).flat_map(|_| random.next_u64().to_le_bytes()).take(length).collect()
+fn content(length: usize) -> Bytes {
+    pattern(length as u64, length)
 }
 
 async fn write_file(client: &Rc<Client>, length: usize) {
-    let (new, name) = (NewFile::regular(0o644, 0o022), length.to_string());
-    let (_, file) =
-        client.create(Caller::default(), client.root(), name.as_bytes(), new, OpenFlags::default()).await.unwrap();
-    for (index, part) in pattern(length).chunks(128 << 10).enumerate() {
-        let offset = (index * (128 << 10)) as u64;
-        client.write(&file, offset, Bytes::copy_from_slice(part), false).await.unwrap();
-    }
-    client.fsync(&file, false).await.unwrap();
-    client.release(&file);
+    common::write_file(client, client.root(), length.to_string().as_bytes(), &content(length)).await;
 }
 
 /// A cluster with a file of each length.
 async fn cluster(handle: &Handle, shape: Shape, seed: u64) -> Rc<World> {
-    let world = World::new(handle, shape, seed);
-    world.format().await.unwrap();
-    assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+    let world = common::cluster(handle, shape, seed).await;
     let writer = world.mount("writer").await.unwrap();
     for length in LENGTHS {
         write_file(&writer.client, length).await;
@@ -54,15 +38,9 @@ async fn expect_files(world: &World, context: &str) {
     let reader = world.mount("reader").await.unwrap();
     let client = &reader.client;
     for length in LENGTHS {
-        let entry = client.lookup(client.root(), length.to_string().as_bytes()).await.unwrap();
-        let file = client.open(entry.attr.ino, OpenFlags::default(), false).await.unwrap();
-        let mut bytes = Vec::new();
-        while bytes.len() < length {
-            let part = client.read(&file, bytes.len() as u64, 256 << 10).await;
-            bytes.extend_from_slice(&part.unwrap_or_else(|error| panic!("{context}: file {length}: {error:?}")));
-        }
-        assert!(bytes == pattern(length), "{context}: file {length} has other bytes");
-        client.release(&file);
+        let bytes = read_file(client, client.root(), length.to_string().as_bytes()).await;
+        let bytes = bytes.unwrap_or_else(|error| panic!("{context}: file {length}: {error:?}"));
+        assert!(bytes == content(length), "{context}: file {length} has other bytes");
     }
     reader.kill();
 }

@@ -1,11 +1,13 @@
 //! Space comes back after deletes, however often.
 
+mod common;
+
 use bytes::Bytes;
 use cfs_client::{Caller, Client, NewFile, OpenFile, OpenFlags};
-use cfs_reactor::clock::SimClock;
-use cfs_reactor::{Executor, Handle};
-use cfs_sim::world::{Shape, Started, World};
+use cfs_reactor::Handle;
+use cfs_sim::world::Shape;
 use cfs_wire::Errno;
+use common::{cluster, simulated};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -41,9 +43,7 @@ async fn fill(client: &Rc<Client>, name: &str, most: usize) -> (Rc<OpenFile>, bo
 async fn rounds(handle: Handle, count: usize, keep: bool) -> Vec<u64> {
     // Small, so that it is filled quickly: 15 zones.
     let shape = Shape { disk_bytes: 31 << 20, ..Shape::default() };
-    let world = World::new(&handle, shape, 5);
-    world.format().await.unwrap();
-    assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+    let world = cluster(&handle, shape, 5).await;
     let mounted = world.mount("writer").await.unwrap();
     let client = &mounted.client;
     let mut free = Vec::new();
@@ -75,9 +75,7 @@ async fn rounds(handle: Handle, count: usize, keep: bool) -> Vec<u64> {
 }
 
 fn run(count: usize, keep: bool) -> Vec<u64> {
-    let executor = Executor::new(Rc::new(SimClock::new(31)));
-    let handle = executor.domain();
-    executor.run_simulated(&handle, rounds(handle.clone(), count, keep)).expect("it goes on").expect("it ends")
+    simulated(31, |handle| rounds(handle, count, keep))
 }
 
 fn lost(free: &[u64]) -> Option<usize> {

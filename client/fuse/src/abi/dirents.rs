@@ -1,11 +1,11 @@
-//! Directory entries as READDIR and READDIRPLUS give them: one after the other, each padded to 8
-//! bytes, as many as the caller has room for.
+//! Directory entries as READDIR gives them: one after the other, each padded to 8 bytes, as many as
+//! the caller has room for.
 
-use super::{DirEntryHead, EntryOut};
+use super::DirEntryHead;
 
 const ALIGNMENT: usize = 8;
 
-/// The answer to one READDIR or READDIRPLUS.
+/// The answer to one READDIR.
 pub(crate) struct Dirents {
     bytes: Vec<u8>,
     room: usize,
@@ -17,17 +17,14 @@ impl Dirents {
         Dirents { bytes: Vec::with_capacity(room.min(1 << 16)), room }
     }
 
-    /// Appends an entry; READDIRPLUS wants it to begin with what LOOKUP would say. False, with
-    /// nothing appended, when there is no room for it.
-    pub fn push(&mut self, plus: Option<&EntryOut>, ino: u64, cookie: u64, kind: u32, name: &[u8]) -> bool {
+    /// Appends an entry. False, with nothing appended, when there is no room for it.
+    pub fn push(&mut self, ino: u64, cookie: u64, kind: u32, name: &[u8]) -> bool {
         let head = DirEntryHead { ino, off: cookie, namelen: name.len() as u32, kind };
-        let front = plus.map_or(0, |_| size_of::<EntryOut>());
-        let length = (front + size_of::<DirEntryHead>() + name.len()).next_multiple_of(ALIGNMENT);
+        let length = (size_of::<DirEntryHead>() + name.len()).next_multiple_of(ALIGNMENT);
         if self.bytes.len() + length > self.room {
             return false;
         }
         let end = self.bytes.len() + length;
-        self.bytes.extend_from_slice(plus.map_or(&[], bytemuck::bytes_of));
         self.bytes.extend_from_slice(bytemuck::bytes_of(&head));
         self.bytes.extend_from_slice(name);
         self.bytes.resize(end, 0);
@@ -46,9 +43,9 @@ mod tests {
     #[test]
     fn entries_are_padded_and_the_first_without_room_is_left_out() {
         let mut plain = Dirents::new(32 + 32 + 31);
-        assert!(plain.push(None, 7, 100, 8, b"abc"));
-        assert!(plain.push(None, 8, 200, 4, b"12345678"));
-        assert!(!plain.push(None, 9, 300, 8, b"x"), "31 bytes are left and 32 wanted");
+        assert!(plain.push(7, 100, 8, b"abc"));
+        assert!(plain.push(8, 200, 4, b"12345678"));
+        assert!(!plain.push(9, 300, 8, b"x"), "31 bytes are left and 32 wanted");
         let bytes = plain.into_bytes();
         let mut expected = Vec::new();
         for (ino, off, namelen, kind, name) in
@@ -61,17 +58,5 @@ mod tests {
             expected.extend_from_slice(name);
         }
         assert_eq!(bytes, expected);
-    }
-
-    #[test]
-    fn an_entry_with_attributes_begins_with_what_a_lookup_says() {
-        let entry = EntryOut { nodeid: 5, ..EntryOut::default() };
-        let mut plus = Dirents::new(1024);
-        assert!(plus.push(Some(&entry), 5, 1, 8, b"name"));
-        let bytes = plus.into_bytes();
-        assert_eq!(bytes.len(), 128 + 32);
-        assert_eq!(bytes[..128], *bytemuck::bytes_of(&entry));
-        assert_eq!(bytes[128..136], 5u64.to_ne_bytes());
-        assert_eq!(bytes[152..160], *b"name\0\0\0\0");
     }
 }

@@ -92,10 +92,7 @@ pub(crate) enum Call<'a> {
         name: &'a [u8],
     },
     OpenDir,
-    ReadDir {
-        arguments: ReadIn,
-        plus: bool,
-    },
+    ReadDir(ReadIn),
     ReleaseDir(ReleaseIn),
     FsyncDir,
     GetLk(LockIn),
@@ -201,8 +198,7 @@ fn call<'a>(header: &InHeader, body: &mut Cursor<'a>, features: Features) -> Tak
         Opcode::CopyFileRange => Call::CopyFileRange { arguments: body.take()?, wide: false },
         Opcode::CopyFileRange64 => Call::CopyFileRange { arguments: body.take()?, wide: true },
         Opcode::OpenDir => Call::OpenDir,
-        Opcode::ReadDir => Call::ReadDir { arguments: body.take()?, plus: false },
-        Opcode::ReadDirPlus => Call::ReadDir { arguments: body.take()?, plus: true },
+        Opcode::ReadDir => Call::ReadDir(body.take()?),
         Opcode::ReleaseDir => Call::ReleaseDir(body.take()?),
         Opcode::FsyncDir => Call::FsyncDir,
         Opcode::GetLk => Call::GetLk(body.take()?),
@@ -220,6 +216,7 @@ fn call<'a>(header: &InHeader, body: &mut Cursor<'a>, features: Features) -> Tak
         | Opcode::Poll
         | Opcode::NotifyReply
         | Opcode::SetupMapping
+        | Opcode::ReadDirPlus
         | Opcode::RemoveMapping => Call::Unserved(opcode),
     })
 }

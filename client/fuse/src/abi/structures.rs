@@ -65,7 +65,7 @@ structures! {
     /// Also TMPFILE's.
     CreateIn, 16 { flags: u32, mode: u32, umask: u32, open_flags: u32 }
     OpenOut, 16 { fh: u64, open_flags: u32, backing_id: i32 }
-    /// Also READDIR's and READDIRPLUS's.
+    /// Also READDIR's.
     ReadIn, 40 {
         fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32, padding: u32,
     }

@@ -176,6 +176,28 @@ pub fn sessions_that_do_not_come_back_after_a_restart_are_fenced() {
 }
 
 #[test]
+pub fn nobody_is_silent_to_a_node_that_does_not_listen_yet() {
+    simulate(8, |cluster| async move {
+        cluster.start().await;
+        let (a, gone) = (Client::open(&cluster, 1).await, Client::open(&cluster, 2).await);
+        let file = a.create(Ino::ROOT, "file").await.unwrap();
+        gone.stat(file).await.unwrap();
+        a.vanish();
+        gone.vanish();
+        cluster.restart();
+        let service = cluster.service().unwrap();
+        service.deafen();
+        // Longer than any lease: a start that waits for something.
+        cluster.handle.sleep(Duration::from_secs(30)).await;
+        service.hear();
+        a.truncate(file, 100).await.expect("it was not fenced before it could be heard");
+        // Who stays silent when he could be heard is fenced all the same.
+        cluster.handle.sleep(Duration::from_secs(30)).await;
+        assert_eq!(gone.truncate(file, 200).await, Err(MetaError::Fenced));
+    });
+}
+
+#[test]
 pub fn a_closed_session_is_waited_for_by_nobody() {
     simulate(9, |cluster| async move {
         cluster.start().await;

@@ -1,0 +1,64 @@
+//! What the stories of a simulated cluster share: a run under a seed, a formatted cluster that
+//! serves, whole files.
+#![allow(dead_code, reason = "no test uses all of it")]
+
+use bytes::Bytes;
+use cfs_client::{Caller, Client, NewFile, OpenFlags};
+use cfs_reactor::clock::{SimClock, SplitMix64};
+use cfs_reactor::{Executor, Handle};
+use cfs_sim::world::{Shape, Started, World};
+use cfs_wire::{Errno, Ino};
+use std::future::Future;
+use std::rc::Rc;
+
+/// What one write call of a program brings.
+const WRITE_BYTES: usize = 128 << 10;
+
+/// Runs a story to its end; its outcome.
+pub fn simulated<T: 'static, F: Future<Output = T> + 'static>(seed: u64, body: impl FnOnce(Handle) -> F) -> T {
+    let executor = Executor::new(Rc::new(SimClock::new(seed)));
+    let handle = executor.domain();
+    executor.run_simulated(&handle, body(handle.clone())).expect("it goes on").expect("it ends")
+}
+
+pub fn pattern(seed: u64, length: usize) -> Bytes {
+    let mut random = SplitMix64::new(seed);
+    (0..length.div_ceil(8)).flat_map(|_| random.next_u64().to_le_bytes()).take(length).collect()
+}
+
+pub async fn cluster(handle: &Handle, shape: Shape, seed: u64) -> Rc<World> {
+    let world = World::new(handle, shape, seed);
+    world.format().await.unwrap();
+    assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+    world
+}
+
+/// Makes a file with these bytes and syncs it.
+pub async fn write_file(client: &Rc<Client>, dir: Ino, name: &[u8], bytes: &Bytes) -> Ino {
+    let new = NewFile::regular(0o644, 0o022);
+    let (entry, file) = client.create(Caller::default(), dir, name, new, OpenFlags::default()).await.unwrap();
+    for (index, part) in bytes.chunks(WRITE_BYTES).enumerate() {
+        let offset = (index * WRITE_BYTES) as u64;
+        let written = client.write(&file, offset, Bytes::copy_from_slice(part), false).await.unwrap();
+        assert_eq!(written as usize, part.len());
+    }
+    client.fsync(&file, false).await.unwrap();
+    client.release(&file);
+    entry.attr.ino
+}
+
+/// A whole file, looked up by its name.
+pub async fn read_file(client: &Rc<Client>, dir: Ino, name: &[u8]) -> Result<Vec<u8>, Errno> {
+    let ino = client.lookup(dir, name).await.expect("the name is there").attr.ino;
+    let file = client.open(ino, OpenFlags::default(), false).await?;
+    let mut bytes = Vec::new();
+    let outcome = loop {
+        match client.read(&file, bytes.len() as u64, 256 << 10).await {
+            Ok(part) if part.is_empty() => break Ok(bytes),
+            Ok(part) => bytes.extend_from_slice(&part),
+            Err(error) => break Err(error),
+        }
+    };
+    client.release(&file);
+    outcome
+}
