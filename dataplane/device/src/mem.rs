@@ -131,6 +131,7 @@ impl MemDevice {
         check_range(self.name(), &geometry, "read", offset, length as u64)?;
         self.check_present()?;
         self.trace(Traced::Read, offset, length as u64);
+        self.disk.count_read(length as u64);
         self.latency().await;
         self.check_present()?;
         let mut state = self.disk.state.borrow_mut();

@@ -1,5 +1,6 @@
 //! How fast one target is on a file or block device: sequential 1 MiB puts, then random 4 KiB
-//! reads, checksums on. `store_bench PATH SIZE_MIB DEPTH`; PATH is erased.
+//! reads, checksums on; then how long it takes to open. `store_bench PATH SIZE_MIB DEPTH
+//! [BLOB_KIB]`; PATH is erased. BLOB_KIB: puts of this size instead of 1 MiB.
 //!
 //! Prints `NAME RATE UNIT cpu MICROSECONDS-PER-OPERATION`, and for writes how many of them one
 //! flush covered, so that a yardstick can flush as often.
@@ -22,10 +23,12 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-/// Counts how often the store makes a device durable, by flush or by FUA.
+/// Counts how often the store makes a device durable, by flush or by FUA, and what it reads.
 struct Counting {
     device: Rc<dyn BlockDevice>,
     flushes: Cell<u64>,
+    reads: Cell<u64>,
+    bytes_read: Cell<u64>,
 }
 
 impl BlockDevice for Counting {
@@ -38,6 +41,8 @@ impl BlockDevice for Counting {
     }
 
     fn read(&self, offset: u64, length: usize) -> LocalBoxFuture<'_, DeviceResult<DmaBuf>> {
+        self.reads.set(self.reads.get() + 1);
+        self.bytes_read.set(self.bytes_read.get() + length as u64);
         self.device.read(offset, length)
     }
 
@@ -75,15 +80,19 @@ fn cpu_seconds() -> f64 {
     ticks as f64 / 100.0
 }
 
-const BLOB: usize = 1 << 20;
 const READS: u64 = 200_000;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [path, size, depth] = arguments.as_slice() else {
-        eprintln!("usage: store_bench PATH SIZE_MIB DEPTH");
-        std::process::exit(2);
+    let (path, size, depth, blob_kib) = match arguments.as_slice() {
+        [path, size, depth] => (path, size, depth, "1024"),
+        [path, size, depth, blob_kib] => (path, size, depth, blob_kib.as_str()),
+        _ => {
+            eprintln!("usage: store_bench PATH SIZE_MIB DEPTH [BLOB_KIB]");
+            std::process::exit(2);
+        }
     };
+    let blob = blob_kib.parse::<usize>().expect("BLOB_KIB is a number") << 10;
     let (path, size) = (PathBuf::from(path), size.parse::<u64>().expect("SIZE_MIB is a number") << 20);
     let depth: u64 = depth.parse().expect("DEPTH is a number");
     let ring = Ring::new(1024).expect("io_uring");
@@ -107,19 +116,22 @@ fn main() {
             };
             let options = FormatOptions { identity, parameters, zone_bytes: None, force: true };
             format(&*device, &options).await.expect("formats");
-            let device = Rc::new(Counting { device, flushes: Cell::new(0) });
+            let device =
+                Rc::new(Counting { device, flushes: Cell::new(0), reads: Cell::new(0), bytes_read: Cell::new(0) });
             let store = TargetStore::open(device.clone(), &handle, None).await.expect("opens");
-            let count = store.space().free * 9 / 10 / (BLOB as u64 + 2048);
-            write(&store, &handle, count, depth, &device).await;
-            read(&store, &handle, count, depth).await;
+            let count = store.space().free * 9 / 10 / (blob as u64 + 4096);
+            write(&store, &handle, count, depth, &device, blob).await;
+            read(&store, &handle, count, depth, blob).await;
+            drop(store);
+            reopen(&handle, &device).await;
         }
     };
     executor.run(&mut ring.driver(), SPIN_DEFAULT, &handle, story).expect("runs to its end");
 }
 
-async fn write(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64, device: &Counting) {
+async fn write(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64, device: &Counting, blob: usize) {
     let mut random = SplitMix64::new(1);
-    let mut buffer = DmaBuf::uninitialised(BLOB);
+    let mut buffer = DmaBuf::uninitialised(blob);
     buffer.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&random.next_u64().to_le_bytes()));
     let payload: Bytes = buffer.freeze();
     let (start, cpu, flushes) = (handle.now(), cpu_seconds(), device.flushes.get());
@@ -140,17 +152,19 @@ async fn write(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64,
     let seconds = (handle.now() - start).as_secs_f64();
     let per_flush = count as f64 / (device.flushes.get() - flushes).max(1) as f64;
     let cpu = (cpu_seconds() - cpu) * 1e6 / count as f64;
-    println!("seqwrite1m {:.0} MiB/s cpu {cpu:.1} per_flush {per_flush:.1}", count as f64 / seconds);
+    let mib_per_second = (count * blob as u64) as f64 / (1 << 20) as f64 / seconds;
+    let name = if blob == 1 << 20 { "seqwrite1m".to_owned() } else { format!("seqwrite{}k", blob >> 10) };
+    println!("{name} {mib_per_second:.0} MiB/s cpu {cpu:.1} per_flush {per_flush:.1}");
 }
 
-async fn read(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64) {
+async fn read(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64, blob: usize) {
     let (start, cpu) = (handle.now(), cpu_seconds());
     let workers = (0..depth).map(|worker| {
         let store = store.clone();
         handle.spawn(async move {
             let mut random = SplitMix64::new(worker + 7);
             for _ in 0..READS / depth {
-                let offset = random.below(BLOB as u64 / 4096) as u32 * 4096;
+                let offset = random.below(blob as u64 / 4096) as u32 * 4096;
                 store.get(BlobId(random.below(count).into()), offset, 4096).await?;
             }
             Ok::<(), StoreError>(())
@@ -162,4 +176,14 @@ async fn read(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64) 
     let seconds = (handle.now() - start).as_secs_f64();
     let cpu = (cpu_seconds() - cpu) * 1e6 / READS as f64;
     println!("randread4k {:.0} IOPS cpu {cpu:.1}", READS as f64 / seconds);
+}
+
+async fn reopen(handle: &Handle, device: &Rc<Counting>) {
+    let (start, cpu) = (handle.now(), cpu_seconds());
+    let before = (device.reads.get(), device.bytes_read.get());
+    let store = TargetStore::open(device.clone(), handle, None).await.expect("opens");
+    let (seconds, cpu) = ((handle.now() - start).as_secs_f64(), cpu_seconds() - cpu);
+    let reads = device.reads.get() - before.0;
+    let mib = (device.bytes_read.get() - before.1) >> 20;
+    println!("open {seconds:.3} s cpu {cpu:.2} blobs {} reads {reads} MiB {mib}", store.recovery().blobs);
 }

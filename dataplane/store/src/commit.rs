@@ -10,7 +10,7 @@ use crate::core::Core;
 use crate::error::StoreError;
 use crate::group::{self, Group};
 use crate::layout::append::TombstoneRecord;
-use crate::layout::stamp::{Role, Stamp};
+use crate::layout::stamp::Stamp;
 use crate::layout::{PAGE_BYTES, ZONE_FOOTER_BYTES, round_up};
 use crate::state::{Entry, Place};
 use crate::transfer;
@@ -211,9 +211,9 @@ impl Core {
     async fn zone_with_room(self: &Rc<Self>, stream: Stream) -> Result<Option<u32>, StoreError> {
         let lane = self.lane(stream);
         if let Some(open) = lane.open.get() {
-            let needed = group::first_bytes(self, lane);
-            while needed <= self.state.borrow().zones.room(open) {
-                if needed <= self.state.borrow().zones.room_now(open) {
+            let (records, needed) = group::first_sizes(self, lane);
+            while needed <= self.state.borrow().zones.room(open, records) {
+                if needed <= self.state.borrow().zones.room_now(open, records) {
                     return Ok(Some(open));
                 }
                 self.changed.notified().await;
@@ -289,20 +289,29 @@ impl Core {
         self.changed.notify_all();
     }
 
-    /// Says durably where the zone's appends end.
+    /// Says durably where the zone's appends end, and what they hold.
     pub async fn write_footer(self: &Rc<Self>, stream: Stream, zone: u32) -> Result<(), StoreError> {
         self.check_writable()?;
-        let (sequence, generation, end) = {
+        let footer_offset = self.superblock.zone_bytes - ZONE_FOOTER_BYTES;
+        let (sequence, generation, end, tails, summary) = {
             let mut state = self.state.borrow_mut();
             let sequence = state.sequences.take();
-            let zone = state.zones.get(zone);
-            (sequence, zone.generation.unwrap_or_default(), zone.end)
+            let mut tails = state.zones.tails();
+            tails.retain(|tail| tail.zone != zone);
+            let zone = state.zones.get_mut(zone);
+            let summary = zone.summary.take().filter(|summary| zone.end + summary.padded() <= footer_offset);
+            let summary = summary.unwrap_or_default();
+            zone.summary_bytes = summary.padded();
+            (sequence, zone.generation.unwrap_or_default(), zone.end, tails, summary)
         };
-        let offset = self.superblock.zone_bytes - ZONE_FOOTER_BYTES;
-        let stamp = Stamp { extent: end, ..self.stamp(stream, zone, generation, offset, sequence) };
-        let page = transfer::aligned(&stamp.encode_page(Role::ZoneFooter));
-        let place = self.superblock.zone_offset(zone) + u64::from(offset);
-        let written = self.device.write(place, vec![page], stream.placement(), false).await;
+        let stamp = Stamp { extent: end, ..self.stamp(stream, zone, generation, footer_offset, sequence) };
+        let (footer, summary) = summary.finish(stamp, tails);
+        let place = self.superblock.zone_offset(zone) + u64::from(footer_offset) - summary.len() as u64;
+        let mut parts = vec![transfer::aligned(&footer.encode_page())];
+        if !summary.is_empty() {
+            parts.insert(0, transfer::aligned(&summary));
+        }
+        let written = transfer::write(&*self.device, place, parts, stream.placement(), false).await;
         let result = match written {
             Ok(()) => self.flush().await,
             Err(error) => Err(error),

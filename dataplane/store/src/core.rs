@@ -68,7 +68,8 @@ impl Core {
     /// so that collecting always finds garbage before space runs out.
     pub fn capacity(&self, tier: Tier) -> u64 {
         let zones = u64::from(self.state.borrow().zones.reserve.fillable(tier));
-        let fixed = ZONE_HEADER_BYTES + ZONE_FOOTER_BYTES + PAGE_BYTES;
+        // The last page of the summary is filled in part only, and so is that of a header.
+        let fixed = ZONE_HEADER_BYTES + ZONE_FOOTER_BYTES + 2 * PAGE_BYTES;
         let usable = self.superblock.zone_bytes.saturating_sub(fixed + self.superblock.payload_max());
         zones * u64::from(usable) / 16 * 15
     }

@@ -36,12 +36,12 @@ fn sizes(core: &Core, item: &Item) -> (usize, u32) {
     }
 }
 
-/// Bytes an append with only the first waiting request takes.
-pub(crate) fn first_bytes(core: &Core, lane: &Lane) -> u32 {
+/// Bytes of records, and bytes of the whole append, if it held only the first waiting request.
+pub(crate) fn first_sizes(core: &Core, lane: &Lane) -> (usize, u32) {
     let queue = lane.queue.borrow();
-    let Some(first) = queue.front() else { return 0 };
+    let Some(first) = queue.front() else { return (0, 0) };
     let (record, payload) = sizes(core, &first.item);
-    header_bytes(record).map_or(u32::MAX, |header| header + payload)
+    (record, header_bytes(record).map_or(u32::MAX, |header| header + payload))
 }
 
 /// Takes as many waiting requests as fit in the zone and in one append.
@@ -79,21 +79,28 @@ pub(crate) fn form(core: &Core, lane: &Lane, zone: u32) -> Option<Group> {
             }
         }
     }
-    let mut state = core.state.borrow_mut();
-    let tails = state.zones.tails();
-    state.zones.get_mut(zone).end = offset + start;
-    state.zones.get_mut(zone).under_way += 1;
-    let stream = state.zones.get(zone).stream;
-    drop(state);
+    let (stream, tails) = {
+        let state = core.state.borrow();
+        (state.zones.get(zone).stream, state.zones.tails())
+    };
     let stamp = core.stamp(stream, zone, generation, offset, sequence);
     let stamp = Stamp { bytes: header, extent: start, ..stamp };
-    parts[0] = transfer::aligned(&AppendHeader { stamp, tails, records }.encode());
+    let header = AppendHeader { stamp, tails, records };
+    let encoded = header.encode();
+    let mut state = core.state.borrow_mut();
+    let zone = state.zones.get_mut(zone);
+    zone.end = offset + start;
+    zone.under_way += 1;
+    if let Some(summary) = &mut zone.summary {
+        summary.add(&header, &encoded);
+    }
+    drop(state);
+    parts[0] = transfer::aligned(&encoded);
     Some(Group { sequence, offset, end: offset + start, parts, placed, replies })
 }
 
 /// The requests of the next append and the length of its header.
 fn take(core: &Core, lane: &Lane, zone: u32) -> (Vec<Request>, u32) {
-    let room = core.state.borrow().zones.room_now(zone);
     let (mut requests, mut header) = (Vec::new(), PAGE_BYTES);
     let (mut records, mut payload) = (0usize, 0u32);
     while requests.len() < RECORDS_MAX {
@@ -102,6 +109,7 @@ fn take(core: &Core, lane: &Lane, zone: u32) -> (Vec<Request>, u32) {
             break;
         };
         let Some(grown) = header_bytes(records + record_bytes) else { break };
+        let room = core.state.borrow().zones.room_now(zone, records + record_bytes);
         let beyond = payload + payload_bytes > PAYLOAD_BYTES_MAX && !requests.is_empty();
         if beyond || grown + payload + payload_bytes > room {
             break;

@@ -7,11 +7,11 @@
 
 use crate::layout::ZONE_FOOTER_BYTES;
 use crate::layout::ZONE_HEADER_BYTES;
-use crate::layout::append::{AppendHeader, Record};
+use crate::layout::append::{AppendHeader, Record, Tail};
 use crate::layout::superblock::Superblock;
 use crate::read::verify;
 use crate::recovery::{CorruptRegion, Damage, RecoveryReport};
-use crate::scan::{Break, Header, Window, ZoneScan};
+use crate::scan::{Break, Header, SummaryFound, Window, ZoneScan};
 use crate::state::{Entry, Place};
 use crate::transfer;
 use cfs_device::BlockDevice;
@@ -44,26 +44,38 @@ pub(crate) struct Judged {
 struct Marks {
     /// How far each zone was durable, in its present generation.
     durable: BTreeMap<u32, u32>,
-    /// Zones that were open when the newest header was written.
+    /// Zones that were not sealed when the newest header or footer was written.
     open: Vec<u32>,
+    /// Its sequence.
+    newest: u64,
+}
+
+/// What a zone's headers and footer say of zones that were not sealed, each with its sequence.
+fn tails(scan: &ZoneScan) -> impl Iterator<Item = (u64, &[Tail])> {
+    // Appends from a summary say nothing of tails: what they said is older than its footer.
+    let read = scan.summary != SummaryFound::Read;
+    let appends = scan.appends.iter().chain(&scan.beyond).filter(move |_| read);
+    let footer = scan.footer.iter().map(|footer| (footer.stamp.sequence, &footer.tails[..]));
+    appends.map(|append| (append.stamp.sequence, &append.tails[..])).chain(footer)
 }
 
 fn marks(scans: &[ZoneScan]) -> Marks {
     let mut marks = Marks::default();
-    let mut newest: Option<&AppendHeader> = None;
-    for append in scans.iter().flat_map(|scan| scan.appends.iter().chain(&scan.beyond)) {
-        for tail in &append.tails {
+    let mut newest: Option<(u64, &[Tail])> = None;
+    for (sequence, tails) in scans.iter().flat_map(tails) {
+        for tail in tails {
             let current = scans.get(tail.zone as usize).and_then(|scan| scan.generation);
             if current == Some(tail.generation) {
                 let mark = marks.durable.entry(tail.zone).or_default();
                 *mark = tail.end.max(*mark);
             }
         }
-        if newest.is_none_or(|newest| newest.stamp.sequence < append.stamp.sequence) {
-            newest = Some(append);
+        if newest.is_none_or(|(newest, _)| newest < sequence) {
+            newest = Some((sequence, tails));
         }
     }
-    marks.open = newest.iter().flat_map(|newest| &newest.tails).map(|tail| tail.zone).collect();
+    marks.newest = newest.map_or(0, |(sequence, _)| sequence);
+    marks.open = newest.iter().flat_map(|(_, tails)| *tails).map(|tail| tail.zone).collect();
     marks
 }
 
@@ -72,10 +84,17 @@ impl Marks {
         self.durable.get(&zone).copied().unwrap_or(ZONE_HEADER_BYTES)
     }
 
+    /// Whether the zone's summary was durable although it does not verify: a later header knew
+    /// the zone as sealed. Otherwise the crash may have come while it was written.
+    fn lost_summary(&self, scan: &ZoneScan) -> bool {
+        let footer = scan.footer.as_ref().filter(|_| scan.summary == SummaryFound::Damaged);
+        footer.is_some_and(|footer| footer.stamp.sequence < self.newest && !self.open.contains(&scan.zone))
+    }
+
     /// Whether the zone was sealed although no valid footer is there: it holds appends, yet
     /// the newest header does not count it among the open ones.
     fn lost_footer(&self, scan: &ZoneScan) -> bool {
-        scan.footer_end.is_none() && !scan.appends.is_empty() && !self.open.contains(&scan.zone)
+        scan.footer.is_none() && !scan.appends.is_empty() && !self.open.contains(&scan.zone)
     }
 }
 
@@ -123,7 +142,7 @@ async fn pass_damage(
     if scan.generation.is_none() || planted::is(Bug::StoreCorruptionAsTornTail) {
         return false;
     }
-    let known_end = scan.footer_end.unwrap_or_else(|| marks.durable(scan.zone));
+    let known_end = scan.footer_end().unwrap_or_else(|| marks.durable(scan.zone));
     let unreadable = scan.reason == Break::Unreadable;
     let searched_before = damaged[scan.zone as usize] && scan.position >= known_end;
     let suspect = scan.position < known_end || unreadable || (marks.lost_footer(scan) && scan.reason != Break::End);
@@ -180,8 +199,14 @@ async fn verdict(
     if report.corrupt.iter().any(refused) {
         return Verdict::Unusable;
     }
-    if scan.footer_end.is_some() {
-        return Verdict::Sealed;
+    if let Some(footer) = &scan.footer {
+        if marks.lost_summary(scan) {
+            let (offset, length) = footer.summary_range(superblock.zone_bytes).unwrap_or_default();
+            let (zone, damage) = (ZoneNo(scan.zone), Damage::Summary);
+            report.corrupt.push(CorruptRegion { zone, offset, length, damage });
+        }
+        let resealed = scan.summary == SummaryFound::Damaged && !damaged;
+        return if resealed { Verdict::ToSeal } else { Verdict::Sealed };
     }
     if damaged || marks.lost_footer(scan) {
         return Verdict::ToSeal;

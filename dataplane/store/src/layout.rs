@@ -6,6 +6,7 @@
 pub mod append;
 pub mod roster;
 pub mod stamp;
+pub mod summary;
 pub mod superblock;
 
 use bytes::Buf;

@@ -1,4 +1,5 @@
-//! Opens a target: reads every zone's headers and rebuilds the index.
+//! Opens a target: reads the summaries of sealed zones and the headers of the others, and rebuilds
+//! the index.
 //!
 //! In order: read superblocks and flush (what is read from here on must not be lost later) →
 //! scan every zone → judge where chains broke → check payloads written after the last mark →
@@ -14,9 +15,10 @@ use crate::format::read_copies;
 use crate::judge::{self, Judged, Verdict};
 use crate::layout::append::{Record, TombstoneRecord};
 use crate::layout::stamp::{Role, Stamp};
+use crate::layout::summary::Summary;
 use crate::layout::superblock::{Identity, Superblock};
-use crate::layout::{PAGE_BYTES, ZONE_HEADER_BYTES};
-use crate::scan::{self, Header};
+use crate::layout::{PAGE_BYTES, ZONE_HEADER_BYTES, round_up};
+use crate::scan::{self, Header, SummaryFound};
 use crate::state::{Entry, Place, State};
 use crate::transfer;
 use crate::zones::{Stream, Zone, ZoneState, ZoneTable};
@@ -45,6 +47,8 @@ pub enum Damage {
     Appends,
     /// A footer; nothing is lost.
     ZoneFooter,
+    /// A zone's summary; nothing is lost.
+    Summary,
     /// The device refused to read; the zone is left alone.
     Unreadable,
 }
@@ -68,6 +72,8 @@ pub struct RecoveryReport {
     /// To be repaired from redundancy: blobs in these ranges are missing from the index.
     pub corrupt: Vec<CorruptRegion>,
     pub superblock_copies_repaired: u32,
+    /// Sealed zones that were known from their summaries, without reading their headers.
+    pub summaries: u32,
 }
 
 pub(crate) async fn open(
@@ -98,6 +104,7 @@ pub(crate) async fn open(
 
     let mut state = State::new(zone_table(&superblock, &judged), next_sequence(&judged));
     apply(&mut state, &judged, handle).await;
+    report.summaries = judged.iter().filter(|zone| zone.scan.summary == SummaryFound::Read).count() as u32;
     report.blobs = state.index.len() as u64;
     report.tombstones = state.tombstones.len() as u64;
     let resumed = resume(&mut state, &judged);
@@ -145,9 +152,18 @@ fn zone_table(superblock: &Superblock, judged: &[Judged]) -> ZoneTable {
         zone.state = match judged.verdict {
             Verdict::Free => ZoneState::Free { ready },
             Verdict::Unusable => ZoneState::Unusable,
-            // Unsealed ones are continued or closed before anything is written.
-            Verdict::Sealed | Verdict::Unsealed | Verdict::ToSeal => ZoneState::Sealed,
+            Verdict::Sealed => ZoneState::Sealed,
+            // Continued or closed before anything else is written; until then every header says
+            // that they were not closed.
+            Verdict::Unsealed | Verdict::ToSeal => ZoneState::Sealing,
         };
+        zone.summary = match zone.state {
+            ZoneState::Sealing => Summary::of(&scan.appends, judged.end),
+            ZoneState::Free { .. } => Some(Summary::default()),
+            _ => None,
+        };
+        let footer = scan.footer.as_ref().filter(|_| zone.state == ZoneState::Sealed);
+        zone.summary_bytes = footer.map_or(0, |footer| round_up(footer.length.min(superblock.zone_bytes)));
         zone
     });
     ZoneTable::new(zones.collect(), superblock.zone_bytes)
@@ -196,8 +212,12 @@ fn resume(state: &mut State, judged: &[Judged]) -> [Option<u32>; Stream::ALL.len
     let mut resumed = [None; Stream::ALL.len()];
     for zone in judged.iter().filter(|judged| judged.verdict == Verdict::Unsealed) {
         let number = zone.scan.zone;
+        if state.zones.get(number).summary.is_none() {
+            // Not all of it is known: it is closed.
+            continue;
+        }
         let best = &mut resumed[state.zones.get(number).stream as usize];
-        if best.is_none_or(|best| state.zones.room(number) > state.zones.room(best)) {
+        if best.is_none_or(|best| state.zones.room(number, 0) > state.zones.room(best, 0)) {
             *best = Some(number);
         }
     }
@@ -208,7 +228,7 @@ fn resume(state: &mut State, judged: &[Judged]) -> [Option<u32>; Stream::ALL.len
 }
 
 /// Writes what must be in order before the first append: both copies of every zone's header,
-/// and footers of zones that are not continued.
+/// and footers of zones that are not continued, or whose summary is damaged.
 async fn repair(core: &Rc<Core>, judged: &[Judged]) -> Result<(), StoreError> {
     for zone in judged {
         let number = zone.scan.zone;
@@ -223,6 +243,7 @@ async fn repair(core: &Rc<Core>, judged: &[Judged]) -> Result<(), StoreError> {
         if unsealed && !open.contains(&number) {
             let stream = core.state.borrow().zones.get(number).stream;
             core.write_footer(stream, number).await?;
+            core.state.borrow_mut().zones.set_state(number, ZoneState::Sealed);
         }
     }
     core.flush().await?;

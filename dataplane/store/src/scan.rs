@@ -1,4 +1,4 @@
-//! Reads one zone: its header, footer, and the chain of append headers.
+//! Reads one zone: its header, footer, and its summary or the chain of append headers.
 //!
 //! A scan hops from header to header. Where the chain breaks it only says so; whether that is
 //! the end, a torn tail or corruption needs the marks of the whole target and is decided in
@@ -8,6 +8,7 @@ use crate::commit::FLIGHTS_MAX;
 use crate::group::PAYLOAD_BYTES_MAX;
 use crate::layout::append::AppendHeader;
 use crate::layout::stamp::{Role, Stamp};
+use crate::layout::summary::ZoneFooter;
 use crate::layout::superblock::Superblock;
 use crate::layout::{APPEND_HEADER_BYTES_MAX, Invalid, PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
 use crate::transfer;
@@ -57,12 +58,24 @@ pub(crate) enum Break {
     Unreadable,
 }
 
+/// How a sealed zone's summary was met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SummaryFound {
+    /// None was written.
+    Absent,
+    /// `appends` are from it.
+    Read,
+    /// It does not verify, or can't be read: the headers were read.
+    Damaged,
+}
+
 pub(crate) struct ZoneScan {
     pub zone: u32,
     pub header: Header,
     pub generation: Option<Generation>,
-    /// Where the appends end, if the zone was sealed.
-    pub footer_end: Option<u32>,
+    /// There if the zone was sealed.
+    pub footer: Option<ZoneFooter>,
+    pub summary: SummaryFound,
     pub appends: Vec<AppendHeader>,
     /// Headers found behind the break of an unsealed zone. What they say of durable ends
     /// decides whether the break is damage; alone they count for nothing.
@@ -117,7 +130,8 @@ pub(crate) async fn scan(device: &dyn BlockDevice, superblock: &Superblock, hand
         zone,
         header: Header::Void,
         generation: None,
-        footer_end: None,
+        footer: None,
+        summary: SummaryFound::Absent,
         appends: Vec::new(),
         beyond: Vec::new(),
         position: ZONE_HEADER_BYTES,
@@ -128,8 +142,9 @@ pub(crate) async fn scan(device: &dyn BlockDevice, superblock: &Superblock, hand
     scan.read_header(&mut window).await;
     if scan.generation.is_some() {
         scan.read_footer(device, superblock).await;
+        scan.read_summary(device, superblock).await;
         scan.walk(&mut window).await;
-        if scan.footer_end.is_none() {
+        if scan.footer.is_none() {
             scan.look_beyond(&mut window, handle).await;
         }
     }
@@ -183,17 +198,36 @@ impl ZoneScan {
         let offset = superblock.zone_bytes - ZONE_FOOTER_BYTES;
         let place = superblock.zone_offset(self.zone) + u64::from(offset);
         let Ok(page) = transfer::read(device, place, PAGE).await else { return };
-        let Ok(stamp) = Stamp::decode(Role::ZoneFooter, &page) else { return };
+        let Ok(footer) = ZoneFooter::decode(&page) else { return };
+        let stamp = &footer.stamp;
         let ours = stamp.is_of(superblock, self.zone, offset) && Some(stamp.generation) == self.generation;
         let sane = (ZONE_HEADER_BYTES..=offset).contains(&stamp.extent) && stamp.extent.is_multiple_of(PAGE_BYTES);
         if ours && sane {
-            self.footer_end = Some(stamp.extent);
             self.sequence_max = self.sequence_max.max(stamp.sequence);
+            self.footer = Some(footer);
         }
     }
 
+    /// Takes the appends from the zone's summary; when it is damaged they are left to the walk.
+    async fn read_summary(&mut self, device: &dyn BlockDevice, superblock: &Superblock) {
+        let Some(footer) = self.footer.as_ref().filter(|footer| footer.length > 0) else { return };
+        self.summary = SummaryFound::Damaged;
+        let Some((offset, length)) = footer.summary_range(superblock.zone_bytes) else { return };
+        let place = superblock.zone_offset(self.zone) + u64::from(offset);
+        let Ok(bytes) = transfer::read(device, place, length as usize).await else { return };
+        let Ok(appends) = footer.decode_summary(&bytes) else { return };
+        self.summary = SummaryFound::Read;
+        self.position = footer.stamp.extent;
+        self.appends = appends;
+    }
+
+    /// Where the appends end, if the zone was sealed.
+    pub fn footer_end(&self) -> Option<u32> {
+        self.footer.as_ref().map(|footer| footer.stamp.extent)
+    }
+
     fn end(&self, superblock: &Superblock) -> u32 {
-        self.footer_end.unwrap_or(superblock.zone_bytes - ZONE_FOOTER_BYTES)
+        self.footer_end().unwrap_or(superblock.zone_bytes - ZONE_FOOTER_BYTES)
     }
 
     /// Follows the chain from `position`.

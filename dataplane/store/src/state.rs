@@ -37,14 +37,14 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What the blob takes of its zone: payload and record.
+    /// What the blob takes of its zone: payload, and its record in header and summary.
     pub fn footprint(&self) -> u64 {
         footprint(self.info.length)
     }
 }
 
 pub fn footprint(length: u32) -> u64 {
-    u64::from(round_up(length)) + blob_record_bytes(length) as u64
+    u64::from(round_up(length)) + 2 * blob_record_bytes(length) as u64
 }
 
 /// A deletion that must outlive every copy of its blob.
@@ -54,7 +54,7 @@ pub struct Tombstone {
     pub places: SmallVec<[ZoneUse; 1]>,
     /// The zone that holds the tombstone's record.
     pub home: u32,
-    /// What the record takes there.
+    /// What the record takes there, in header and summary.
     bytes: u64,
 }
 
@@ -196,7 +196,7 @@ impl State {
                 zone.deleted.push(id);
             }
         }
-        let bytes = tombstone_record_bytes(places.len()) as u64;
+        let bytes = 2 * tombstone_record_bytes(places.len()) as u64;
         self.zones.get_mut(home).live += bytes;
         self.zones.get_mut(home).tombstones.push(id);
         self.tombstones.insert(id, Tombstone { places, home, bytes });

@@ -1,6 +1,7 @@
 //! The zones of a target in memory: state, what lives in each, and who may take a free one.
 
 use crate::layout::append::{TAILS_MAX, Tail, ZoneUse};
+use crate::layout::summary::Summary;
 use crate::layout::{ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
 use cfs_device::Placement;
 use cfs_wire::blobs::BlobKind;
@@ -175,6 +176,10 @@ pub struct Zone {
     pub settling: Option<Range<u32>>,
     /// Bytes of live blobs and tombstones, records included.
     pub live: u64,
+    /// What its footer will say, while it takes appends and all before are known.
+    pub summary: Option<Summary>,
+    /// What the summary takes of a sealed zone.
+    pub summary_bytes: u32,
     pub last_sequence: u64,
     /// A live blob in it can't be read, so it can't be collected.
     pub stuck: bool,
@@ -198,6 +203,8 @@ impl Zone {
             settled: ZONE_HEADER_BYTES,
             settling: None,
             live: 0,
+            summary: Some(Summary::default()),
+            summary_bytes: 0,
             last_sequence: 0,
             stuck: false,
             blobs: Vec::new(),
@@ -209,7 +216,7 @@ impl Zone {
     /// Bytes a collection would give back, not counting the unused end of the zone: that may
     /// be lost again in the next one.
     pub fn garbage(&self) -> u64 {
-        u64::from(self.end - ZONE_HEADER_BYTES).saturating_sub(self.live)
+        u64::from(self.end - ZONE_HEADER_BYTES + self.summary_bytes).saturating_sub(self.live)
     }
 }
 
@@ -327,16 +334,18 @@ impl ZoneTable {
         self.free.push_back(zone);
     }
 
-    /// Bytes left before the zone's footer.
-    pub fn room(&self, zone: u32) -> u32 {
-        (self.zone_bytes - ZONE_FOOTER_BYTES).saturating_sub(self.get(zone).end)
+    /// Bytes left in an open zone for an append whose records take `records` bytes.
+    pub fn room(&self, number: u32, records: usize) -> u32 {
+        let zone = self.get(number);
+        let summary = zone.summary.as_ref().map_or(0, |summary| summary.padded_with(records));
+        self.zone_bytes.saturating_sub(ZONE_FOOTER_BYTES + summary).saturating_sub(zone.end)
     }
 
     /// Of [`ZoneTable::room`] what can be appended to at once.
-    pub fn room_now(&self, zone: u32) -> u32 {
-        let now = self.get(zone);
-        let settling = now.settling.as_ref().map(|range| range.start - now.end);
-        self.room(zone).min(settling.unwrap_or(u32::MAX))
+    pub fn room_now(&self, number: u32, records: usize) -> u32 {
+        let zone = self.get(number);
+        let settling = zone.settling.as_ref().map(|range| range.start - zone.end);
+        self.room(number, records).min(settling.unwrap_or(u32::MAX))
     }
 
     /// The next range of an open zone to settle, if appends have come near it.
@@ -359,13 +368,17 @@ impl ZoneTable {
         zone.settled = range.end;
     }
 
-    /// What a header written now says of the zones that are not sealed.
+    /// What a header written now says of the zones that are not sealed. (Only recovery can meet
+    /// more of them than fit, when many footers are damaged: the open ones come first.)
     pub fn tails(&self) -> SmallVec<[Tail; TAILS_MAX]> {
         let tail = |number: &u32| {
             let zone = self.get(*number);
             Some(Tail { zone: *number, end: zone.durable_end, generation: zone.generation? })
         };
-        self.unsealed.iter().filter_map(tail).collect()
+        let is_open = |number: &&u32| self.get(**number).state == ZoneState::Open;
+        let open = self.unsealed.iter().filter(is_open);
+        let closing = self.unsealed.iter().filter(|number| !is_open(number));
+        open.chain(closing).filter_map(tail).take(TAILS_MAX).collect()
     }
 
     /// Whether a copy written to this zone in this generation can't come back any more.

@@ -4,6 +4,7 @@
 
 use cfs_store::layout::append::{AppendHeader, BlobRecord, Record, Tail, TombstoneRecord, ZoneUse, header_bytes};
 use cfs_store::layout::stamp::{Role, Stamp};
+use cfs_store::layout::summary::{Summary, ZoneFooter};
 use cfs_store::{Identity, Lacks, Member, Roster, Superblock};
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
 use cfs_wire::{BlobId, ClusterId, DeviceId, Generation, NodeId, TargetId, Timestamp, ZoneNo};
@@ -78,6 +79,15 @@ fn append() -> AppendHeader {
     AppendHeader { stamp: stamp(8192, header_bytes(200).unwrap(), 3 * 4096), tails, records }
 }
 
+/// The end of a zone that holds [`append`] and nothing else.
+fn sealed() -> (ZoneFooter, Vec<u8>) {
+    let header = append();
+    let end = header.stamp.offset + header.stamp.extent;
+    let tails = [Tail { zone: 0x0809, end: 8192, generation: Generation(0x5354) }].into_iter().collect();
+    let stamp = Stamp { sequence: 0x6162_6365, ..stamp((4 << 20) - 4096, 4096, end) };
+    Summary::of(&[header], end).expect("no append is missing").finish(stamp, tails)
+}
+
 /// Compares with the checked-in bytes; trailing zeroes are not stored.
 fn compare(name: &str, bytes: &[u8]) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -94,7 +104,9 @@ fn the_formats_are_what_they_were() {
     compare("superblock.bin", &superblock().encode());
     compare("roster.bin", &roster().encode(&superblock().identity));
     compare("zone_header.bin", &stamp(0, 4096, 0).encode_page(Role::ZoneHeader));
-    compare("zone_footer.bin", &stamp((4 << 20) - 4096, 4096, 77 * 4096).encode_page(Role::ZoneFooter));
+    let (footer, summary) = sealed();
+    compare("zone_footer.bin", &footer.encode_page());
+    compare("zone_summary.bin", &summary);
     compare("append_header.bin", &append().encode());
 }
 
@@ -114,4 +126,27 @@ fn what_is_encoded_decodes_and_no_flipped_bit_goes_unnoticed() {
         assert!(AppendHeader::decode(&bytes[..length]).is_err(), "length {length}");
     }
     assert!(Stamp::decode(Role::ZoneHeader, &bytes).is_err(), "roles are told apart");
+}
+
+#[test]
+fn a_summary_gives_back_what_the_headers_said_and_no_flipped_bit_goes_unnoticed() {
+    let (footer, summary) = sealed();
+    let decoded = ZoneFooter::decode(&footer.encode_page()).unwrap();
+    assert_eq!(decoded, ZoneFooter { stamp: Stamp { tails: 1, ..footer.stamp }, ..footer.clone() });
+    let headers = decoded.decode_summary(&summary).unwrap();
+    assert_eq!(headers.len(), 1);
+    let (found, written) = (&headers[0], append());
+    assert_eq!(found.records, written.records);
+    let place = |stamp: &Stamp| (stamp.zone, stamp.generation, stamp.offset, stamp.bytes, stamp.extent, stamp.sequence);
+    assert_eq!(place(&found.stamp), place(&written.stamp));
+    for byte in 0..footer.length as usize {
+        let mut bad = summary.clone();
+        bad[byte] ^= 1 << (byte % 8);
+        assert!(footer.decode_summary(&bad).is_err(), "byte {byte}");
+    }
+    for length in 0..footer.length as usize {
+        assert!(footer.decode_summary(&summary[..length]).is_err(), "length {length}");
+    }
+    let early = ZoneFooter { stamp: Stamp { extent: footer.stamp.extent - 4096, ..footer.stamp }, ..footer };
+    assert!(early.decode_summary(&summary).is_err(), "an append beyond the end");
 }

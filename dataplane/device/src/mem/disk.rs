@@ -66,6 +66,8 @@ pub(super) struct State {
     pub faults_injected: u64,
     halt: Option<Halt>,
     write_count: u64,
+    /// Reads asked for, and their bytes.
+    pub reads: (u64, u64),
 }
 
 impl State {
@@ -142,6 +144,7 @@ impl MemDisk {
             faults_injected: 0,
             halt: None,
             write_count: 0,
+            reads: (0, 0),
         };
         Rc::new(MemDisk { name: name.to_owned(), size, block, state: RefCell::new(state) })
     }
@@ -195,6 +198,11 @@ impl MemDisk {
         self.state.borrow().write_count
     }
 
+    /// Reads asked for so far, and their bytes.
+    pub fn reads(&self) -> (u64, u64) {
+        self.state.borrow().reads
+    }
+
     /// Blocks that take memory.
     pub fn blocks_held(&self) -> usize {
         self.state.borrow().medium.blocks_held()
@@ -211,6 +219,11 @@ impl MemDisk {
             std::mem::replace(&mut state.halt, halt)
         };
         drop(before);
+    }
+
+    pub(super) fn count_read(&self, bytes: u64) {
+        let reads = &mut self.state.borrow_mut().reads;
+        *reads = (reads.0 + 1, reads.1 + bytes);
     }
 
     /// Counts one write-like operation; at a halt gives back what to call once no borrow is held.

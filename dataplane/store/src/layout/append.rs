@@ -77,6 +77,14 @@ pub fn header_bytes(records: usize) -> Option<u32> {
 }
 
 impl Record {
+    /// Bytes it takes in a header.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Record::Blob(blob) => blob_record_bytes(blob.info.length),
+            Record::Tombstone(tombstone) => tombstone_record_bytes(tombstone.places.len()),
+        }
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Record::Blob(blob) => {
@@ -107,7 +115,7 @@ impl Record {
         }
     }
 
-    fn decode(fields: &mut Fields, stamp: &Stamp) -> Result<Record, Invalid> {
+    pub(crate) fn decode(fields: &mut Fields, stamp: &Stamp) -> Result<Record, Invalid> {
         let (kind, sub, version, data) = (fields.u8()?, fields.u8()?, fields.u8()?, fields.u8()?);
         if version != RECORD_VERSION {
             return Err(Invalid::Version(version.into()));
@@ -158,6 +166,27 @@ fn decode_tombstone(fields: &mut Fields) -> Result<TombstoneRecord, Invalid> {
     Ok(TombstoneRecord { id, places })
 }
 
+/// Tails, padded to their full number.
+pub(crate) fn put_tails(tails: &[Tail], out: &mut Vec<u8>) {
+    let end = out.len() + TAILS_MAX * TAIL_BYTES;
+    for tail in tails.iter().take(TAILS_MAX) {
+        out.put_u32_le(tail.zone);
+        out.put_u32_le(tail.end);
+        out.put_u64_le(tail.generation.0);
+    }
+    out.resize(end, 0);
+}
+
+pub(crate) fn take_tails(fields: &mut Fields, count: u32) -> Result<SmallVec<[Tail; TAILS_MAX]>, Invalid> {
+    let padding = TAILS_MAX.checked_sub(count as usize).ok_or(Invalid::Field("tails"))?;
+    let mut tails = SmallVec::new();
+    for _ in 0..count {
+        tails.push(Tail { zone: fields.u32()?, end: fields.u32()?, generation: Generation(fields.u64()?) });
+    }
+    fields.skip(padding * TAIL_BYTES)?;
+    Ok(tails)
+}
+
 /// A decoded header.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AppendHeader {
@@ -174,12 +203,7 @@ impl AppendHeader {
         let tails = &self.tails[..self.tails.len().min(TAILS_MAX)];
         let counted = Stamp { records: self.records.len() as u32, tails: tails.len() as u32, ..self.stamp };
         counted.encode(Role::Append, &mut out);
-        for tail in tails {
-            out.put_u32_le(tail.zone);
-            out.put_u32_le(tail.end);
-            out.put_u64_le(tail.generation.0);
-        }
-        out.resize(FIXED_BYTES, 0);
+        put_tails(tails, &mut out);
         for record in &self.records {
             record.encode(&mut out);
         }
@@ -189,18 +213,17 @@ impl AppendHeader {
         out
     }
 
+    /// The records within this header as [`AppendHeader::encode`] gave it.
+    pub(crate) fn encoded_records<'a>(&self, encoded: &'a [u8]) -> &'a [u8] {
+        let length: usize = self.records.iter().map(Record::bytes).sum();
+        &encoded[FIXED_BYTES..FIXED_BYTES + length]
+    }
+
     pub fn decode(structure: &[u8]) -> Result<AppendHeader, Invalid> {
         let stamp = Stamp::decode(Role::Append, structure)?;
         let mut fields = Fields(structure);
         fields.skip(STAMP_BYTES)?;
-        if stamp.tails as usize > TAILS_MAX {
-            return Err(Invalid::Field("tails"));
-        }
-        let mut tails = SmallVec::new();
-        for _ in 0..stamp.tails {
-            tails.push(Tail { zone: fields.u32()?, end: fields.u32()?, generation: Generation(fields.u64()?) });
-        }
-        fields.skip((TAILS_MAX - stamp.tails as usize) * TAIL_BYTES)?;
+        let tails = take_tails(&mut fields, stamp.tails)?;
         let mut records = Vec::new();
         for _ in 0..stamp.records {
             records.push(Record::decode(&mut fields, &stamp)?);
