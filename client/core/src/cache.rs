@@ -13,11 +13,23 @@ use futures_util::future::LocalBoxFuture;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// For how long nobody else is told to keep names of a directory after another client changed it,
+/// so that clients that change one directory together don't cost each other every name they know.
+const CONTENDED: Duration = Duration::from_secs(5);
+
 /// Drops copies that others (the kernel) keep of what this client told them.
 pub trait Invalidator: 'static {
-    /// Attributes and pages of `ino`, and the entries `names` of it if it is a directory. Ends
-    /// when nobody can see the old state any more. Never called inside an operation.
-    fn invalidate(&self, ino: Ino, names: Vec<Name>) -> LocalBoxFuture<'static, ()>;
+    /// Whether names may be kept at all: only by who can drop them while an operation on their
+    /// directory is under way. Two clients that change one directory would else wait for each
+    /// other's leases: each change for the other client to drop its names, and that for its change.
+    fn keeps_names(&self) -> bool;
+
+    /// Drops the names of all directories, at once.
+    fn drop_names(&self);
+
+    /// Drops attributes and pages of `ino`. Ends when nobody can see the old state any more. Never
+    /// called inside an operation; waits for reads and writes of a file's pages.
+    fn invalidate(&self, ino: Ino) -> LocalBoxFuture<'static, ()>;
 }
 
 /// Attributes and for how long others may keep them.
@@ -166,12 +178,19 @@ impl Client {
         }
     }
 
-    /// For how long others may keep an entry of a directory: only what is kept here too, since
-    /// it must be known by name to be dropped.
+    /// For how long others may keep an entry of a directory. They are taken at their word: the
+    /// directory's names are dropped there when it changes.
     pub(crate) fn entry_left(&self, dir: Ino, name: &Name) -> Duration {
+        let keeps_names = self.invalidator.borrow().as_ref().is_none_or(|invalidator| invalidator.keeps_names());
         let Some(inode) = self.known_inode(dir) else { return Duration::ZERO };
-        let kept = inode.state().entries.contains_key(name);
-        if kept { self.cache_left(&inode) } else { Duration::ZERO }
+        let (now, left) = (self.now(), self.cache_left(&inode));
+        let mut state = inode.state();
+        // What could not be kept here changed since it was asked for.
+        if !keeps_names || state.contended_until > now || !state.entries.contains_key(name) {
+            return Duration::ZERO;
+        }
+        state.names_given_until = state.names_given_until.max(now + left);
+        left
     }
 
     /// A change of our own to an entry: what was cached of it is replaced, and the directory's
@@ -202,21 +221,27 @@ impl Client {
             return;
         }
         self.stamps.changed(ino);
-        let mut names = Vec::new();
+        let mut names_given = false;
         if let Some(inode) = self.known_inode(ino) {
+            let now = self.now();
             let mut state = inode.state();
-            names = state.entries.keys().cloned().collect();
+            names_given = state.take_names_given(now);
+            if names_given || state.contended_until > now {
+                state.contended_until = now + CONTENDED;
+            }
             state.drop_cached();
         }
         self.pages.borrow_mut().drop_inode(ino);
-        self.tell_invalidator(ino, names).await;
+        self.tell_invalidator(ino, names_given).await;
     }
 
-    pub(crate) async fn tell_invalidator(&self, ino: Ino, names: Vec<Name>) {
-        let invalidator = self.invalidator.borrow().clone();
-        if let Some(invalidator) = invalidator {
-            invalidator.invalidate(ino, names).await;
+    /// Has others drop what they keep of an inode, and of names where some were given to them.
+    pub(crate) async fn tell_invalidator(&self, ino: Ino, names_given: bool) {
+        let Some(invalidator) = self.invalidator.borrow().clone() else { return };
+        if names_given {
+            invalidator.drop_names();
         }
+        invalidator.invalidate(ino).await;
     }
 
     /// The inode's attributes, from the cache where that is allowed.

@@ -170,14 +170,14 @@ impl Client {
             state.lease = None;
             state.held = None;
             state.commit_sequence = 0;
-            told.push((inode.ino, state.entries.keys().cloned().collect::<Vec<_>>()));
+            told.push((inode.ino, state.take_names_given(self.now())));
             state.drop_cached();
             self.pages.borrow_mut().drop_inode(inode.ino);
         }
         let client = self.clone();
         self.handle.spawn(async move {
-            for (ino, names) in told {
-                client.tell_invalidator(ino, names).await;
+            for (ino, names_given) in told {
+                client.tell_invalidator(ino, names_given).await;
             }
             client.replace_session().await;
         });

@@ -46,6 +46,10 @@ pub(crate) struct InodeState {
     pub extents: ExtentCache,
     /// A directory's entries: `None` where a name is known to be absent.
     pub entries: BTreeMap<Name, Option<Ino>>,
+    /// Until when others may keep entries that they were told.
+    pub names_given_until: Instant,
+    /// Another client changes the directory too: nobody else is to keep entries until then.
+    pub contended_until: Instant,
     pub opens: u32,
     /// The session that registered an open-file hold.
     pub held: Option<SessionId>,
@@ -74,6 +78,8 @@ impl Inode {
             policy: None,
             extents: ExtentCache::default(),
             entries: BTreeMap::new(),
+            names_given_until: Instant::default(),
+            contended_until: Instant::default(),
             opens: 0,
             held: None,
             last_close: Instant::default(),
@@ -141,6 +147,12 @@ impl InodeState {
         self.attr = None;
         self.extents.clear();
         self.entries.clear();
+    }
+
+    /// Whether others may still keep entries of this directory; they are about to be told to drop
+    /// them.
+    pub fn take_names_given(&mut self, now: Instant) -> bool {
+        std::mem::take(&mut self.names_given_until) > now
     }
 
     /// Records a failure to write back: each open file reports it once.

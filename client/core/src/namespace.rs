@@ -6,7 +6,6 @@ use crate::nodes::name;
 use cfs_wire::meta::{FileKind, MetaOp, MetaReply, Name, RENAME_WHITEOUT, StatFs};
 use cfs_wire::{Errno, Ino};
 use std::rc::Rc;
-use std::time::Duration;
 
 impl Client {
     /// Finds a name. `Err(Ok(..))` is a name that does not exist, with how long that holds.
@@ -271,10 +270,5 @@ impl Client {
             }
             other => Err(unexpected(&other)),
         }
-    }
-
-    /// How long a name that was just found absent stays so, at most.
-    pub fn entry_valid(&self, dir: Ino, file_name: &[u8]) -> Duration {
-        name(file_name).map_or(Duration::ZERO, |entry_name| self.entry_left(dir, &entry_name))
     }
 }

@@ -5,7 +5,7 @@ use crate::Client;
 use crate::inode::{Inode, WriteLease};
 use cfs_reactor::sync::Permit;
 use cfs_wire::limits::RELEASES_MAX;
-use cfs_wire::meta::{MetaOp, Name};
+use cfs_wire::meta::MetaOp;
 use cfs_wire::{Ino, ShardId};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -56,7 +56,7 @@ impl Client {
                 client.give_back_idle();
                 ticks = ticks.wrapping_add(1);
                 if ticks.is_multiple_of(SWEEP_TICKS) {
-                    client.sweep().await;
+                    client.sweep();
                 }
             }
         });
@@ -154,36 +154,28 @@ impl Client {
     }
 
     /// Keeps the caches within their bounds.
-    async fn sweep(self: &Rc<Self>) {
-        let mut dropped: Vec<(Ino, Vec<Name>)> = Vec::new();
-        {
-            let mut inodes = self.inodes.borrow_mut();
-            let entries: usize = inodes.values().map(|inode| inode.state().entries.len()).sum();
-            let excess = inodes.len() > INODES_MAX;
-            let now = self.now();
-            let mut surplus = entries.saturating_sub(self.config.entries_max);
-            inodes.retain(|ino, inode| {
-                let lapsed = inode.state().granted_until <= now;
-                if surplus > 0 || lapsed {
-                    let names: Vec<Name> = std::mem::take(&mut inode.state().entries).into_keys().collect();
-                    surplus = surplus.saturating_sub(names.len());
-                    if !lapsed && !names.is_empty() {
-                        dropped.push((*ino, names));
-                    }
-                }
-                let state = inode.state();
-                let needed = state.opens > 0
-                    || state.is_dirty()
-                    || state.lease.is_some()
-                    || state.held.is_some()
-                    || !state.entries.is_empty();
-                // An operation under way has a reference of its own.
-                needed || Rc::strong_count(inode) > 1 || !(lapsed || excess)
-            });
-        }
-        for (ino, names) in dropped {
-            self.tell_invalidator(ino, names).await;
-        }
+    fn sweep(&self) {
+        let mut inodes = self.inodes.borrow_mut();
+        let entries: usize = inodes.values().map(|inode| inode.state().entries.len()).sum();
+        let excess = inodes.len() > INODES_MAX;
+        let now = self.now();
+        let mut surplus = entries.saturating_sub(self.config.entries_max);
+        inodes.retain(|_, inode| {
+            let mut state = inode.state();
+            let lapsed = state.granted_until <= now;
+            if surplus > 0 || lapsed {
+                surplus = surplus.saturating_sub(std::mem::take(&mut state.entries).len());
+            }
+            let needed = state.opens > 0
+                || state.is_dirty()
+                || state.lease.is_some()
+                || state.held.is_some()
+                || !state.entries.is_empty()
+                || state.names_given_until > now
+                || state.contended_until > now;
+            // An operation under way has a reference of its own.
+            needed || Rc::strong_count(inode) > 1 || !(lapsed || excess)
+        });
     }
 
     /// Commits everything, gives everything back and ends the session. Data that could not be

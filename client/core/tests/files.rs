@@ -3,11 +3,14 @@
 mod common;
 
 use bytes::Bytes;
-use cfs_client::{Caller, Client, NewFile, OpenFile, OpenFlags, Whence};
+use cfs_client::{Caller, Client, Invalidator, NewFile, OpenFile, OpenFlags, Whence};
 use cfs_reactor::clock::SplitMix64;
 use cfs_wire::meta::AttrChanges;
 use cfs_wire::{Errno, Ino};
 use common::{Server, seeds, simulate};
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use std::cell::Cell;
 use std::rc::Rc;
 
 const ROOT: Ino = Ino::ROOT;
@@ -262,6 +265,72 @@ fn names_are_cached_under_a_grant_and_dropped_when_another_client_changes_them()
         let changes = AttrChanges { mode: Some(0o600), ..AttrChanges::default() };
         a.setattr(first.attr.ino, changes).await.unwrap();
         assert_eq!(b.getattr(first.attr.ino).await.unwrap().attr.mode, 0o600);
+    });
+}
+
+/// Counts how often the kernel's names are dropped.
+struct Kernel {
+    keeps_names: bool,
+    drops: Cell<u32>,
+}
+
+impl Invalidator for Kernel {
+    fn keeps_names(&self) -> bool {
+        self.keeps_names
+    }
+
+    fn drop_names(&self) {
+        self.drops.set(self.drops.get() + 1);
+    }
+
+    fn invalidate(&self, _ino: Ino) -> LocalBoxFuture<'static, ()> {
+        async {}.boxed_local()
+    }
+}
+
+#[test]
+fn the_kernels_names_are_dropped_once_and_not_given_again_while_another_client_changes_the_directory() {
+    simulate(5, |server| async move {
+        server.start().await;
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let kernel = Rc::new(Kernel { keeps_names: true, drops: Cell::new(0) });
+        b.set_invalidator(kernel.clone());
+        create(&a, "f").await;
+        assert_eq!(kernel.drops.get(), 0, "no name was given");
+        assert!(!b.lookup(ROOT, b"f").await.unwrap().entry_valid.is_zero());
+        for round in 0..4 {
+            create(&a, &format!("g{round}")).await;
+            assert_eq!(kernel.drops.get(), 1, "before the change was answered, and only where names were given");
+            assert!(b.lookup(ROOT, b"f").await.unwrap().entry_valid.is_zero());
+            assert!(matches!(b.lookup(ROOT, b"absent").await, Err(Ok(negative)) if negative.valid.is_zero()));
+            server.sleep(3000).await;
+        }
+        // Longer than two clients are taken to be at it after the last change.
+        server.sleep(3000).await;
+        assert!(!b.lookup(ROOT, b"f").await.unwrap().entry_valid.is_zero());
+        assert!(matches!(b.lookup(ROOT, b"absent").await, Err(Ok(negative)) if !negative.valid.is_zero()));
+        create(&a, "h").await;
+        assert_eq!(kernel.drops.get(), 2);
+    });
+}
+
+#[test]
+fn a_kernel_that_cannot_drop_names_at_once_is_given_none() {
+    simulate(5, |server| async move {
+        server.start().await;
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let kernel = Rc::new(Kernel { keeps_names: false, drops: Cell::new(0) });
+        b.set_invalidator(kernel.clone());
+        create(&a, "f").await;
+        let found = b.lookup(ROOT, b"f").await.unwrap();
+        assert!(found.entry_valid.is_zero() && !found.attr_valid.is_zero());
+        assert!(matches!(b.lookup(ROOT, b"absent").await, Err(Ok(negative)) if negative.valid.is_zero()));
+        let reads = server.disk.reads.get();
+        b.lookup(ROOT, b"f").await.unwrap();
+        assert_eq!(server.disk.reads.get(), reads, "served from the client's own cache");
+        a.rename(ROOT, b"f", ROOT, b"g", 0).await.unwrap();
+        assert!(matches!(b.lookup(ROOT, b"f").await, Err(Ok(_))));
+        assert_eq!(kernel.drops.get(), 0);
     });
 }
 

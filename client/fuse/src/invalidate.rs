@@ -1,66 +1,72 @@
-//! Drops the kernel's copies, from a thread of its own: the kernel may wait for a request to be
-//! answered before it takes an invalidation, so the executor may not ask for one.
+//! Drops the kernel's copies. Names go at once. Pages go from a thread of their own: the kernel
+//! waits for the requests that read or write them, so the executor may not ask for that.
 
+use crate::abi::Features;
 use crate::error::MountError;
-use crate::notify::Notifier;
+use crate::notify;
 use cfs_client::Invalidator;
 use cfs_reactor::mailbox::{Sender, mailbox};
 use cfs_wire::Ino;
-use cfs_wire::meta::Name;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread;
 
 struct Order {
     ino: Ino,
-    names: Vec<Name>,
     done: Sender<()>,
 }
 
-/// The executor's end.
-pub(crate) struct KernelCaches {
+/// The thread that drops attributes and pages. It ends with this.
+pub(crate) struct PageThread {
     orders: mpsc::Sender<Order>,
 }
 
-/// The thread's end, waiting for the mount's notifier.
-pub(crate) struct Waiting(mpsc::Receiver<Order>);
-
-impl KernelCaches {
-    pub fn new() -> (KernelCaches, Waiting) {
+impl PageThread {
+    pub fn start(device: OwnedFd) -> Result<PageThread, MountError> {
         // Bounded by the events a server has under way for one client.
-        let (orders, waiting) = mpsc::channel();
-        (KernelCaches { orders }, Waiting(waiting))
-    }
-}
-
-impl Waiting {
-    /// Starts the thread; it ends with the executor's end.
-    pub fn start(self, notifier: Notifier) -> Result<(), MountError> {
+        let (orders, waiting) = mpsc::channel::<Order>();
         let run = move || {
-            for order in self.0 {
-                carry_out(&notifier, &order);
+            for order in waiting {
+                report(order.ino, notify::inval_inode(&device, order.ino));
                 let _ = order.done.try_send(());
             }
         };
         thread::Builder::new().name("cfs-invalidate".to_owned()).spawn(run).map_err(MountError::Thread)?;
-        Ok(())
+        Ok(PageThread { orders })
     }
 }
 
-fn carry_out(notifier: &Notifier, order: &Order) {
-    let inode = notifier.inval_inode(order.ino);
-    let entries = order.names.iter().map(|name| notifier.inval_entry(order.ino, name));
-    for error in std::iter::once(inode).chain(entries).filter_map(Result::err) {
-        // Once the mount is gone there is nothing left to drop.
-        tracing::debug!(%error, ino = %order.ino, "the kernel refused an invalidation");
+/// What the kernel keeps of one mount.
+pub(crate) struct KernelCaches {
+    device: Rc<OwnedFd>,
+    features: Features,
+    pages: PageThread,
+}
+
+impl KernelCaches {
+    pub fn new(device: &Rc<OwnedFd>, features: Features, pages: PageThread) -> KernelCaches {
+        KernelCaches { device: device.clone(), features, pages }
     }
 }
 
 impl Invalidator for KernelCaches {
-    fn invalidate(&self, ino: Ino, names: Vec<Name>) -> LocalBoxFuture<'static, ()> {
+    /// FUSE_NOTIFY_INVAL_ENTRY is of no use: it takes the directory's lock, which the kernel holds
+    /// for every change of the directory that it has asked us for.
+    fn keeps_names(&self) -> bool {
+        self.features.epoch
+    }
+
+    fn drop_names(&self) {
+        report(Ino::ROOT, notify::inc_epoch(&self.device));
+    }
+
+    fn invalidate(&self, ino: Ino) -> LocalBoxFuture<'static, ()> {
         let (done, mut finished) = mailbox(1);
-        let sent = self.orders.send(Order { ino, names, done }).is_ok();
+        let sent = self.pages.orders.send(Order { ino, done }).is_ok();
         async move {
             if sent {
                 // `None`: the thread is gone, and the mount with it.
@@ -68,5 +74,12 @@ impl Invalidator for KernelCaches {
             }
         }
         .boxed_local()
+    }
+}
+
+fn report(ino: Ino, outcome: Result<(), Errno>) {
+    if let Err(errno) = outcome {
+        // Once the mount is gone there is nothing left to drop.
+        tracing::debug!(%errno, %ino, "the kernel refused an invalidation");
     }
 }

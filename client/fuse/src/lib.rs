@@ -4,10 +4,11 @@
 //! kernel may ask and be answered, without its types, and `perform` carries that out on the
 //! client's executor. Between them, `connection` mounts, `reader` takes requests off /dev/fuse on
 //! that same executor, `translate` and `reply` turn them into operations and answers into bytes.
-//! `invalidate` drops the kernel's copies, from the one thread beside the client's. Only this
+//! `invalidate` drops the kernel's copies; pages from the one thread beside the client's. Only this
 //! crate starts threads; it caches nothing itself.
 //!
-//! What the kernel keeps: attributes, entries and absences for no longer than the client's grant;
+//! What the kernel keeps: attributes, entries and absences for no longer than the client's grant (of
+//! entries and absences nothing before Linux 6.16, which is the first that can drop them in time);
 //! pages as long as the file's times and size do not change (FUSE_AUTO_INVAL_DATA), and until they
 //! are invalidated. It never keeps unwritten pages of `write` (no FUSE_WRITEBACK_CACHE).
 //!

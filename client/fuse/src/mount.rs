@@ -3,8 +3,7 @@
 
 use crate::connection::{self, Session, device_minor};
 use crate::error::MountError;
-use crate::invalidate::{KernelCaches, Waiting};
-use crate::notify::Notifier;
+use crate::invalidate::{KernelCaches, PageThread};
 use crate::options::MountConfig;
 use crate::perform::Performer;
 use crate::reader::Reader;
@@ -37,7 +36,7 @@ const END_WAIT: Duration = Duration::from_secs(5);
 
 /// What the client's thread is told.
 enum Order {
-    Serve(Session),
+    Serve(Session, PageThread),
     /// The session does not end by itself.
     Stop,
 }
@@ -78,20 +77,19 @@ pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
     let mountpoint = check_mountpoint(&config.mountpoint)?;
     let (orders, inbox) = mailbox(2);
     let (ending, endings) = mpsc::channel();
-    let (caches, waiting) = KernelCaches::new();
     let (ready, started) = mpsc::channel();
     let client = {
         let (config, farewell) = (config.clone(), Farewell(ending.clone()));
-        let run = move || run_client(config, inbox, caches, &ready, &farewell);
+        let run = move || run_client(config, inbox, &ready, &farewell);
         thread::Builder::new().name("cfs-client".to_owned()).spawn(run).map_err(MountError::Thread)?
     };
     if started.recv().is_err() {
         return Err(client.join().unwrap_or(Err(MountError::ClientDied)).err().unwrap_or(MountError::ClientDied));
     }
-    match begin_session(&config, &mountpoint, waiting) {
-        Ok(session) => {
+    match begin_session(&config, &mountpoint) {
+        Ok((session, pages)) => {
             // A client that has just died leaves the session unserved: it is then closed at once.
-            let _ = orders.try_send(Order::Serve(session));
+            let _ = orders.try_send(Order::Serve(session, pages));
             if let Some(minor) = device_minor(&mountpoint) {
                 raise_read_ahead(minor, config.options.read_ahead_kib);
             }
@@ -107,12 +105,11 @@ pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
     }
 }
 
-fn begin_session(config: &MountConfig, mountpoint: &Path, waiting: Waiting) -> Result<Session, MountError> {
+fn begin_session(config: &MountConfig, mountpoint: &Path) -> Result<(Session, PageThread), MountError> {
     let source = config.options.source.clone().unwrap_or_else(|| format!("cfs#{}", config.address));
     let session = connection::connect(mountpoint, &source, &config.options)?;
     let device = session.device.try_clone().map_err(MountError::Device)?;
-    waiting.start(Notifier::new(device))?;
-    Ok(session)
+    Ok((session, PageThread::start(device)?))
 }
 
 impl MountHandle {
@@ -234,7 +231,6 @@ impl Drop for Farewell {
 fn run_client(
     config: MountConfig,
     mut inbox: Receiver<Order>,
-    caches: KernelCaches,
     ready: &mpsc::Sender<()>,
     farewell: &Farewell,
 ) -> Result<(), MountError> {
@@ -247,12 +243,11 @@ fn run_client(
         let farewell = Farewell(farewell.0.clone());
         async move {
             let client = Client::connect(&handle, fabric, &config.address, config.client).await?;
-            client.set_invalidator(Rc::new(caches));
             let _ = ready.send(());
             drop(ready);
-            if let Some(Order::Serve(session)) = inbox.recv().await {
-                farewell.ended(serve(&handle, &ring, &client, session, inbox).await);
-                // With it goes the notifying thread's descriptor of the device.
+            if let Some(Order::Serve(session, pages)) = inbox.recv().await {
+                farewell.ended(serve(&handle, &ring, &client, session, pages, inbox).await);
+                // With it go its descriptors of the device.
                 client.forget_invalidator();
             }
             client.shutdown().await.map_err(MountError::DataLost)
@@ -268,9 +263,12 @@ async fn serve(
     ring: &Rc<Ring>,
     client: &Rc<Client>,
     session: Session,
+    pages: PageThread,
     mut inbox: Receiver<Order>,
 ) -> io::Result<()> {
     let Session { device, features } = session;
+    let device = Rc::new(device);
+    client.set_invalidator(Rc::new(KernelCaches::new(&device, features, pages)));
     let reader = Reader::new(handle, ring, device, features, Performer::new(client.clone()));
     let (reading, stopped) = (reader.run(), inbox.recv());
     futures_util::pin_mut!(reading, stopped);

@@ -1,43 +1,32 @@
-//! Notifications: what is said to the kernel without being asked. The kernel may wait for a
-//! request's answer before it takes one: only `invalidate`'s thread sends the first two.
+//! Notifications: what is said to the kernel without being asked.
 
-use crate::abi::{self, NotifyInvalEntry, NotifyInvalInode, OutHeader};
+use crate::abi::{self, NotifyInvalInode, OutHeader};
 use cfs_wire::Ino;
 use rustix::io::{Errno, writev};
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 
-pub(crate) struct Notifier {
-    device: OwnedFd,
+/// Has the kernel forget attributes and all pages of an inode. Ends when they are gone, which for
+/// pages that are being read or written is when those requests are answered: only `invalidate`'s
+/// thread may wait for that.
+pub(crate) fn inval_inode(device: impl AsFd, ino: Ino) -> Result<(), Errno> {
+    let body = NotifyInvalInode { ino: ino.as_u64(), off: 0, len: 0 };
+    send(device, abi::NOTIFY_INVAL_INODE, bytemuck::bytes_of(&body))
 }
 
-impl Notifier {
-    pub fn new(device: OwnedFd) -> Notifier {
-        Notifier { device }
-    }
+/// Has the kernel look every name up again, also those it is being told in answer to a request
+/// that it has made before. It takes no lock for that and does not wait.
+pub(crate) fn inc_epoch(device: impl AsFd) -> Result<(), Errno> {
+    send(device, abi::NOTIFY_INC_EPOCH, &[])
+}
 
-    /// Has the kernel forget attributes and all pages of an inode. Ends when they are gone.
-    pub fn inval_inode(&self, ino: Ino) -> Result<(), Errno> {
-        let body = NotifyInvalInode { ino: ino.as_u64(), off: 0, len: 0 };
-        self.send(abi::NOTIFY_INVAL_INODE, bytemuck::bytes_of(&body), &[])
-    }
-
-    /// Has the kernel forget what a name stands for, and its absence.
-    pub fn inval_entry(&self, dir: Ino, name: &[u8]) -> Result<(), Errno> {
-        let body = NotifyInvalEntry { parent: dir.as_u64(), namelen: name.len() as u32, flags: 0 };
-        let name = [name, &[0]].concat();
-        self.send(abi::NOTIFY_INVAL_ENTRY, bytemuck::bytes_of(&body), &name)
-    }
-
-    fn send(&self, code: i32, body: &[u8], name: &[u8]) -> Result<(), Errno> {
-        let len = (size_of::<OutHeader>() + body.len() + name.len()) as u32;
-        let header = OutHeader { len, error: code, unique: 0 };
-        let parts = [IoSlice::new(bytemuck::bytes_of(&header)), IoSlice::new(body), IoSlice::new(name)];
-        match writev(&self.device, &parts) {
-            // The kernel does not know it.
-            Ok(_) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+fn send(device: impl AsFd, code: i32, body: &[u8]) -> Result<(), Errno> {
+    let header = OutHeader { len: (size_of::<OutHeader>() + body.len()) as u32, error: code, unique: 0 };
+    let parts = [IoSlice::new(bytemuck::bytes_of(&header)), IoSlice::new(body)];
+    match writev(device, &parts) {
+        // The kernel does not know the inode.
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -48,15 +37,18 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn an_entry_notification_names_its_directory_and_ends_in_a_zero_that_does_not_count() {
+    fn an_inode_notification_names_its_inode_and_all_of_its_pages_and_an_epoch_nothing() {
         let (device, mut kernel) = UnixStream::pair().unwrap();
-        Notifier::new(device.into()).inval_entry(Ino::from_u64(9), b"name").unwrap();
+        inval_inode(&device, Ino::from_u64(9)).unwrap();
+        inc_epoch(&device).unwrap();
+        drop(device);
         let mut bytes = Vec::new();
         kernel.read_to_end(&mut bytes).unwrap();
         let header: OutHeader = bytemuck::pod_read_unaligned(&bytes[..16]);
-        assert_eq!(header, OutHeader { len: 37, error: 3, unique: 0 });
-        let body: NotifyInvalEntry = bytemuck::pod_read_unaligned(&bytes[16..32]);
-        assert_eq!(body, NotifyInvalEntry { parent: 9, namelen: 4, flags: 0 });
-        assert_eq!(bytes[32..], *b"name\0");
+        assert_eq!(header, OutHeader { len: 40, error: 2, unique: 0 });
+        let body: NotifyInvalInode = bytemuck::pod_read_unaligned(&bytes[16..40]);
+        assert_eq!(body, NotifyInvalInode { ino: 9, off: 0, len: 0 });
+        let header: OutHeader = bytemuck::pod_read_unaligned(&bytes[40..]);
+        assert_eq!(header, OutHeader { len: 16, error: 8, unique: 0 });
     }
 }

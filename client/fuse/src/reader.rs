@@ -42,11 +42,17 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// `device` does not block.
-    pub fn new(handle: &Handle, ring: &Rc<Ring>, device: OwnedFd, features: Features, performer: Performer) -> Reader {
+    pub fn new(
+        handle: &Handle,
+        ring: &Rc<Ring>,
+        device: Rc<OwnedFd>,
+        features: Features,
+        performer: Performer,
+    ) -> Reader {
         Reader {
             handle: handle.clone(),
             ring: ring.clone(),
-            device: Rc::new(device),
+            device,
             features,
             performer: Rc::new(performer),
             interrupts: Rc::default(),

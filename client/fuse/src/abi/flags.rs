@@ -44,4 +44,4 @@ pub(crate) const LK_FLOCK: u32 = 1 << 0;
 pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 
 pub(crate) const NOTIFY_INVAL_INODE: i32 = 2;
-pub(crate) const NOTIFY_INVAL_ENTRY: i32 = 3;
+pub(crate) const NOTIFY_INC_EPOCH: i32 = 8;

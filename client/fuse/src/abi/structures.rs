@@ -106,6 +106,4 @@ structures! {
 
     /// A negative `off` leaves the pages alone.
     NotifyInvalInode, 24 { ino: u64, off: i64, len: i64 }
-    /// Followed by the name and a zero that `namelen` does not count.
-    NotifyInvalEntry, 16 { parent: u64, namelen: u32, flags: u32 }
 }

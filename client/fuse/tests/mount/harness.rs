@@ -4,6 +4,7 @@ use crate::common::Server;
 use cfs_fabric::tcp::TcpFabric;
 use cfs_fabric::{Address, Fabric};
 use cfs_fuse::{MountConfig, MountError, MountHandle, spawn_mount};
+use cfs_meta::service::ServiceConfig;
 use cfs_reactor::Executor;
 use cfs_reactor::clock::KernelClock;
 use cfs_reactor::mailbox::{Sender, mailbox};
@@ -19,6 +20,10 @@ pub struct Running {
 }
 
 pub fn start_server() -> Running {
+    start_server_with(ServiceConfig::default())
+}
+
+pub fn start_server_with(config: ServiceConfig) -> Running {
     let (stop, mut stopped) = mailbox(1);
     let (listening, address) = mpsc::channel();
     let run = move || {
@@ -30,6 +35,7 @@ pub fn start_server() -> Running {
             let handle = handle.clone();
             async move {
                 let server = Server::new(&handle, 1);
+                *server.config.borrow_mut() = config;
                 server.format().await;
                 let service = server.endpoint(&handle);
                 let listener = fabric.listen(&Address("127.0.0.1:0".to_owned()), service).unwrap();
@@ -62,7 +68,10 @@ impl Mounted {
 }
 
 pub fn mount() -> Option<Mounted> {
-    let server = start_server();
+    mount_on(start_server())
+}
+
+pub fn mount_on(server: Running) -> Option<Mounted> {
     let directory = tempfile::tempdir().unwrap();
     match spawn_mount(MountConfig::new(directory.path(), server.address.clone())) {
         Ok(mount) => Some(Mounted { mount: Some(mount), directory, server }),

@@ -6,6 +6,7 @@ mod common;
 mod harness;
 mod locks;
 mod nameless;
+mod two_mounts;
 
 use cfs_fabric::Address;
 use cfs_fuse::{MountConfig, spawn_mount};
@@ -119,28 +120,6 @@ fn what_was_synced_is_there_after_a_new_mount_and_direct_io_sees_what_was_buffer
 }
 
 #[test]
-fn two_mounts_of_one_file_system_see_each_others_changes() {
-    let Some(mounted) = mount() else { return };
-    let second = tempfile::tempdir().unwrap();
-    let other = spawn_mount(MountConfig::new(second.path(), mounted.server.address.clone())).unwrap();
-    fs::write(mounted.path("shared"), b"one").unwrap();
-    assert_eq!(fs::read(second.path().join("shared")).unwrap(), b"one");
-    for round in 0..20 {
-        let (here, there) = (mounted.path("shared"), second.path().join("shared"));
-        fs::write(&here, format!("from the first {round}")).unwrap();
-        assert_eq!(fs::read_to_string(&there).unwrap(), format!("from the first {round}"));
-        fs::write(&there, format!("from the second mount {round}")).unwrap();
-        assert_eq!(fs::read_to_string(&here).unwrap(), format!("from the second mount {round}"));
-        fs::rename(&here, mounted.path("renamed")).unwrap();
-        assert!(!there.exists(), "round {round}");
-        fs::rename(second.path().join("renamed"), &there).unwrap();
-        assert!(here.exists() && !mounted.path("renamed").exists(), "round {round}");
-    }
-    drop(other);
-    mounted.unmount();
-}
-
-#[test]
 fn a_missing_mount_point_and_a_missing_server_are_told_in_one_line() {
     let address = Address("127.0.0.1:1".to_owned());
     let error = spawn_mount(MountConfig::new("/no/such/place", address.clone())).err().unwrap().to_string();
@@ -153,11 +132,15 @@ fn a_missing_mount_point_and_a_missing_server_are_told_in_one_line() {
     assert!(!error.contains('\n'));
 }
 
-/// `cargo test -p cfs-fuse --test mount -- --ignored`: a mount to try things on, until unmounted.
+/// `cargo test -p cfs-fuse --test mount -- --ignored`: a mount to try things on, until unmounted; of
+/// the server at CFS_ADDRESS, or of its own.
 #[test]
 #[ignore = "stays until CFS_MOUNT is unmounted"]
 fn a_mount_to_try_by_hand() {
-    let server = start_server();
     let mountpoint = std::env::var("CFS_MOUNT").expect("CFS_MOUNT names a directory");
-    spawn_mount(MountConfig::new(mountpoint, server.address.clone())).unwrap().wait().unwrap();
+    let running = std::env::var("CFS_ADDRESS").map(Address).map_err(|_| start_server());
+    let address = running.as_ref().unwrap_or_else(|server| &server.address).clone();
+    let mount = spawn_mount(MountConfig::new(mountpoint, address)).unwrap();
+    println!("mounted");
+    mount.wait().unwrap();
 }

@@ -1,0 +1,158 @@
+//! One file system mounted twice.
+
+use crate::harness::{mount, mount_on, start_server_with};
+use cfs_fabric::Address;
+use cfs_fuse::{MountConfig, spawn_mount};
+use cfs_meta::service::ServiceConfig;
+use cfs_reactor::clock::{Clock, KernelClock};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, BufRead, BufReader, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+#[test]
+fn two_mounts_of_one_file_system_see_each_others_changes() {
+    let Some(mounted) = mount() else { return };
+    let second = tempfile::tempdir().unwrap();
+    let other = spawn_mount(MountConfig::new(second.path(), mounted.server.address.clone())).unwrap();
+    fs::write(mounted.path("shared"), b"one").unwrap();
+    assert_eq!(fs::read(second.path().join("shared")).unwrap(), b"one");
+    for round in 0..20 {
+        let (here, there) = (mounted.path("shared"), second.path().join("shared"));
+        fs::write(&here, format!("from the first {round}")).unwrap();
+        assert_eq!(fs::read_to_string(&there).unwrap(), format!("from the first {round}"));
+        fs::write(&there, format!("from the second mount {round}")).unwrap();
+        assert_eq!(fs::read_to_string(&here).unwrap(), format!("from the second mount {round}"));
+        fs::rename(&here, mounted.path("renamed")).unwrap();
+        assert!(!there.exists(), "round {round}");
+        fs::rename(second.path().join("renamed"), &there).unwrap();
+        assert!(here.exists() && !mounted.path("renamed").exists(), "round {round}");
+    }
+    drop(other);
+    mounted.unmount();
+}
+
+/// One round of changes in a directory whose names are in the kernel's cache when they come.
+fn change_names(directory: &Path, side: &str, number: u32) -> io::Result<()> {
+    let name = directory.join(format!("{side}-{number}"));
+    assert_eq!(fs::metadata(directory.join("known"))?.len(), 0);
+    assert_eq!(fs::metadata(directory.join("absent")).map(drop).unwrap_err().kind(), ErrorKind::NotFound);
+    fs::write(&name, b"content")?;
+    assert_eq!(fs::metadata(&name)?.len(), 7);
+    fs::rename(&name, directory.join(format!("moved-{side}-{number}")))?;
+    assert_eq!(fs::metadata(&name).map(drop).unwrap_err().kind(), ErrorKind::NotFound);
+    Ok(())
+}
+
+fn names(directory: &Path) -> BTreeSet<String> {
+    fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn two_mounts_that_change_one_directory_at_once_do_not_wait_for_their_leases_to_end() {
+    const ROUNDS: u32 = 50;
+    let Some(mounted) = mount() else { return };
+    let second = tempfile::tempdir().unwrap();
+    let other = spawn_mount(MountConfig::new(second.path(), mounted.server.address.clone())).unwrap();
+    let shared = [mounted.path("shared"), second.path().join("shared")];
+    fs::create_dir(&shared[0]).unwrap();
+    fs::write(shared[0].join("known"), b"").unwrap();
+    let clock = KernelClock::new();
+    let started = clock.now();
+    let churn = |directory: PathBuf, side: &'static str| {
+        let run = move || (0..ROUNDS).for_each(|number| change_names(&directory, side, number).unwrap());
+        thread::Builder::new().spawn(run).unwrap()
+    };
+    let sides = [churn(shared[0].clone(), "one"), churn(shared[1].clone(), "two")];
+    sides.into_iter().for_each(|side| side.join().unwrap());
+    // One lease is 10 s: a single wait for one would show.
+    let took = clock.now() - started;
+    assert!(took < Duration::from_secs(9), "it took {took:?}");
+    let moved = ["one", "two"].map(|side| (0..ROUNDS).map(move |number| format!("moved-{side}-{number}")));
+    let expected: BTreeSet<String> = moved.into_iter().flatten().chain(["known".to_owned()]).collect();
+    for directory in &shared {
+        assert_eq!(names(directory), expected);
+        for name in &expected {
+            assert!(directory.join(name).exists(), "{name}");
+        }
+    }
+    drop(other);
+    mounted.unmount();
+}
+
+/// Changes names until that fails; tells of each round and how it ended.
+fn churn_until_gone(directory: PathBuf, side: &'static str) -> Receiver<Option<io::Error>> {
+    let (tell, told) = channel();
+    let run = move || {
+        let failed = (0..).find_map(|number| {
+            let outcome = change_names(&directory, side, number);
+            if outcome.is_ok() {
+                let _ = tell.send(None);
+            }
+            outcome.err()
+        });
+        let _ = tell.send(failed);
+    };
+    thread::Builder::new().spawn(run).unwrap();
+    told
+}
+
+/// How it ended.
+fn end(told: &Receiver<Option<io::Error>>, patience: Duration) -> io::Error {
+    loop {
+        if let Some(error) = told.recv_timeout(patience).expect("an end in time") {
+            return error;
+        }
+    }
+}
+
+/// A mount of its own process.
+fn mount_in_a_process(mountpoint: &Path, server: &Address) -> Child {
+    let mut process = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture", "a_mount_to_try_by_hand"])
+        .env("CFS_MOUNT", mountpoint)
+        .env("CFS_ADDRESS", &server.0)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().ends_with("mounted")), "the mount ended");
+    process
+}
+
+#[test]
+fn a_mount_that_is_killed_while_both_change_one_directory_is_gone_at_once() {
+    // The dead mount is waited for no longer than its lease.
+    let config = ServiceConfig { read_lease: Duration::from_secs(2), ..ServiceConfig::default() };
+    let Some(mounted) = mount_on(start_server_with(config)) else { return };
+    let second = tempfile::tempdir().unwrap();
+    let shared = mounted.path("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("known"), b"").unwrap();
+    let mut process = mount_in_a_process(second.path(), &mounted.server.address);
+    let (ours, theirs) =
+        (churn_until_gone(shared.clone(), "one"), churn_until_gone(second.path().join("shared"), "two"));
+    for told in [&ours, &theirs] {
+        let rounds: Vec<_> = told.iter().take(10).collect();
+        assert!(rounds.iter().all(Option::is_none), "{rounds:?}");
+    }
+    process.kill().unwrap();
+    // No thread of it stays, waiting in the kernel; its device is closed, so its programs get an error.
+    let (reap, reaped) = channel();
+    thread::Builder::new().spawn(move || reap.send(process.wait())).unwrap();
+    let status = reaped.recv_timeout(Duration::from_secs(5)).expect("the process ends in time").unwrap();
+    assert!(!status.success());
+    let error = end(&theirs, Duration::from_secs(5));
+    assert!([libc::ENOTCONN, libc::ECONNABORTED].contains(&error.raw_os_error().unwrap()), "{error}");
+
+    rustix::mount::unmount(second.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    while ours.try_recv().is_ok() {}
+    assert!(ours.recv_timeout(Duration::from_secs(10)).expect("the other mount goes on").is_none());
+    fs::remove_file(shared.join("known")).unwrap();
+    assert_eq!(end(&ours, Duration::from_secs(10)).kind(), ErrorKind::NotFound);
+    mounted.unmount();
+}
