@@ -15,10 +15,8 @@ const FETCH_PIECES_MAX: usize = 256;
 /// Why stored bytes did not come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FetchError {
-    /// The extents have changed: ask for them again.
-    Gone,
-    /// No copy can be read where the extents point; they may point elsewhere by now.
-    Unreadable,
+    /// Nothing can be read where the extents point; they may point elsewhere by now.
+    Moved,
     Errno(Errno),
 }
 
@@ -91,12 +89,12 @@ impl Client {
                         tracing::error!(length, got = message.bulk.len(), "the data plane sent another length");
                         return Err(FetchError::Errno(Errno::EIO));
                     }
-                    Ok(Err(DataError::Gone)) => return Err(FetchError::Gone),
+                    Ok(Err(DataError::Gone)) => return Err(FetchError::Moved),
                     Ok(Err(error)) if error.is_retryable() => {}
                     Ok(Err(error)) => {
                         tracing::error!(%error, "bytes cannot be read");
                         let moved = matches!(error, DataError::Unreadable(_));
-                        return Err(if moved { FetchError::Unreadable } else { FetchError::Errno(Errno::EIO) });
+                        return Err(if moved { FetchError::Moved } else { FetchError::Errno(Errno::EIO) });
                     }
                     Err(error) => {
                         tracing::error!(%error, "the data plane's answer is malformed");

@@ -196,13 +196,14 @@ impl Client {
             match self.fetch_runs(&mapped.runs).await {
                 Ok(bytes) => return Ok((bytes, mapped.size)),
                 Err(FetchError::Errno(errno)) => return Err(errno),
-                // Packed and collected meanwhile, with the last old copy on a broken target: only
-                // where the extents still say the same are the bytes lost.
-                Err(FetchError::Unreadable) if unreadable.as_ref() == Some(&mapped.runs) => return Err(Errno::EIO),
-                Err(error) => {
-                    if matches!(error, FetchError::Unreadable) {
-                        unreadable = Some(mapped.runs);
-                    }
+                // What was packed or written over and collected meanwhile is named by other extents
+                // by now: only where they still say the same are the bytes lost.
+                Err(FetchError::Moved) if unreadable.as_ref() == Some(&mapped.runs) => {
+                    tracing::error!(ino = %inode.ino, offset, length, "bytes that the file refers to are lost");
+                    return Err(Errno::EIO);
+                }
+                Err(FetchError::Moved) => {
+                    unreadable = Some(mapped.runs);
                     self.stamps.changed(inode.ino);
                     inode.state().extents.clear();
                 }

@@ -96,7 +96,7 @@ fn check(candidate: &Candidate, newest: &Roster) -> Result<(), MembershipError> 
 /// The roster of a new cluster.
 pub fn first_roster(devices: impl Iterator<Item = DeviceId>) -> Roster {
     let member = |device| Member { device, seen: 1, lacks: Lacks::NOTHING };
-    Roster { epoch: 1, members: devices.map(member).collect() }
+    Roster { epoch: 1, created: false, members: devices.map(member).collect() }
 }
 
 /// `roster` with `present` taking part; unchanged when they did before.
@@ -129,7 +129,7 @@ fn next(roster: &Roster, present: &BTreeSet<TargetId>, change: impl Fn(TargetId,
             member.seen = epoch;
         }
     }
-    Roster { epoch, members }
+    Roster { epoch, created: roster.created, members }
 }
 
 /// The roster in force while the node runs, on every target that takes part.
@@ -157,24 +157,45 @@ impl Membership {
         Ok(Membership { devices, roster: RefCell::new(roster), turn: Semaphore::new(1) })
     }
 
+    /// Whether every shard has had its first entry.
+    pub fn created(&self) -> bool {
+        self.roster.borrow().created
+    }
+
+    /// Every shard has its first entry now.
+    pub async fn record_created(&self) {
+        let _turn = self.turn.acquire(1).await;
+        let after = Roster { created: true, ..self.successor(|_, _| {}) };
+        self.record(after, "that the file system was created").await;
+    }
+
     async fn record_filled(&self, targets: &BTreeSet<TargetId>, sorts: Lacks) {
         let _turn = self.turn.acquire(1).await;
-        let present = self.devices.keys().copied().collect();
-        let before = self.roster.borrow().clone();
-        let after = next(&before, &present, |id, member| {
+        let after = self.successor(|id, member| {
             if targets.contains(&id) {
                 member.lacks.metadata &= !sorts.metadata;
                 member.lacks.data &= !sorts.data;
             }
         });
-        if after.members.iter().zip(&before.members).all(|(after, before)| after.lacks == before.lacks) {
-            return;
+        let lacks = |roster: &Roster| roster.members.iter().map(|member| member.lacks).collect::<Vec<_>>();
+        if lacks(&after) != lacks(&self.roster.borrow()) {
+            self.record(after, "what was refilled").await;
         }
+    }
+
+    /// The next roster, with those that take part now.
+    fn successor(&self, change: impl Fn(TargetId, &mut Member)) -> Roster {
+        let present = self.devices.keys().copied().collect();
+        next(&self.roster.borrow(), &present, change)
+    }
+
+    /// Puts a roster on all targets. When none keeps it, it is to be told again: after the next
+    /// start, or by the next search for what is lacking.
+    async fn record(&self, after: Roster, what: &str) {
         let failed = write_to(self.devices.iter(), &after).await;
         for (target, error) in &failed {
-            tracing::warn!(%target, %error, "a target did not take the record of what was refilled");
+            tracing::warn!(%target, %error, "a target did not take the record of {what}");
         }
-        // Told again by the next search when nobody keeps it.
         if failed.len() < self.devices.len() {
             *self.roster.borrow_mut() = after;
         }

@@ -116,9 +116,13 @@ impl Node {
         let mirror = Mirror::new(&handle, targets.pool.clone(), copies);
         let parameters = targets.parameters;
         let capacity = targets.pool.readable().iter().map(|target| target.space().capacity).min().unwrap_or(0);
-        let bounds = config.replicas.clone();
+        let bounds = config.replicas.clone().fitted_to(capacity);
+        let created = targets.membership.created();
         let replicas =
-            Replicas::start(&handle, targets.node, parameters, mirror, fabric.clone(), capacity, bounds).await?;
+            Replicas::start(&handle, targets.node, parameters, mirror, fabric.clone(), bounds, created).await?;
+        if !created {
+            targets.membership.record_created().await;
+        }
         let space = {
             let pool = targets.pool.clone();
             Rc::new(move || usable_space(&pool, &parameters))

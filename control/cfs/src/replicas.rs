@@ -47,6 +47,13 @@ pub struct ReplicaBounds {
     pub store: Option<KvConfig>,
 }
 
+impl ReplicaBounds {
+    /// With a log that a smallest target of `capacity` bytes has room for.
+    pub fn fitted_to(self, capacity: u64) -> ReplicaBounds {
+        ReplicaBounds { log: Some(self.log.unwrap_or_else(|| log_config(capacity))), ..self }
+    }
+}
+
 /// Bounds of an ordered store on a node with so many.
 fn store_config(shards: u16) -> KvConfig {
     let memtable = MEMTABLES_BYTES / usize::from(shards);
@@ -62,6 +69,11 @@ pub enum ReplicasError {
     Store(#[from] KvError),
     #[error(transparent)]
     Host(#[from] HostError),
+    #[error(
+        "the metadata of shard {shard} is lost: the file system was in use, and the targets hold neither the log nor \
+         the state of it; bring back targets that do, or restore from a copy"
+    )]
+    Lost { shard: ShardId },
     #[error("shard {shard} cannot be initialised: {detail}")]
     Init { shard: ShardId, detail: String },
 }
@@ -91,25 +103,27 @@ pub struct Replicas {
 
 impl Replicas {
     /// Recovers the log and the stores, starts every shard's group, and creates the shards of a
-    /// new cluster. `capacity` is that of the smallest target.
+    /// new cluster: one not `created` before.
     pub async fn start(
         handle: &Handle,
         node: NodeId,
         parameters: ClusterParameters,
         mirror: Rc<Mirror>,
         fabric: Rc<dyn Fabric>,
-        capacity: u64,
         bounds: ReplicaBounds,
+        created: bool,
     ) -> Result<Rc<Replicas>, ReplicasError> {
-        let log = bounds.log.unwrap_or_else(|| log_config(capacity));
-        let (log, report) = SharedLog::open(mirror.clone(), handle.clone(), log).await?;
+        let (log, report) = SharedLog::open(mirror.clone(), handle.clone(), bounds.log.unwrap_or_default()).await?;
         tracing::info!(?report, "log recovered");
-        let host = RaftHost::new(node, handle.clone(), fabric, log, HostConfig::default());
+        let host = RaftHost::new(node, handle.clone(), fabric, log.clone(), HostConfig::default());
         let inventory = Inventory::load(&*mirror).await?;
         let config = bounds.store.unwrap_or_else(|| store_config(parameters.shards));
         let mut replicas = BTreeMap::new();
         for shard in (0..parameters.shards).map(ShardId) {
             let kv = Kv::open_listed(mirror.clone(), handle, shard.0.into(), config.clone(), &inventory).await?;
+            if created && kv.applied().is_empty() && log.group(shard).is_empty() {
+                return Err(ReplicasError::Lost { shard });
+            }
             let machine = ShardMachine::new(shard, kv.clone(), handle);
             let members = vec![(node, Address(String::new()))];
             replicas.insert(shard, Replica { kv, shard: machine.shard_handle() });
@@ -117,7 +131,7 @@ impl Replicas {
         }
         let replicas = Rc::new(Replicas { handle: handle.clone(), node, host, replicas });
         for (shard, replica) in &replicas.replicas {
-            replicas.initialise(*shard, replica, &parameters).await?;
+            replicas.initialise(*shard, replica, &parameters, created).await?;
         }
         Ok(replicas)
     }
@@ -128,11 +142,14 @@ impl Replicas {
         shard: ShardId,
         replica: &Replica,
         parameters: &ClusterParameters,
+        created: bool,
     ) -> Result<(), ReplicasError> {
         let failed = |detail: String| ReplicasError::Init { shard, detail };
         self.host.read_barrier(shard).await.map_err(|error| failed(error.to_string()))?;
         let view = (replica.shard.view)();
         match state::read_shard(&*view, shard, &ShardOp::GetEpoch).await {
+            // An empty file system in the place of the old one would have everything deleted.
+            Err(StateError::Uninitialised) if created => return Err(ReplicasError::Lost { shard }),
             Err(StateError::Uninitialised) => {}
             Err(error) => return Err(failed(error.to_string())),
             Ok(_) => return Ok(()),

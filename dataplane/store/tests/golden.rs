@@ -40,7 +40,7 @@ fn roster() -> Roster {
         member(0x2122, 0x1112_1314_1510, metadata),
         member(0x3132, 0x1112_1314_1516, Lacks::ALL),
     ];
-    Roster { epoch: 0x1112_1314_1516, members }
+    Roster { epoch: 0x1112_1314_1516, created: true, members }
 }
 
 fn stamp(offset: u32, bytes: u32, extent: u32) -> Stamp {

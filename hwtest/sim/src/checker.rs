@@ -35,24 +35,24 @@ pub async fn within<T: 'static>(
 }
 
 /// The tree as this client sees it, compared with every state that the operations under way
-/// when their client died may have left.
+/// when their client died may have left. Answers those of them that have left nothing yet.
 pub async fn check_tree(
     world: &World,
     history: &History,
     mounted: &Mounted,
     viewer: Option<usize>,
     uncertain: &[(usize, Op)],
-) -> Result<(), Violation> {
+) -> Result<Vec<(usize, Op)>, Violation> {
     let dead: Vec<usize> = uncertain.iter().map(|(client, _)| *client).collect();
     let client = mounted.client.clone();
     let tree = within(world, mounted, "reading the tree", async move { observe(&client).await }).await??;
     let candidates = candidates(&history.model.borrow(), uncertain);
     let chosen = choose(candidates, &tree, View { viewer, dead: &dead });
     match chosen {
-        Ok(model) => {
+        Ok(Candidate { model, undone }) => {
             *history.model.borrow_mut() = model;
             history.fold(&format!("{} inodes", tree.len()));
-            Ok(())
+            Ok(undone)
         }
         Err(violation) => {
             let detail = format!("as {} sees it: {}", mounted.name, violation.detail);
@@ -61,23 +61,32 @@ pub async fn check_tree(
     }
 }
 
+/// What may have become of operations nobody was told the end of.
+struct Candidate {
+    model: Model,
+    /// Those of them that were not carried out.
+    undone: Vec<(usize, Op)>,
+}
+
 /// The model without and with each of the operations nobody was told the end of.
-fn candidates(model: &Model, uncertain: &[(usize, Op)]) -> Vec<Model> {
-    let mut found = vec![model.clone()];
+fn candidates(model: &Model, uncertain: &[(usize, Op)]) -> Vec<Candidate> {
+    let mut found = vec![Candidate { model: model.clone(), undone: Vec::new() }];
     for (client, op) in uncertain {
         if is_read(op) {
             continue;
         }
         for index in 0..found.len() {
-            let mut done = found[index].clone();
-            if done.apply(*client, op).is_ok() {
-                found.push(done);
+            let mut model = found[index].model.clone();
+            if model.apply(*client, op).is_ok() {
+                let undone = found[index].undone.clone();
+                found.push(Candidate { model, undone });
             }
+            found[index].undone.push((*client, op.clone()));
         }
     }
-    for model in &mut found {
+    for candidate in &mut found {
         for (client, _) in uncertain {
-            model.client_died(*client);
+            candidate.model.client_died(*client);
         }
     }
     found
@@ -104,11 +113,11 @@ fn is_read(op: &Op) -> bool {
     reads || opens || matches!(op, Close { .. } | Tmpfile { .. } | Fsync { .. })
 }
 
-fn choose(candidates: Vec<Model>, tree: &Tree, view: View<'_>) -> Result<Model, Violation> {
+fn choose(candidates: Vec<Candidate>, tree: &Tree, view: View<'_>) -> Result<Candidate, Violation> {
     let mut first = None;
-    for mut model in candidates {
-        match reconcile(&mut model, tree, view) {
-            Ok(()) => return Ok(model),
+    for mut candidate in candidates {
+        match reconcile(&mut candidate.model, tree, view) {
+            Ok(()) => return Ok(candidate),
             Err(violation) => {
                 first.get_or_insert(violation);
             }

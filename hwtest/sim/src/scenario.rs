@@ -428,13 +428,14 @@ impl Run {
         }
         self.finish().await?;
         let uncertain = self.uncertain(&[index]);
-        check_tree(world, &self.history, &auditor, None, &uncertain).await?;
-        // Back again, it must neither commit what it kept nor show anyone its old caches.
+        let undone = check_tree(world, &self.history, &auditor, None, &uncertain).await?;
+        // Back again, it must neither commit what it kept nor show anyone its old caches. Only a
+        // call that still waits, and was not carried out before, may be in its next session.
         let mounted = self.clients.borrow_mut().remove(&index);
         world.network.heal();
         self.history.note(format!("{name} is back"));
         world.handle.sleep(self.plan.shape.tuning.session_lease).await;
-        check_tree(world, &self.history, &auditor, None, &[]).await?;
+        check_tree(world, &self.history, &auditor, None, &undone).await?;
         auditor.kill();
         if let Some(mounted) = mounted {
             mounted.kill();

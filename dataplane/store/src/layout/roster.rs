@@ -56,9 +56,10 @@ pub struct Member {
 /// ```text
 ///   0  8  magic "CFSROSTR"         48  8  epoch
 ///   8  4  version                  56  2  members
-///  12  4  CRC32C of the page       58  6  0
-///  16 16  cluster                  64     members, target 0 first: 32 bytes each:
-///  32 16  device that holds this           device 16, seen 8, lacks 4, 0 4
+///  12  4  CRC32C of the page       58  1  1: the file system was created
+///  16 16  cluster                  59  5  0
+///  32 16  device that holds this   64     members, target 0 first: 32 bytes each:
+///                                          device 16, seen 8, lacks 4, 0 4
 /// ```
 ///
 /// The epoch rises with every change, and a change is on all targets that take part before
@@ -67,6 +68,8 @@ pub struct Member {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Roster {
     pub epoch: u64,
+    /// Every shard has had its first entry: one without any has lost them, and is not begun anew.
+    pub created: bool,
     /// By target id.
     pub members: Vec<Member>,
 }
@@ -90,6 +93,7 @@ impl Roster {
         page.put_u128_le(holder.device.0);
         page.put_u64_le(self.epoch);
         page.put_u16_le(self.members.len() as u16);
+        page.put_u8(self.created.into());
         page.resize(MEMBERS_AT, 0);
         for member in &self.members {
             page.put_u128_le(member.device.0);
@@ -120,7 +124,12 @@ impl Roster {
         }
         let epoch = fields.u64()?;
         let count = usize::from(fields.u16()?);
-        fields.skip(6)?;
+        let created = match fields.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Invalid::Field("created")),
+        };
+        fields.skip(5)?;
         if count == 0 || count > MEMBERS_MAX {
             return Err(Invalid::Field("members"));
         }
@@ -134,7 +143,7 @@ impl Roster {
             }
             members.push(Member { device, seen, lacks });
         }
-        Ok(Roster { epoch, members })
+        Ok(Roster { epoch, created, members })
     }
 }
 
@@ -150,7 +159,11 @@ mod tests {
     fn sample() -> Roster {
         let member = |device, seen, lacks| Member { device: DeviceId(device), seen, lacks };
         let data = Lacks { metadata: false, data: true };
-        Roster { epoch: 9, members: vec![member(5, 9, Lacks::NOTHING), member(6, 9, data), member(8, 4, Lacks::ALL)] }
+        Roster {
+            epoch: 9,
+            created: true,
+            members: vec![member(5, 9, Lacks::NOTHING), member(6, 9, data), member(8, 4, Lacks::ALL)],
+        }
     }
 
     #[test]
@@ -176,7 +189,7 @@ mod tests {
     #[test]
     fn the_largest_roster_fits_its_page() {
         let member = Member { device: DeviceId(1), seen: 0, lacks: Lacks::NOTHING };
-        let roster = Roster { epoch: 1, members: vec![member; MEMBERS_MAX] };
+        let roster = Roster { epoch: 1, created: false, members: vec![member; MEMBERS_MAX] };
         let page = roster.encode(&holder(1));
         assert_eq!((page.len(), Roster::decode(&page, &holder(1))), (PAGE, Ok(roster)));
     }
