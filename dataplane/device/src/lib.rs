@@ -26,6 +26,9 @@ pub struct DeviceGeometry {
     pub transfer_max: u32,
     /// Whether acknowledged writes may sit in a volatile cache until a flush.
     pub volatile_cache: bool,
+    /// Whether it is good to discard what holds nothing any more. Not so where the space would
+    /// then be anybody's, and a later write could find it taken: in a file.
+    pub discards: bool,
 }
 
 /// Where data of one expected lifetime goes: the hint given to FDP or ZNS. Others ignore it.

@@ -248,13 +248,8 @@ impl MemDevice {
         self.check_present()?;
         self.trace(Traced::Discard, offset, length);
         let (first, end) = (offset / u64::from(geometry.block), (offset + length) / u64::from(geometry.block));
-        let blocks = {
-            // Which blocks forget is the device's own affair: none, some or all.
-            let mut state = self.disk.state.borrow_mut();
-            let thirds = state.random.below(4);
-            let written = state.medium.written(first, end).into_iter();
-            written.filter(|_| state.random.below(3) < thirds).map(|block| (block, None)).collect()
-        };
+        let blocks = self.disk.state.borrow_mut().discarded(first, end, geometry.block as usize);
+        self.disk.count_discard(length);
         let under_way = self.submit(Change { blocks, durable: false });
         self.latency().await;
         self.check_present()?;
@@ -276,6 +271,7 @@ impl BlockDevice for MemDevice {
             block: self.disk.block(),
             transfer_max: TRANSFER_MAX,
             volatile_cache: true,
+            discards: true,
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! Start at [`UringDevice::open`]. A device is locked while open: a second server on the same
 //! file or disk would destroy it. Writes go past the page cache; `fua` is RWF_DSYNC, a flush is
-//! fdatasync, a discard punches a hole: a file then shares its free space with the file system,
-//! and a later write there can find it full.
+//! fdatasync, a discard punches a hole. A file would then share its free space with the file system,
+//! and a later write there could find it full, so a file's geometry says that it is not to be
+//! discarded.
 //!
 //! The file and the buffers are registered with the ring where the kernel allows it.
 //!
@@ -94,6 +95,7 @@ impl UringDevice {
                 block: opened.block,
                 transfer_max: TRANSFER_MAX as u32,
                 volatile_cache: true,
+                discards: opened.is_block_device,
             },
             memory_align: opened.memory_align as usize,
             read_only: options.read_only,

@@ -1,11 +1,13 @@
 //! The collector: makes zones free again.
 //!
 //! Order, each step durable before the next: copies of what lives in the zone and its live
-//! tombstones → the zone's header in a new generation → reuse.
+//! tombstones → the zone's header in a new generation → reuse. Before its reuse the device is told
+//! that it may forget what follows the header.
 
 use crate::commit::{Item, NewBlob, Request};
 use crate::core::Core;
 use crate::error::StoreError;
+use crate::layout::ZONE_HEADER_BYTES;
 use crate::state::Entry;
 use crate::zones::{Stream, Zone, ZoneState};
 use cfs_reactor::sync::{OneshotSender, oneshot};
@@ -31,6 +33,8 @@ pub(crate) struct Collector {
     waiting: RefCell<Vec<OneshotSender<bool>>>,
     /// Zones freed since the target was opened.
     pub freed: Cell<u64>,
+    /// The device refused a discard: it is asked no more.
+    no_discards: Cell<bool>,
 }
 
 impl Core {
@@ -85,7 +89,7 @@ impl Core {
 
     async fn collect_one(self: &Rc<Self>, urgent: bool) -> bool {
         while let Some(zone) = self.victim(urgent) {
-            if self.collect(zone).await {
+            if self.collect(zone, urgent).await {
                 return true;
             }
             if !self.state.borrow().zones.get(zone).stuck || self.check_writable().is_err() {
@@ -124,7 +128,7 @@ impl Core {
     }
 
     /// Empties a zone and gives it back with a new generation.
-    async fn collect(self: &Rc<Self>, zone: u32) -> bool {
+    async fn collect(self: &Rc<Self>, zone: u32, urgent: bool) -> bool {
         self.state.borrow_mut().zones.set_state(zone, ZoneState::Collecting);
         let emptied = self.move_out(zone).await;
         let reset = match emptied {
@@ -134,6 +138,11 @@ impl Core {
         match reset {
             Ok(generation) => {
                 self.state.borrow_mut().zone_reset(zone, generation);
+                // Someone waits for the zone and will overwrite it: that tells the device as much.
+                if !urgent {
+                    self.discard_free(zone).await;
+                }
+                self.state.borrow_mut().zones.give_back(zone);
                 self.collector.freed.set(self.collector.freed.get() + 1);
                 self.changed.notify_all();
                 true
@@ -143,6 +152,21 @@ impl Core {
                 self.state.borrow_mut().zones.set_state(zone, ZoneState::Sealed);
                 false
             }
+        }
+    }
+
+    /// Tells the device that a zone with a durable new generation holds nothing behind its header,
+    /// and nobody has it yet. What is read there from then on, old appends or anything else, is of
+    /// no generation that counts, so a crash needs no care.
+    async fn discard_free(&self, zone: u32) {
+        if !self.device.geometry().discards || self.collector.no_discards.get() {
+            return;
+        }
+        let start = self.superblock.zone_offset(zone) + u64::from(ZONE_HEADER_BYTES);
+        let length = self.superblock.zone_bytes - ZONE_HEADER_BYTES;
+        if let Err(error) = self.device.discard(start, length.into()).await {
+            tracing::warn!(device = self.device.name(), %error, "free zones are not discarded any more");
+            self.collector.no_discards.set(true);
         }
     }
 

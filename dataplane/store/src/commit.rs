@@ -252,8 +252,10 @@ impl Core {
                     self.check_writable()?;
                     continue;
                 }
-                // The collector can't wait for itself.
-                if tier == Tier::Collection || !self.reclaim().await {
+                // The collector can't wait for itself. What it was at when it was asked may have
+                // freed a zone although it then found nothing more.
+                let hopeless = tier == Tier::Collection || !self.reclaim().await;
+                if hopeless && !self.state.borrow().zones.may_take(tier) {
                     return Ok(None);
                 }
                 self.check_writable()?;

@@ -211,7 +211,8 @@ impl State {
     }
 
     /// A zone has a new durable generation: its copies are gone, and with them the work of
-    /// tombstones that guarded against them.
+    /// tombstones that guarded against them. Whoever gives it back may do with its bytes as he
+    /// likes first.
     pub fn zone_reset(&mut self, number: u32, generation: Generation) {
         let old = std::mem::replace(self.zones.get_mut(number), crate::zones::Zone::free(Some(generation), true));
         for id in old.blobs {
@@ -233,7 +234,6 @@ impl State {
                 }
             }
         }
-        self.zones.give_back(number);
     }
 
     /// Those of `ids` whose primary copy is in a zone.

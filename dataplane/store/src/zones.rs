@@ -324,10 +324,14 @@ impl ZoneTable {
 
     /// Takes a free zone if the tier may have one. It stays in state `Free` until opened.
     pub fn take_free(&mut self, tier: Tier) -> Option<u32> {
-        if self.free_count() <= self.reserve.floor(tier) {
+        if !self.may_take(tier) {
             return None;
         }
         self.free.pop_front()
+    }
+
+    pub fn may_take(&self, tier: Tier) -> bool {
+        self.free_count() > self.reserve.floor(tier)
     }
 
     pub fn give_back(&mut self, zone: u32) {

@@ -1,7 +1,7 @@
 //! The medium that outlives its node, and the faults it can be told to have.
 
 use super::MemDevice;
-use super::medium::{Change, Medium};
+use super::medium::{Block, Change, Medium};
 use cfs_reactor::Handle;
 use cfs_reactor::clock::SplitMix64;
 use std::cell::RefCell;
@@ -67,7 +67,8 @@ pub(super) struct State {
     halt: Option<Halt>,
     write_count: u64,
     /// Reads asked for, and their bytes.
-    pub reads: (u64, u64),
+    reads: (u64, u64),
+    bytes_discarded: u64,
 }
 
 impl State {
@@ -93,6 +94,25 @@ impl State {
         let quarters = self.random.below(5);
         let blocks: Vec<_> = change.blocks.iter().filter(|_| self.random.below(4) < quarters).cloned().collect();
         self.medium.apply(&Change { blocks, durable: change.durable });
+    }
+
+    /// What the written blocks of a discarded range hold then is the device's own affair: all keep
+    /// what they held, read as zeroes, or as something else; or each does as it likes.
+    pub fn discarded(&mut self, first: u64, end: u64, block_size: usize) -> Vec<(u64, Option<Block>)> {
+        let mut bytes = vec![0; block_size];
+        bytes.chunks_mut(8).for_each(|word| word.copy_from_slice(&self.random.next_u64().to_le_bytes()));
+        let garbage = Block::from(bytes);
+        let for_all = self.random.below(4);
+        let mut blocks = Vec::new();
+        for block in self.medium.written(first, end) {
+            let choice = if for_all < 3 { for_all } else { self.random.below(3) };
+            match choice {
+                0 => {}
+                1 => blocks.push((block, None)),
+                _ => blocks.push((block, Some(garbage.clone()))),
+            }
+        }
+        blocks
     }
 
     /// What becomes of a change whose future was dropped: it may also land later, over what is
@@ -145,6 +165,7 @@ impl MemDisk {
             halt: None,
             write_count: 0,
             reads: (0, 0),
+            bytes_discarded: 0,
         };
         Rc::new(MemDisk { name: name.to_owned(), size, block, state: RefCell::new(state) })
     }
@@ -203,6 +224,11 @@ impl MemDisk {
         self.state.borrow().reads
     }
 
+    /// Bytes discarded so far.
+    pub fn bytes_discarded(&self) -> u64 {
+        self.state.borrow().bytes_discarded
+    }
+
     /// Blocks that take memory.
     pub fn blocks_held(&self) -> usize {
         self.state.borrow().medium.blocks_held()
@@ -224,6 +250,10 @@ impl MemDisk {
     pub(super) fn count_read(&self, bytes: u64) {
         let reads = &mut self.state.borrow_mut().reads;
         *reads = (reads.0 + 1, reads.1 + bytes);
+    }
+
+    pub(super) fn count_discard(&self, bytes: u64) {
+        self.state.borrow_mut().bytes_discarded += bytes;
     }
 
     /// Counts one write-like operation; at a halt gives back what to call once no borrow is held.

@@ -30,6 +30,7 @@ pub(super) struct Opened {
     /// Whether allocated blocks that were never written make their first flush dear, and are
     /// where they are for good: ext4 and xfs.
     pub unwritten_extents: bool,
+    pub is_block_device: bool,
 }
 
 /// The largest block size the store works with.
@@ -209,7 +210,10 @@ fn open_block_device(path: &Path, options: &OpenOptions) -> DeviceResult<Opened>
     });
     match measured {
         // Below the physical sector the disk reads, modifies and writes, and can tear.
-        Ok((logical, physical, size)) => finish(path, file, size, logical.max(physical.min(BLOCK_MAX)), logical),
+        Ok((logical, physical, size)) => {
+            let block = logical.max(physical.min(BLOCK_MAX));
+            Ok(Opened { is_block_device: true, ..finish(path, file, size, block, logical)? })
+        }
         Err(errno) => refuse(path, format_args!("measuring it failed: {errno}")),
     }
 }
@@ -230,5 +234,6 @@ fn finish(path: &Path, file: OwnedFd, size: u64, block: u32, memory_align: u32) 
             format_args!("its size, {size} bytes, is not a positive multiple of its block size, {block}"),
         );
     }
-    Ok(Opened { file, size, block, memory_align: memory_align.max(1), unwritten_extents: false })
+    let memory_align = memory_align.max(1);
+    Ok(Opened { file, size, block, memory_align, unwritten_extents: false, is_block_device: false })
 }
