@@ -10,6 +10,8 @@ use cfs_reactor::Handle;
 use cfs_store::segment::SegmentStore;
 use cfs_wire::meta::{ShardOp, ShardReply};
 use cfs_wire::{Epoch, ShardId};
+use futures_util::future::{Either, select};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -101,6 +103,12 @@ impl Movers {
         }
     }
 
+    /// The packer's pause; true when it was cut short because hot blobs have met their limit.
+    async fn pack_pause(&self, timer: &Handle, pause: Duration) -> bool {
+        let (limit_met, due) = (pin!(self.store.hot_limit_met()), pin!(timer.sleep(pause)));
+        matches!(select(limit_met, due).await, Either::Left(_))
+    }
+
     /// Starts the loops. They end with the domain.
     pub fn start(self: Rc<Self>, handle: &Handle, intervals: MoverIntervals, minimum: Epoch) {
         let (movers, timer) = (self.clone(), handle.clone());
@@ -114,8 +122,15 @@ impl Movers {
         let (movers, timer) = (self.clone(), handle.clone());
         handle.spawn(async move {
             loop {
-                timer.sleep(intervals.pack).await;
-                report("packer", movers.packer.round().await);
+                let pressed = movers.pack_pause(&timer, intervals.pack).await;
+                let packed = movers.packer.round(pressed).await;
+                let useful = packed.as_ref().is_ok_and(|packed| packed.extents > 0);
+                report("packer", packed);
+                // The hot blobs that were packed go with the collector's next rounds; where there
+                // was nothing to pack, calling again would find no more.
+                if pressed {
+                    timer.sleep(if useful { intervals.collect } else { intervals.pack }).await;
+                }
             }
         });
         let (movers, timer) = (self.clone(), handle.clone());

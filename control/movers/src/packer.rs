@@ -48,9 +48,10 @@ impl Packer {
         Packer { calls, store, volume, seen: RefCell::default() }
     }
 
-    pub async fn round(&self) -> Result<Packed, MoverError> {
+    /// Packs what is cold; with `pressed`, when hot blobs have met their limit, what is not as well.
+    pub async fn round(&self, pressed: bool) -> Result<Packed, MoverError> {
         let mut packed = Packed::default();
-        let inodes = self.cold_inodes();
+        let inodes = self.hot_inodes(pressed);
         let mut batch = Batch::default();
         for (ino, blobs) in inodes {
             let mut offset = 0;
@@ -70,8 +71,8 @@ impl Packer {
         Ok(packed)
     }
 
-    /// Hot blobs that were there a round ago, by the inode that owns them.
-    fn cold_inodes(&self) -> BTreeMap<Ino, BTreeSet<BlobId>> {
+    /// Hot blobs that were there a round ago, or all, by the inode that owns them.
+    fn hot_inodes(&self, all: bool) -> BTreeMap<Ino, BTreeSet<BlobId>> {
         let mut present = BTreeMap::new();
         for target in self.store.pool().readable() {
             present.extend(target.list(BlobKind::Hot).into_iter().map(|info| (info.id, info.owner)));
@@ -80,7 +81,7 @@ impl Packer {
         let mut inodes: BTreeMap<Ino, BTreeSet<BlobId>> = BTreeMap::new();
         for (blob, owner) in present {
             let ino = Ino::from_u64(owner.low);
-            if before.contains(&blob) && ino.shard().0 < self.calls.shards() {
+            if (all || before.contains(&blob)) && ino.shard().0 < self.calls.shards() {
                 inodes.entry(ino).or_default().insert(blob);
             }
         }

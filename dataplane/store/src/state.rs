@@ -5,7 +5,7 @@
 //! dies; a zone is reset) are methods, so that recovery and the running store share them.
 
 use crate::layout::append::{TombstoneRecord, ZoneUse, blob_record_bytes, tombstone_record_bytes};
-use crate::layout::round_up;
+use crate::layout::{PAGE_BYTES, round_up};
 use crate::zones::ZoneTable;
 use cfs_reactor::collections::{HashMap, HashSet};
 use cfs_wire::blobs::BlobInfo;
@@ -45,6 +45,17 @@ impl Entry {
 
 pub fn footprint(length: u32) -> u64 {
     u64::from(round_up(length)) + 2 * blob_record_bytes(length) as u64
+}
+
+/// Memory the index needs for blobs with so many bytes of payload together, at most. A hash map that
+/// just grew is 7/16 full; a blob's checksums are an allocation of their own, of two counters and
+/// four bytes a page; and the zone that holds the blob lists it.
+pub fn index_bytes(blobs: u64, payload: u64) -> u64 {
+    const ENTRY: u64 = size_of::<(BlobId, Entry)>() as u64 * 16 / 7;
+    const CHECKSUMS: u64 = 32;
+    const LISTED: u64 = 2 * size_of::<BlobId>() as u64;
+    let pages = payload / u64::from(PAGE_BYTES) + blobs;
+    blobs * (ENTRY + CHECKSUMS + LISTED) + pages * size_of::<u32>() as u64
 }
 
 /// A deletion that must outlive every copy of its blob.
@@ -103,6 +114,8 @@ pub struct State {
     pub pending: HashSet<BlobId>,
     /// Payload bytes of live blobs per kind, in the order of `BlobKind::ALL`.
     pub live_by_kind: [u64; 6],
+    /// Live blobs per kind.
+    pub blobs_by_kind: [u64; 6],
     /// Footprints of live blobs and of puts under way: what space admission counts.
     pub used: u64,
 }
@@ -117,6 +130,7 @@ impl State {
             duplicates: BTreeMap::new(),
             pending: HashSet::default(),
             live_by_kind: [0; 6],
+            blobs_by_kind: [0; 6],
             used: 0,
         }
     }
@@ -140,7 +154,10 @@ impl State {
                 self.zones.release(older.place.zone, footprint);
                 self.duplicates.entry(id).or_default().push(older.place);
             }
-            None => self.live_by_kind[kind] += length,
+            None => {
+                self.live_by_kind[kind] += length;
+                self.blobs_by_kind[kind] += 1;
+            }
         }
         self.zones.get_mut(place.zone).live += footprint;
     }
@@ -206,7 +223,9 @@ impl State {
         self.duplicates.remove(&id);
         let Some(entry) = self.index.remove(&id) else { return };
         self.zones.release(entry.place.zone, entry.footprint());
-        self.live_by_kind[entry.info.kind as usize - 1] -= u64::from(entry.info.length);
+        let kind = entry.info.kind as usize - 1;
+        self.live_by_kind[kind] -= u64::from(entry.info.length);
+        self.blobs_by_kind[kind] -= 1;
         self.used = self.used.saturating_sub(entry.footprint());
     }
 

@@ -3,10 +3,11 @@
 use crate::commit::{Item, NewBlob, Request};
 use crate::core::Core;
 use crate::error::StoreError;
+use crate::layout::PAGE_BYTES;
 use crate::layout::superblock::{Identity, Superblock};
 use crate::recovery::{self, RecoveryReport};
 use crate::scrub::ScrubReport;
-use crate::state::{Entry, footprint};
+use crate::state::{Entry, footprint, index_bytes};
 use crate::zones::{Stream, Tier};
 use bytes::Bytes;
 use cfs_codec::crc32c::crc32c_pages;
@@ -38,6 +39,8 @@ pub struct Space {
     pub reserved: u64,
     /// Payload bytes of live blobs per kind, in the order of [`BlobKind::ALL`].
     pub payload: [u64; 6],
+    /// Live blobs per kind, in the same order.
+    pub blobs: [u64; 6],
     /// Deletions that still guard against a copy of their blob.
     pub tombstones: u64,
     pub zones_total: u32,
@@ -48,6 +51,21 @@ impl Space {
     /// Payload bytes of live blobs of a kind.
     pub fn payload_of(&self, kind: BlobKind) -> u64 {
         self.payload[kind as usize - 1]
+    }
+
+    /// The whole device.
+    pub fn device(&self) -> u64 {
+        self.capacity + self.reserved
+    }
+
+    /// Bytes of the device that live blobs of a kind take, at most: a payload is padded to pages.
+    pub fn taken_by(&self, kind: BlobKind) -> u64 {
+        self.payload_of(kind) + self.blobs[kind as usize - 1] * u64::from(PAGE_BYTES)
+    }
+
+    /// Bytes of memory that the index needs for live blobs of a kind, at most.
+    pub fn index_bytes_of(&self, kind: BlobKind) -> u64 {
+        index_bytes(self.blobs[kind as usize - 1], self.payload_of(kind))
     }
 }
 
@@ -206,6 +224,7 @@ impl TargetStore {
             free: capacity.saturating_sub(live),
             reserved: self.core.superblock.device_bytes.saturating_sub(capacity),
             payload: state.live_by_kind,
+            blobs: state.blobs_by_kind,
             tombstones: state.tombstones.len() as u64,
             zones_total: self.core.superblock.zones,
             zones_free: state.zones.free_count(),

@@ -277,10 +277,6 @@ impl BlobTarget for Watched {
         self.target.free()
     }
 
-    fn hot(&self) -> u64 {
-        self.target.hot()
-    }
-
     fn space(&self) -> Space {
         self.target.space()
     }

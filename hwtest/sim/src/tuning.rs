@@ -40,6 +40,7 @@ pub struct Tuning {
     pub log: Option<LogBounds>,
     pub store: Option<StoreBounds>,
     pub hot_bytes_max: usize,
+    pub hot_percent_max: u64,
     pub movers: MoverIntervals,
     pub session_lease: Duration,
     pub read_lease: Duration,
@@ -60,6 +61,7 @@ impl Default for Tuning {
             log: None,
             store: None,
             hot_bytes_max: SegmentConfig::default().hot_bytes_max,
+            hot_percent_max: SegmentConfig::default().hot_percent_max,
             // Often, so that a run of a few virtual seconds has rounds of each.
             movers: MoverIntervals {
                 collect: Duration::from_millis(500),
@@ -110,6 +112,7 @@ impl Tuning {
             log,
             store,
             hot_bytes_max: pick(random, &[4 << 10, 16 << 10, 64 << 10]),
+            hot_percent_max: pick(random, &[0, 1, 2, 50]),
             movers: MoverIntervals {
                 collect: millis(random, &[20, 100, 500, 2000]),
                 pack: millis(random, &[100, 1000, 4000]),
@@ -162,7 +165,11 @@ impl Tuning {
             cache: BlockCache::new(store.cache_bytes),
             ..KvConfig::default()
         });
-        let segments = SegmentConfig { hot_bytes_max: self.hot_bytes_max, ..SegmentConfig::default() };
+        let segments = SegmentConfig {
+            hot_bytes_max: self.hot_bytes_max,
+            hot_percent_max: self.hot_percent_max,
+            ..SegmentConfig::default()
+        };
         NodeConfig {
             meta,
             segments,

@@ -10,10 +10,27 @@ use futures_util::future::join_all;
 use std::rc::Rc;
 
 impl SegmentStore {
-    /// Whether another hot blob may be written, or the packer is behind.
+    /// Whether another hot blob may be written; calls the packer if not. Those under way at the
+    /// time come on top of the limit.
     pub(super) fn hot_has_room(&self) -> bool {
-        let limit = self.config.hot_target_bytes_max;
-        self.pool.writable().iter().all(|target| target.hot() < limit)
+        let room = self.pool.writable().iter().all(|target| {
+            let space = target.space();
+            space.taken_by(BlobKind::Hot) < space.device() / 100 * self.config.hot_percent_max
+                && space.index_bytes_of(BlobKind::Hot) < self.config.hot_index_bytes_max
+        });
+        if !room {
+            self.hot_limit_met.set(true);
+            self.hot_limit.notify_all();
+        }
+        room
+    }
+
+    /// Waits until a writer has met the limit of hot blobs since the last answer: the packer is
+    /// behind.
+    pub async fn hot_limit_met(&self) {
+        while !self.hot_limit_met.take() {
+            self.hot_limit.notified().await;
+        }
     }
 
     /// Durable on m+1 distinct targets when answered.

@@ -28,7 +28,7 @@ pub use repair::Repaired;
 use cfs_codec::{Erasure, Geometry};
 use cfs_reactor::Handle;
 use cfs_reactor::collections::HashMap;
-use cfs_reactor::sync::Semaphore;
+use cfs_reactor::sync::{Notify, Semaphore};
 use cfs_wire::data::{DataError, Registration};
 use cfs_wire::{Epoch, SegmentId};
 use futures_util::future::LocalBoxFuture;
@@ -56,15 +56,21 @@ pub trait Registrar: 'static {
 pub struct SegmentConfig {
     /// Writes up to this length become hot blobs; longer ones segments.
     pub hot_bytes_max: usize,
-    /// Hot bytes on one target above which writers go straight to short segments.
-    pub hot_target_bytes_max: u64,
+    /// Hundredths of a target that hot blobs may take, and memory its index may need for them.
+    /// Beyond either writers go straight to short segments, and the packer is called.
+    pub hot_percent_max: u64,
+    pub hot_index_bytes_max: u64,
 }
 
 impl Default for SegmentConfig {
     fn default() -> Self {
         // At one chunk, a 2+1 segment would store as much as two copies do and cost a
         // registration; from two chunks on it stores less.
-        SegmentConfig { hot_bytes_max: cfs_wire::limits::CHUNK_BYTES, hot_target_bytes_max: 256 << 20 }
+        SegmentConfig {
+            hot_bytes_max: cfs_wire::limits::CHUNK_BYTES,
+            hot_percent_max: 2,
+            hot_index_bytes_max: 256 << 20,
+        }
     }
 }
 
@@ -78,6 +84,9 @@ pub struct SegmentStore {
     registrations: RefCell<HashMap<SegmentId, Rc<Registration>>>,
     /// Segments between their first put and their answer: not orphans although unregistered.
     in_flight: RefCell<BTreeSet<SegmentId>>,
+    /// A writer met the limit of hot blobs, and the packer was not told yet.
+    hot_limit_met: Cell<bool>,
+    hot_limit: Rc<Notify>,
     /// Reads that found damage; the scrubber asks for it.
     damaged: RefCell<BTreeSet<SegmentId>>,
     degraded_reads: Cell<u64>,
@@ -100,6 +109,8 @@ impl SegmentStore {
             codecs: RefCell::default(),
             registrations: RefCell::default(),
             in_flight: RefCell::default(),
+            hot_limit_met: Cell::new(false),
+            hot_limit: Notify::new(),
             damaged: RefCell::default(),
             degraded_reads: Cell::new(0),
             repairs: Semaphore::new(1),

@@ -28,8 +28,6 @@ pub trait BlobTarget: 'static {
     fn list(&self, kind: BlobKind) -> Vec<BlobInfo>;
     /// Bytes ordinary writers may still use.
     fn free(&self) -> u64;
-    /// Payload bytes of live hot blobs.
-    fn hot(&self) -> u64;
     fn space(&self) -> Space;
     /// Why the target takes no more writes, if so.
     fn failure(&self) -> Option<String>;
@@ -72,10 +70,6 @@ impl BlobTarget for LocalTarget {
 
     fn free(&self) -> u64 {
         self.0.space().free
-    }
-
-    fn hot(&self) -> u64 {
-        self.0.space().payload_of(BlobKind::Hot)
     }
 
     fn space(&self) -> Space {

@@ -75,6 +75,10 @@ async fn open_target(handle: &Handle, disk: &Rc<MemDisk>) -> Rc<LocalTarget> {
 }
 
 async fn bench(handle: Handle, count: u32) -> Bench {
+    bench_with(handle, count, SegmentConfig::default()).await
+}
+
+async fn bench_with(handle: Handle, count: u32, config: SegmentConfig) -> Bench {
     let pool = TargetPool::new(&handle);
     let mut disks = Vec::new();
     for index in 0..count {
@@ -96,7 +100,7 @@ async fn bench(handle: Handle, count: u32) -> Bench {
         disks.push(disk);
     }
     let registrar = Rc::new(MapRegistrar::default());
-    let store = SegmentStore::new(&handle, pool.clone(), registrar.clone(), SegmentConfig::default());
+    let store = SegmentStore::new(&handle, pool.clone(), registrar.clone(), config);
     Bench { disks, pool, store, registrar, handle }
 }
 
@@ -292,5 +296,48 @@ fn mirrored_blobs_survive_a_lost_target_and_heal_onto_another() {
         assert_eq!(mirror.list(BlobKind::Run).await.unwrap().len(), 1);
         mirror.delete(vec![id]).await.unwrap();
         assert_eq!(mirror.list(BlobKind::Run).await.unwrap(), []);
+    });
+}
+
+/// Stores so many small writes one after the other; which of them became hot blobs.
+async fn small_writes(bench: &Bench, count: u64) -> Vec<bool> {
+    let mut hot = Vec::new();
+    for seed in 0..count {
+        let bytes = random_bytes(seed, 5000);
+        let reply = bench.store.store(&call("2x"), bytes.clone()).await.unwrap();
+        assert_eq!(read_all(bench, &reply.pieces).await, Ok(bytes));
+        hot.push(matches!(reply.pieces[0].location, Location::Hot { .. }));
+    }
+    hot
+}
+
+#[test]
+fn hot_blobs_end_at_their_share_of_a_target_or_of_memory_and_begin_again_below_it() {
+    // 5000 bytes take two pages at most; of 64 MiB one hundredth is 671,088 bytes.
+    let share = SegmentConfig { hot_percent_max: 1, ..SegmentConfig::default() };
+    let per_blob = crate::state::index_bytes(1, 5000);
+    let memory = SegmentConfig { hot_index_bytes_max: 30 * per_blob, ..SegmentConfig::default() };
+    let limits = [(share, 671_088_u64.div_ceil(5000 + 4096)), (memory, 30)];
+    for (config, expected) in limits {
+        run(11, move |handle| async move {
+            let bench = bench_with(handle, 2, config).await;
+            let hot = small_writes(&bench, 100).await;
+            let (first, rest) = hot.split_at(expected as usize);
+            assert!(first.iter().all(|hot| *hot), "{config:?}: {hot:?}");
+            assert!(rest.iter().all(|hot| !*hot), "{config:?}: {hot:?}");
+            assert!(bench.store.hot_limit_met().now_or_never().is_some(), "the packer is called");
+            assert!(bench.store.hot_limit_met().now_or_never().is_none(), "once");
+            let one = bench.pool.readable()[0].list(BlobKind::Hot)[0];
+            for target in bench.pool.readable() {
+                target.delete(vec![one.id]).await.unwrap();
+            }
+            assert_eq!(small_writes(&bench, 2).await, [true, false]);
+        });
+    }
+    // The twin: by default 64 MiB have room for them all, and nobody calls the packer.
+    run(12, |handle| async move {
+        let bench = bench(handle, 2).await;
+        assert!(small_writes(&bench, 100).await.into_iter().all(|hot| hot));
+        assert!(bench.store.hot_limit_met().now_or_never().is_none());
     });
 }
