@@ -6,6 +6,7 @@ mod common;
 mod harness;
 mod locks;
 mod nameless;
+mod names;
 mod two_mounts;
 
 use cfs_fabric::Address;

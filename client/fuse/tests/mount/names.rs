@@ -1,0 +1,104 @@
+//! Names that change under open files and listings, and the end of a mount.
+
+use crate::harness::mount;
+use cfs_fuse::{MountConfig, spawn_mount};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+#[test]
+fn a_file_that_another_was_renamed_over_is_read_and_written_through_its_descriptor() {
+    let Some(mounted) = mount() else { return };
+    let (name, new) = (mounted.path("name"), mounted.path("new"));
+    fs::write(&name, vec![1u8; 300_000]).unwrap();
+    let old = File::options().read(true).write(true).open(&name).unwrap();
+    for round in 2..5u8 {
+        fs::write(&new, vec![round; 200_000]).unwrap();
+        fs::rename(&new, &name).unwrap();
+        assert!(fs::read(&name).unwrap() == vec![round; 200_000]);
+        let mut seen = vec![0; 300_000];
+        old.read_exact_at(&mut seen, 0).unwrap();
+        assert!(seen == vec![1u8; 300_000], "round {round}");
+    }
+    old.write_all_at(b"late", 299_998).unwrap();
+    old.sync_all().unwrap();
+    let found = old.metadata().unwrap();
+    assert_eq!((found.len(), std::os::unix::fs::MetadataExt::nlink(&found)), (300_002, 0));
+    let mut seen = [0; 6];
+    old.read_exact_at(&mut seen, 299_996).unwrap();
+    assert_eq!(&seen, b"\x01\x01late");
+    assert_eq!(fs::metadata(&name).unwrap().len(), 200_000, "the new file is another one");
+    drop(old);
+    mounted.unmount();
+}
+
+#[test]
+fn a_listing_during_removals_has_no_name_twice_and_lacks_none_that_stayed() {
+    // More than are fetched at once; the tests' server copies its state for each change.
+    const NAMES: usize = 600;
+    /// One of so many is removed.
+    const GONE: usize = 10;
+    let Some(mounted) = mount() else { return };
+    let directory = mounted.path("many");
+    fs::create_dir(&directory).unwrap();
+    let name = |number: usize| format!("name-{number:04}");
+    fs::write(mounted.path("file"), b"").unwrap();
+    for number in 0..NAMES {
+        fs::hard_link(mounted.path("file"), directory.join(name(number))).unwrap();
+    }
+    let second = tempfile::tempdir().unwrap();
+    let other = spawn_mount(MountConfig::new(second.path(), mounted.server.address.clone())).unwrap();
+    let removed = Arc::new(AtomicBool::new(false));
+    let remove = {
+        let (directory, removed) = (second.path().join("many"), removed.clone());
+        move || {
+            (1..NAMES).step_by(GONE).for_each(|number| fs::remove_file(directory.join(name(number))).unwrap());
+            removed.store(true, Ordering::Release);
+        }
+    };
+    let remover = thread::Builder::new().spawn(remove).unwrap();
+    let stayed: BTreeSet<String> = (0..NAMES).filter(|number| number % GONE != 1).map(name).collect();
+    let mut listings = 0;
+    loop {
+        let last = removed.load(Ordering::Acquire);
+        let mut seen = BTreeSet::new();
+        for entry in fs::read_dir(&directory).unwrap() {
+            let entry = entry.unwrap().file_name().into_string().unwrap();
+            assert!(seen.insert(entry.clone()), "{entry} twice in listing {listings}");
+        }
+        assert_eq!(stayed.difference(&seen).collect::<Vec<_>>(), Vec::<&String>::new(), "listing {listings}");
+        listings += 1;
+        if last {
+            assert_eq!(seen, stayed);
+            break;
+        }
+    }
+    assert!(listings > 1, "it was listed while names went");
+    remover.join().unwrap();
+    drop(other);
+    mounted.unmount();
+}
+
+#[test]
+fn a_mount_ends_by_fusermount_with_everything_written() {
+    let Some(mut mounted) = mount() else { return };
+    fs::write(mounted.path("kept"), vec![9u8; 70_000]).unwrap();
+    match Command::new("fusermount3").arg("-u").arg(mounted.directory.path()).status() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            eprintln!("SKIPPED: fusermount3 is not installed");
+            return mounted.unmount();
+        }
+        status => assert!(status.unwrap().success()),
+    }
+    mounted.mount.take().unwrap().wait().unwrap();
+    assert_eq!(fs::read_dir(mounted.directory.path()).unwrap().count(), 0);
+    let config = MountConfig::new(mounted.directory.path(), mounted.server.address.clone());
+    mounted.mount = Some(spawn_mount(config).unwrap());
+    assert!(fs::read(mounted.path("kept")).unwrap() == vec![9u8; 70_000]);
+    mounted.unmount();
+}
