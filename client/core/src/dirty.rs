@@ -4,13 +4,69 @@
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 
-/// A run grows by copying up to here; a larger write is kept as it came.
+/// A run grows by copying up to here.
 const MERGE_BYTES_MAX: usize = 1 << 20;
+/// From here on a write is kept as it came, in the buffer it came in: copying costs more than a
+/// further run.
+const KEPT_BYTES_MIN: usize = MERGE_BYTES_MAX / 2;
+
+/// Bytes that follow each other in the file.
+enum Run {
+    Kept(Bytes),
+    Growing(BytesMut),
+}
+
+impl Run {
+    fn new(data: Bytes) -> Run {
+        if data.len() >= KEPT_BYTES_MIN { Run::Kept(data) } else { Run::Growing(BytesMut::from(data)) }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Run::Kept(bytes) => bytes.len(),
+            Run::Growing(bytes) => bytes.len(),
+        }
+    }
+
+    /// The bytes, to be changed; copied if others may be reading them.
+    fn writable(&mut self) -> &mut BytesMut {
+        if let Run::Kept(bytes) = self {
+            *self = Run::Growing(BytesMut::from(std::mem::take(bytes)));
+        }
+        match self {
+            Run::Growing(bytes) => bytes,
+            Run::Kept(_) => unreachable!("it was made a growing run above"),
+        }
+    }
+
+    /// Keeps the first `at` bytes and gives the others.
+    fn split_off(&mut self, at: usize) -> Run {
+        match self {
+            Run::Kept(bytes) => Run::Kept(bytes.split_off(at)),
+            Run::Growing(bytes) => Run::Growing(bytes.split_off(at)),
+        }
+    }
+
+    fn freeze(self) -> Bytes {
+        match self {
+            Run::Kept(bytes) => bytes,
+            Run::Growing(bytes) => bytes.freeze(),
+        }
+    }
+
+    /// What lies in a range; a copy where the run may change.
+    fn part(&self, range: std::ops::Range<usize>) -> Bytes {
+        match self {
+            Run::Kept(bytes) => bytes.slice(range),
+            Run::Growing(bytes) => Bytes::copy_from_slice(&bytes[range]),
+        }
+    }
+}
 
 /// Runs by their offset in the file.
 #[derive(Default)]
 pub(crate) struct DirtyMap {
-    runs: BTreeMap<u64, BytesMut>,
+    runs: BTreeMap<u64, Run>,
     bytes: usize,
 }
 
@@ -37,23 +93,24 @@ impl DirtyMap {
             return;
         }
         let end = offset + data.len() as u64;
-        if let Some((start, run)) = self.runs.range_mut(..=offset).next_back() {
+        if let Some((start, run)) = self.runs.range_mut(..=offset).next_back()
+            && end <= start + run.len() as u64
+            && data.len() < KEPT_BYTES_MIN
+        {
             let at = (offset - start) as usize;
-            if end <= start + run.len() as u64 {
-                run[at..at + data.len()].copy_from_slice(&data);
-                return;
-            }
+            run.writable()[at..at + data.len()].copy_from_slice(&data);
+            return;
         }
         self.remove(offset, end);
         self.bytes += data.len();
-        if let Some((start, run)) = self.runs.range_mut(..offset).next_back()
+        if let Some((start, Run::Growing(run))) = self.runs.range_mut(..offset).next_back()
             && start + run.len() as u64 == offset
             && run.len() + data.len() <= MERGE_BYTES_MAX
         {
             run.extend_from_slice(&data);
             return;
         }
-        self.runs.insert(offset, BytesMut::from(data));
+        self.runs.insert(offset, Run::new(data));
     }
 
     /// Cuts a range out.
@@ -87,14 +144,14 @@ impl DirtyMap {
         std::mem::take(&mut self.runs).into_iter().map(|(offset, run)| (offset, run.freeze())).collect()
     }
 
-    /// Copies of what lies in a range.
+    /// What lies in a range, as it is now.
     pub fn overlay(&self, offset: u64, length: usize, into: &mut Vec<(u64, Bytes)>) {
         let end = offset + length as u64;
         let first = self.runs.range(..offset).next_back().map_or(offset, |(start, _)| *start);
         for (start, run) in self.runs.range(first..end) {
             let (from, to) = (offset.max(*start), end.min(start + run.len() as u64));
             if from < to {
-                into.push((from, Bytes::copy_from_slice(&run[(from - start) as usize..(to - start) as usize])));
+                into.push((from, run.part((from - start) as usize..(to - start) as usize)));
             }
         }
     }
@@ -125,21 +182,21 @@ mod tests {
     use super::*;
     use cfs_reactor::clock::SplitMix64;
 
-    /// What was written, byte by byte.
-    fn against_an_array(seed: u64) {
-        const SPACE: usize = 600;
+    /// What was written, byte by byte; writes are of up to an eighth of `space`.
+    fn against_an_array(seed: u64, space: usize, steps: u64) {
+        let longest = space / 8;
         let mut random = SplitMix64::new(seed);
-        let mut oracle: Vec<Option<u8>> = vec![None; SPACE];
+        let mut oracle: Vec<Option<u8>> = vec![None; space];
         let mut map = DirtyMap::default();
-        for step in 0..300u64 {
-            let offset = random.below(SPACE as u64 - 80);
-            let length = 1 + random.below(80) as usize;
+        for step in 0..steps {
+            let offset = random.below((space - longest) as u64);
+            let length = 1 + random.below(longest as u64) as usize;
             let data: Vec<u8> = (0..length).map(|at| (step as u8).wrapping_add(at as u8)).collect();
             for (at, byte) in data.iter().enumerate() {
                 oracle[offset as usize + at] = Some(*byte);
             }
             map.insert(offset, Bytes::from(data));
-            let (from, length) = (random.below(SPACE as u64 / 2), random.below(SPACE as u64 / 2) as usize);
+            let (from, length) = (random.below(space as u64 / 2), random.below(space as u64 / 2) as usize);
             let mut found = Vec::new();
             map.overlay(from, length, &mut found);
             let mut seen = vec![None; length];
@@ -153,7 +210,7 @@ mod tests {
             if random.one_in(40) {
                 let frozen = map.freeze();
                 let mut seen = Vec::new();
-                overlay_frozen(&frozen, 0, SPACE, &mut seen);
+                overlay_frozen(&frozen, 0, space, &mut seen);
                 let total: usize = seen.iter().map(|(_, bytes)| bytes.len()).sum();
                 assert_eq!(total, frozen_bytes(&frozen), "seed {seed}");
                 for (start, bytes) in seen {
@@ -170,8 +227,28 @@ mod tests {
     #[test]
     fn runs_hold_the_last_byte_written_everywhere() {
         for seed in 0..40 {
-            against_an_array(seed);
+            against_an_array(seed, 640, 300);
         }
+        // Every other write is kept as it came.
+        against_an_array(40, 16 * KEPT_BYTES_MIN, 12);
+    }
+
+    #[test]
+    fn a_large_write_stays_where_it_is_until_a_small_one_goes_over_it() {
+        let mut map = DirtyMap::default();
+        let large = Bytes::from(vec![1u8; KEPT_BYTES_MIN]);
+        map.insert(5, large.clone());
+        assert_eq!(map.freeze()[&5].as_ptr(), large.as_ptr(), "not copied");
+
+        map.insert(5, large.clone());
+        let mut before = Vec::new();
+        map.overlay(5, 100, &mut before);
+        map.insert(10, Bytes::from_static(b"over"));
+        let frozen = map.freeze();
+        assert_eq!(frozen.keys().collect::<Vec<_>>(), [&5]);
+        let expected = [&[1; 5][..], b"over", &[1; KEPT_BYTES_MIN - 9]].concat();
+        assert!(frozen[&5] == expected);
+        assert_eq!(before, [(5, large.slice(..100))], "what was read does not change");
     }
 
     #[test]

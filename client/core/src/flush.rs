@@ -5,7 +5,8 @@ use crate::calls::{Backoff, CallError};
 use crate::dirty::{Frozen, frozen_bytes, frozen_end};
 use crate::inode::Inode;
 use crate::session::Session;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use cfs_reactor::buffer::DmaBuf;
 use cfs_wire::data::{Extent, Location};
 use cfs_wire::limits::{COMMIT_WRITES_MAX, INLINE_BYTES_MAX, STORE_BYTES_MAX};
 use cfs_wire::meta::{Attr, Commit, FileWrite, MetaOp, MetaReply};
@@ -248,9 +249,11 @@ impl Batch {
         if let [(_, only)] = &self.runs[..] {
             return only.clone();
         }
-        let mut joined = BytesMut::with_capacity(self.length);
+        let mut joined = DmaBuf::uninitialised(self.length);
+        let mut at = 0;
         for (_, run) in &self.runs {
-            joined.extend_from_slice(run);
+            joined[at..at + run.len()].copy_from_slice(run);
+            at += run.len();
         }
         joined.freeze()
     }
