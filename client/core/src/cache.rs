@@ -2,11 +2,12 @@
 
 use crate::Client;
 use crate::calls::Answer;
-use crate::inode::{Inode, WriteLease};
+use crate::files::OpenFile;
+use crate::inode::{Inode, InodeState, WriteLease};
 use crate::session::Session;
 use crate::stamps::Stamp;
 use cfs_reactor::Instant;
-use cfs_wire::meta::{Attr, DirEntry, Grant, MetaOp, MetaReply, Name};
+use cfs_wire::meta::{Attr, DirEntry, FileKind, Grant, MetaOp, MetaReply, Name};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino};
 use futures_util::future::LocalBoxFuture;
@@ -27,8 +28,8 @@ pub trait Invalidator: 'static {
     /// Drops the names of all directories, at once.
     fn drop_names(&self);
 
-    /// Drops attributes and pages of `ino`. Ends when nobody can see the old state any more. Never
-    /// called inside an operation; waits for reads and writes of a file's pages.
+    /// Drops attributes and pages of `ino`. Ends when nobody can see the old state any more. It
+    /// waits for reads and writes of the file's pages, so those must not wait for it.
     fn invalidate(&self, ino: Ino) -> LocalBoxFuture<'static, ()>;
 }
 
@@ -116,8 +117,8 @@ impl Client {
         if grant.read_ms == 0 {
             return;
         }
-        if sent >= state.granted_until && state.lease.is_none() {
-            // Between the old grant's end and this call nobody told us of changes.
+        if self.now() >= state.granted_until && state.lease.is_none() {
+            // Between the old grant's end and when this was answered nobody told us of changes.
             state.drop_cached();
             self.pages.borrow_mut().drop_inode(inode.ino);
         }
@@ -129,8 +130,10 @@ impl Client {
     /// may be kept.
     pub(crate) fn take_attr(&self, attr: &Attr, grant: Grant, answer: &Answer) -> Located {
         let inode = self.inode(attr.ino);
+        let covered = self.holds_lease(&inode) || inode.state().granted_until > self.now();
         self.take_grant(&inode, grant, &answer.session, answer.sent, answer.stamp);
         if self.stamps.unchanged_since(attr.ino, answer.stamp) {
+            inode.state().see_version(attr.version, covered);
             inode.state().learn_attr(attr);
             return self.located(&inode).unwrap_or(Located { attr: attr.clone(), valid: Duration::ZERO });
         }
@@ -147,9 +150,43 @@ impl Client {
         let left = self.cache_left(inode);
         let state = inode.state();
         let attr = state.local_attr()?;
-        // What is dirty changes without a call from outside: allocation and times.
-        let valid = if state.is_dirty() { Duration::ZERO } else { left };
+        // What is dirty changes without a call from outside: allocation and times. And while
+        // attributes may be kept, pages are not asked about.
+        let changing = state.is_dirty() || self.pages_unsettled(&state);
+        let valid = if changing { Duration::ZERO } else { left };
         Some(Located { attr, valid })
+    }
+
+    /// Whether others may have pages of an open file that are older than what is known here.
+    fn pages_unsettled(&self, state: &InodeState) -> bool {
+        state.opens > 0 && state.pages_version.is_none() && self.invalidator.borrow().is_some()
+    }
+
+    /// Whether others may go on using the pages they keep of a file that is being opened. If not,
+    /// they drop them now.
+    pub fn pages_are_current(&self, file: &OpenFile) -> bool {
+        let covered = self.may_use_cache(&file.inode);
+        let mut state = file.inode.state();
+        let current = covered && state.pages_version.is_some();
+        if !current {
+            state.settle_pages(covered);
+        }
+        current
+    }
+
+    /// Attributes for who keeps pages by them: pages that may be older are dropped before.
+    pub async fn getattr_for_pages(self: &Rc<Self>, ino: Ino) -> Result<Located, Errno> {
+        let found = self.getattr(ino).await?;
+        let Some(inode) = self.known_inode(ino) else { return Ok(found) };
+        let is_file = found.attr.kind == FileKind::File;
+        if !is_file || !self.pages_unsettled(&inode.state()) {
+            return Ok(found);
+        }
+        self.tell_invalidator(ino, false).await;
+        let covered = self.may_use_cache(&inode);
+        inode.state().settle_pages(covered);
+        // Changed meanwhile, they are not to be kept.
+        Ok(self.located(&inode).filter(|_| covered).unwrap_or(Located { valid: Duration::ZERO, ..found }))
     }
 
     pub(crate) fn cached_attr(&self, ino: Ino) -> Option<Located> {
@@ -229,6 +266,7 @@ impl Client {
             if names_given || state.contended_until > now {
                 state.contended_until = now + CONTENDED;
             }
+            state.pages_version = None;
             state.drop_cached();
         }
         self.pages.borrow_mut().drop_inode(ino);

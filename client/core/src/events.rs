@@ -171,6 +171,7 @@ impl Client {
             state.held = None;
             state.commit_sequence = 0;
             told.push((inode.ino, state.take_names_given(self.now())));
+            state.pages_version = None;
             state.drop_cached();
             self.pages.borrow_mut().drop_inode(inode.ino);
         }

@@ -171,6 +171,7 @@ impl Client {
     ) -> Result<(Attr, Option<u64>), CallError> {
         let sequence = inode.state().commit_sequence + 1;
         let commit = Commit { ino: inode.ino, sequence, writes, mtime, kill_privileges };
+        let leased = self.holds_lease(inode);
         let (outcome, _) = self.change_in(session, MetaOp::Commit(commit)).await;
         let mut state = inode.state();
         match outcome {
@@ -179,6 +180,7 @@ impl Client {
                 self.stamps.changed(inode.ino);
                 match answer.reply {
                     MetaReply::Committed { attr, append_offset } => {
+                        state.see_version(attr.version, leased);
                         state.learn_attr(&attr);
                         Ok((attr, append_offset))
                     }

@@ -44,6 +44,9 @@ pub(crate) struct InodeState {
     /// Of a file; it never changes, so it outlives the attributes it came with.
     pub policy: Option<Policy>,
     pub extents: ExtentCache,
+    /// Of which version the pages are that others (the kernel) keep of a file; `None` if some may be
+    /// older than what is known here.
+    pub pages_version: Option<u64>,
     /// A directory's entries: `None` where a name is known to be absent.
     pub entries: BTreeMap<Name, Option<Ino>>,
     /// Until when others may keep entries that they were told.
@@ -77,6 +80,7 @@ impl Inode {
             commit_sequence: 0,
             policy: None,
             extents: ExtentCache::default(),
+            pages_version: None,
             entries: BTreeMap::new(),
             names_given_until: Instant::default(),
             contended_until: Instant::default(),
@@ -139,6 +143,18 @@ impl InodeState {
         if self.attr.as_ref().is_none_or(|known| known.version <= attr.version) {
             self.attr = Some(attr.clone());
         }
+    }
+
+    /// Sees a version of the inode. `covered`: since the last one was seen, nobody changed the inode
+    /// without our being told.
+    pub fn see_version(&mut self, version: u64, covered: bool) {
+        self.pages_version = self.pages_version.filter(|known| covered || *known == version).map(|_| version);
+    }
+
+    /// Others keep no pages any more, or such as were read just now. `covered`: changes from now on
+    /// are told.
+    pub fn settle_pages(&mut self, covered: bool) {
+        self.pages_version = self.attr.as_ref().filter(|_| covered).map(|attr| attr.version);
     }
 
     /// Forgets everything that a grant or a lease allowed to keep. Dirty data stays.

@@ -268,10 +268,12 @@ fn names_are_cached_under_a_grant_and_dropped_when_another_client_changes_them()
     });
 }
 
-/// Counts how often the kernel's names are dropped.
+/// Counts how often the kernel's names are dropped, and an inode's pages.
+#[derive(Default)]
 struct Kernel {
     keeps_names: bool,
     drops: Cell<u32>,
+    invalidated: Cell<u32>,
 }
 
 impl Invalidator for Kernel {
@@ -284,6 +286,7 @@ impl Invalidator for Kernel {
     }
 
     fn invalidate(&self, _ino: Ino) -> LocalBoxFuture<'static, ()> {
+        self.invalidated.set(self.invalidated.get() + 1);
         async {}.boxed_local()
     }
 }
@@ -293,7 +296,7 @@ fn the_kernels_names_are_dropped_once_and_not_given_again_while_another_client_c
     simulate(5, |server| async move {
         server.start().await;
         let (a, b) = (server.client("a").await, server.client("b").await);
-        let kernel = Rc::new(Kernel { keeps_names: true, drops: Cell::new(0) });
+        let kernel = Rc::new(Kernel { keeps_names: true, ..Kernel::default() });
         b.set_invalidator(kernel.clone());
         create(&a, "f").await;
         assert_eq!(kernel.drops.get(), 0, "no name was given");
@@ -319,7 +322,7 @@ fn a_kernel_that_cannot_drop_names_at_once_is_given_none() {
     simulate(5, |server| async move {
         server.start().await;
         let (a, b) = (server.client("a").await, server.client("b").await);
-        let kernel = Rc::new(Kernel { keeps_names: false, drops: Cell::new(0) });
+        let kernel = Rc::new(Kernel::default());
         b.set_invalidator(kernel.clone());
         create(&a, "f").await;
         let found = b.lookup(ROOT, b"f").await.unwrap();
@@ -331,6 +334,49 @@ fn a_kernel_that_cannot_drop_names_at_once_is_given_none() {
         a.rename(ROOT, b"f", ROOT, b"g", 0).await.unwrap();
         assert!(matches!(b.lookup(ROOT, b"f").await, Err(Ok(_))));
         assert_eq!(kernel.drops.get(), 0);
+    });
+}
+
+#[test]
+fn the_kernels_pages_stay_over_a_lapsed_grant_unless_the_file_changed_meanwhile() {
+    const LAPSE_MS: u64 = 15_000;
+    simulate(5, |server| async move {
+        server.start().await;
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let kernel = Rc::new(Kernel::default());
+        b.set_invalidator(kernel.clone());
+        let written = create(&a, "f").await;
+        write(&a, &written, 0, b"one").await;
+        a.fsync(&written, false).await.unwrap();
+        let rewrite = async || {
+            write(&a, &written, 0, b"two").await;
+            a.fsync(&written, false).await.unwrap();
+        };
+        let reopen = async || {
+            let file = open(&b, "f").await;
+            let current = b.pages_are_current(&file);
+            b.release(&file);
+            current
+        };
+        assert_eq!((reopen().await, reopen().await), (false, true), "none are known at first");
+        server.sleep(LAPSE_MS).await;
+        assert!(reopen().await, "nobody changed it");
+        server.sleep(LAPSE_MS).await;
+        rewrite().await;
+        assert_eq!((reopen().await, reopen().await), (false, true));
+
+        let file = open(&b, "f").await;
+        assert!(b.pages_are_current(&file));
+        server.sleep(LAPSE_MS).await;
+        let before = kernel.invalidated.get();
+        b.getattr_for_pages(file.ino()).await.unwrap();
+        assert_eq!(kernel.invalidated.get(), before);
+        server.sleep(LAPSE_MS).await;
+        rewrite().await;
+        let before = kernel.invalidated.get();
+        assert!(b.getattr(file.ino()).await.unwrap().valid.is_zero(), "pages are to be asked about");
+        assert!(!b.getattr_for_pages(file.ino()).await.unwrap().valid.is_zero());
+        assert_eq!(kernel.invalidated.get(), before + 1);
     });
 }
 

@@ -198,6 +198,8 @@ pub(crate) struct Opened {
     pub handle: Handle,
     /// Past the page cache.
     pub direct: bool,
+    /// The pages it has of the file are current.
+    pub keep_pages: bool,
 }
 
 pub(crate) enum Answer {

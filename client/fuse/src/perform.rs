@@ -160,9 +160,9 @@ impl Performer {
     async fn inode_operation(&self, operation: Operation) -> Outcome {
         let client = &self.client;
         match operation {
-            Operation::GetAttr { ino } => attributes(client.getattr(ino).await),
+            Operation::GetAttr { ino } => attributes(client.getattr_for_pages(ino).await),
             Operation::Statx { ino } => {
-                let found = client.getattr(ino).await?;
+                let found = client.getattr_for_pages(ino).await?;
                 Ok(Answer::Statx { attr: found.attr, valid: found.valid })
             }
             Operation::SetAttr { ino, changes } => {
@@ -218,7 +218,9 @@ impl Performer {
     }
 
     fn keep(&self, file: Rc<OpenFile>) -> Opened {
-        let opened = Opened { handle: self.new_handle(), direct: file.flags.direct };
+        let direct = file.flags.direct;
+        let keep_pages = !direct && self.client.pages_are_current(&file);
+        let opened = Opened { handle: self.new_handle(), direct, keep_pages };
         self.files.borrow_mut().insert(opened.handle, file);
         opened
     }

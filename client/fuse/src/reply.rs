@@ -108,10 +108,12 @@ fn body(answer: &Answer) -> Body {
 fn open_out(opened: &Opened) -> OpenOut {
     let open_flags = if opened.direct {
         abi::FOPEN_DIRECT_IO | abi::FOPEN_PARALLEL_DIRECT_WRITES
-    } else {
+    } else if opened.keep_pages {
         // Pages stay from one open to the next: whoever changes the file elsewhere has them
         // invalidated, and the kernel drops them itself when size or times differ.
         abi::FOPEN_KEEP_CACHE
+    } else {
+        0
     };
     OpenOut { fh: opened.handle.0, open_flags, backing_id: 0 }
 }
@@ -157,7 +159,7 @@ mod tests {
     fn answers_carry_the_requests_number_and_their_body() {
         assert_eq!(sent(|reply| reply.send(Ok(Answer::Done))), (0, 77, vec![]));
         assert_eq!(sent(|reply| reply.send(Ok(Answer::Bytes(b"data".as_slice().into())))), (0, 77, b"data".to_vec()));
-        let opened = Opened { handle: Handle(0x0102), direct: true };
+        let opened = Opened { handle: Handle(0x0102), direct: true, keep_pages: false };
         let expected = [&0x0102u64.to_ne_bytes()[..], &0x41u32.to_ne_bytes(), &[0; 4]].concat();
         assert_eq!(sent(|reply| reply.send(Ok(Answer::Opened(opened)))), (0, 77, expected));
     }

@@ -7,6 +7,7 @@ mod harness;
 mod locks;
 mod nameless;
 mod names;
+mod pages;
 mod two_mounts;
 
 use cfs_fabric::Address;

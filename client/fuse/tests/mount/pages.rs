@@ -1,0 +1,69 @@
+//! The kernel's pages of a file that another mount writes.
+
+use crate::harness::{Mounted, mount_on, start_server_with};
+use cfs_fuse::{MountConfig, MountHandle, spawn_mount};
+use cfs_meta::service::ServiceConfig;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::time::{Duration, SystemTime};
+
+const LEASE: Duration = Duration::from_millis(300);
+
+fn two_mounts() -> Option<(Mounted, tempfile::TempDir, MountHandle)> {
+    let config = ServiceConfig { read_lease: LEASE, ..ServiceConfig::default() };
+    let mounted = mount_on(start_server_with(config))?;
+    let second = tempfile::tempdir().unwrap();
+    let other = spawn_mount(MountConfig::new(second.path(), mounted.server.address.clone())).unwrap();
+    Some((mounted, second, other))
+}
+
+fn pass(time: Duration) {
+    let (_kept, never) = channel::<()>();
+    never.recv_timeout(time).unwrap_err();
+}
+
+/// New content of the same length and time, as `cp -p` and `rsync -t` make it.
+fn rewrite(path: &Path, byte: u8, time: SystemTime) {
+    let file = File::options().write(true).open(path).unwrap();
+    file.write_all_at(&[byte; 8192], 0).unwrap();
+    file.set_modified(time).unwrap();
+    file.sync_all().unwrap();
+}
+
+fn story() -> Option<(Mounted, tempfile::TempDir, MountHandle, [PathBuf; 2], SystemTime)> {
+    let (mounted, second, other) = two_mounts()?;
+    let paths = [mounted.path("file"), second.path().join("file")];
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    fs::write(&paths[0], [1; 8192]).unwrap();
+    rewrite(&paths[0], 1, time);
+    Some((mounted, second, other, paths, time))
+}
+
+#[test]
+fn a_file_that_was_closed_is_read_as_it_is_now_though_its_size_and_time_are_the_same() {
+    let Some((mounted, _second, other, [here, there], time)) = story() else { return };
+    assert!(fs::read(&there).unwrap() == [1; 8192]);
+    // Nobody tells the second mount of changes any more.
+    pass(LEASE * 2);
+    rewrite(&here, 2, time);
+    assert!(fs::read(&there).unwrap() == [2; 8192]);
+    drop(other);
+    mounted.unmount();
+}
+
+#[test]
+fn a_file_that_stayed_open_is_read_as_it_is_now_though_its_size_and_time_are_the_same() {
+    let Some((mounted, _second, other, [here, there], time)) = story() else { return };
+    let open = File::open(&there).unwrap();
+    let mut seen = [0; 8192];
+    open.read_exact_at(&mut seen, 0).unwrap();
+    assert!(seen == [1; 8192]);
+    pass(LEASE * 2);
+    rewrite(&here, 2, time);
+    open.read_exact_at(&mut seen, 0).unwrap();
+    assert!(seen == [2; 8192]);
+    drop((open, other));
+    mounted.unmount();
+}
