@@ -5,8 +5,8 @@ mod common;
 use cfs_consensus::log::BadBatch;
 use cfs_consensus::{LogConfig, LogError, SharedLog};
 use cfs_reactor::Handle;
-use cfs_wire::ShardId;
 use cfs_wire::blobs::Owner;
+use cfs_wire::{BlobId, ShardId};
 use common::blobs::{Content, Medium};
 use common::script::{self, Found};
 use common::simulate;
@@ -194,6 +194,47 @@ fn cutting_frees_the_blobs_and_keeps_what_lives() {
         }
         assert_eq!((expected[2].vote, expected[2].entries.len()), (Some(1), 2), "the idle group's tail moved along");
         assert_ne!(expected[0], Found::default());
+    });
+}
+
+#[test]
+fn batches_that_full_targets_keep_are_deleted_later_and_never_believed_again() {
+    use openraft::storage::RaftLogStorage;
+    simulate(10, |outer| async move {
+        let (medium, run) = written(&outer).await;
+        // A start that can't discard what a crash left behind the end.
+        medium.refuses_deletes.set(true);
+        let (last, id) = *medium.batches().last().unwrap();
+        let Some(blob) = medium.blobs.borrow().get(&id).cloned() else { panic!() };
+        let torn = Owner { low: last + 2, ..blob.0 };
+        medium.blobs.borrow_mut().insert(BlobId(77), (torn, Content::Damaged(100)));
+        let config = LogConfig { limit_bytes: 1, stored_bytes_max: 1, ..script::config() };
+        let (log, report) = SharedLog::open(medium.open(&outer), outer.clone(), config).await.unwrap();
+        assert_eq!(report.torn, vec![last + 2]);
+        script::check(&log, &run, "not discarded").await.unwrap();
+
+        for group in [0, 1] {
+            let mut group = log.group(ShardId(group));
+            let last = group.get_log_state().await.unwrap().last_log_id.unwrap();
+            group.purge(last).await.unwrap();
+        }
+        log.flush().await.unwrap();
+        let expected = [script::find(&log, 0).await, script::find(&log, 1).await, script::find(&log, 2).await];
+        let refused = log.cut().await.unwrap_err();
+        assert!(refused.is_retryable(), "{refused}");
+        let kept = medium.batches().len();
+        medium.refuses_deletes.set(false);
+        while log.cut().await.unwrap() > 0 {}
+        let counted = log.blob_ids().len();
+        assert!(kept > counted + 5, "{kept} batches were kept, {counted} count");
+        // The torn batch is nobody's until the next start.
+        assert_eq!(medium.batches().len(), counted + 1);
+        log.close();
+        let (log, _) = open(&medium, &outer).await.unwrap();
+        assert!(!medium.blobs.borrow().contains_key(&BlobId(77)));
+        for (group, expected) in expected.iter().enumerate() {
+            assert_eq!(&script::find(&log, group as u16).await, expected, "group {group}");
+        }
     });
 }
 

@@ -102,7 +102,9 @@ pub trait MirroredBlobs: 'static {
     /// Reads a range of a blob; a copy that fails its checksum is passed over for another.
     fn get(&self, id: BlobId, offset: u32, length: u32) -> LocalBoxFuture<'_, Result<Bytes, BlobError>>;
 
-    /// Deletes all copies; durable when answered. Unknown ids are no error.
+    /// Deletes all copies that targets in use hold; durable when answered. Unknown ids are no error.
+    /// Works on full targets: `NoSpace` only where what is kept for deletions is used up too, and then
+    /// some copies may be gone; the same call may go through later.
     fn delete(&self, ids: Vec<BlobId>) -> LocalBoxFuture<'_, Result<(), BlobError>>;
 
     /// Every blob of a kind on any reachable target, each id once, sorted by owner then id.

@@ -22,7 +22,8 @@ impl SharedLog {
     }
 
     async fn cut_down(&self, resting: bool) -> Result<usize, LogError> {
-        let _alone = self.cutting.lock().await;
+        let mut undeleted = self.cutting.lock().await;
+        self.delete(&mut undeleted).await?;
         let point = {
             let mut state = self.state.borrow_mut();
             // Copying forward has to pay: it happens only while the log is over half of what it
@@ -42,13 +43,18 @@ impl SharedLog {
         self.flush_marker().await?;
         let cut = self.state.borrow_mut().forget_cut();
         let count = cut.len();
-        self.delete(cut).await?;
+        undeleted.extend(cut);
+        self.delete(&mut undeleted).await?;
         Ok(count)
     }
 
-    async fn delete(&self, cut: Vec<BlobId>) -> Result<(), LogError> {
-        for some in cut.chunks(DELETES_AT_ONCE) {
-            self.blobs.delete(some.to_vec()).await?;
+    /// Deletes blobs that were cut off; those that are refused stay for the next time.
+    async fn delete(&self, undeleted: &mut Vec<BlobId>) -> Result<(), LogError> {
+        while !undeleted.is_empty() {
+            let some = undeleted[..undeleted.len().min(DELETES_AT_ONCE)].to_vec();
+            let count = some.len();
+            self.blobs.delete(some).await?;
+            undeleted.drain(..count);
         }
         Ok(())
     }

@@ -79,7 +79,8 @@ pub struct SharedLog {
     pressure: Rc<Notify>,
     /// The log is larger than what it may keep at rest.
     grown: Rc<Notify>,
-    cutting: cfs_reactor::sync::Mutex<()>,
+    /// One cut at a time. Blobs that were cut off and could not be deleted.
+    cutting: cfs_reactor::sync::Mutex<Vec<BlobId>>,
     closed: Cell<bool>,
     /// The store had no space for the last put.
     starved: Cell<bool>,
@@ -106,7 +107,7 @@ impl SharedLog {
             work: Notify::new(),
             pressure: Notify::new(),
             grown: Notify::new(),
-            cutting: cfs_reactor::sync::Mutex::new(()),
+            cutting: cfs_reactor::sync::Mutex::new(Vec::new()),
             closed: Cell::new(false),
             starved: Cell::new(false),
         });

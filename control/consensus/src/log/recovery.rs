@@ -142,7 +142,8 @@ fn extent(good: &BTreeMap<u64, Found>, bad: &BTreeMap<u64, String>) -> Result<Op
     }
 }
 
-/// Deletes what does not count, durably: its sequences are about to be used again.
+/// Deletes what does not count, durably: its sequences are about to be used again. On targets too
+/// full for that it stays, and the incarnation tells it from what is written now.
 async fn discard(
     blobs: &dyn MirroredBlobs,
     listed: &[BlobInfo],
@@ -156,7 +157,12 @@ async fn discard(
     let obsolete = gone.iter().filter(|info| info.owner.low < first).count();
     let ids: Vec<BlobId> = gone.iter().map(|info| info.id).collect();
     for some in ids.chunks(DELETES_AT_ONCE) {
-        blobs.delete(some.to_vec()).await?;
+        match blobs.delete(some.to_vec()).await {
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(%error, count = some.len(), "batches that do not count are still there");
+            }
+            outcome => outcome?,
+        }
     }
     let range = (last >= first).then_some((first, last));
     Ok(RecoveryReport { range, torn, obsolete, ..RecoveryReport::default() })

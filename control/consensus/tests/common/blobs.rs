@@ -35,6 +35,8 @@ pub struct Medium {
     pub torn: Cell<Torn>,
     pub halted: Rc<cfs_reactor::sync::Notify>,
     is_halted: Cell<bool>,
+    /// Deletions find no space.
+    pub refuses_deletes: Cell<bool>,
     pub puts: Cell<u64>,
     pub heals: RefCell<Vec<BlobId>>,
 }
@@ -49,6 +51,7 @@ impl Medium {
             torn: Cell::new(Torn::Nothing),
             halted: cfs_reactor::sync::Notify::new(),
             is_halted: Cell::new(false),
+            refuses_deletes: Cell::new(false),
             puts: Cell::new(0),
             heals: RefCell::default(),
         })
@@ -154,6 +157,9 @@ impl MirroredBlobs for MemBlobs {
 
     fn delete(&self, ids: Vec<BlobId>) -> LocalBoxFuture<'_, Result<(), BlobError>> {
         async move {
+            if self.medium.refuses_deletes.get() {
+                return Err(BlobError::NoSpace { kind: BlobKind::Log, needed: 4096 });
+            }
             for id in ids {
                 // One step each: a crash may interrupt a delete of many.
                 if self.medium.step() {

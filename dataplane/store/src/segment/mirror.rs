@@ -2,6 +2,7 @@
 
 use super::hot::{PlaceFailure, place_copies};
 use super::{BlobTarget, TargetPool};
+use crate::StoreError;
 use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_wire::blobs::{BlobError, BlobInfo, BlobKind, MirroredBlobs, Owner};
@@ -102,20 +103,20 @@ impl MirroredBlobs for Mirror {
             for target in self.pool.writable() {
                 let held: Vec<BlobId> = ids.iter().copied().filter(|id| target.stat(*id).is_some()).collect();
                 if !held.is_empty() {
-                    deletions.push(async move {
-                        let outcome = target.delete(held).await;
-                        outcome.map_err(|error| BlobError::Device { target: target.id(), detail: error.to_string() })
-                    });
+                    deletions.push(async move { (target.id(), target.delete(held).await) });
                 }
             }
-            // A target that fails here is fenced; what it still holds is old state that no
-            // newer manifest or log batch names.
-            for outcome in join_all(deletions).await {
-                if let Err(error) = outcome {
-                    tracing::warn!(%error, "a mirrored blob could not be deleted everywhere");
+            let mut refused = None;
+            for (target, outcome) in join_all(deletions).await {
+                match outcome {
+                    Ok(()) => {}
+                    Err(StoreError::NoSpace { kind, needed }) => refused = Some(BlobError::NoSpace { kind, needed }),
+                    // It is fenced now; what it still holds is old state that no newer manifest or
+                    // log batch names.
+                    Err(error) => tracing::warn!(%target, %error, "a mirrored blob could not be deleted everywhere"),
                 }
             }
-            Ok(())
+            refused.map_or(Ok(()), Err)
         }
         .boxed_local()
     }

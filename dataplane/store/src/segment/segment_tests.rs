@@ -1,14 +1,14 @@
 use super::*;
 use crate::layout::superblock::Identity;
-use crate::{FormatOptions, TargetStore, format};
+use crate::{FormatOptions, StoreError, TargetStore, format};
 use bytes::Bytes;
 use cfs_device::mem::MemDisk;
 use cfs_reactor::Executor;
 use cfs_reactor::clock::{SimClock, SplitMix64};
-use cfs_wire::blobs::{BlobKind, MirroredBlobs, Owner};
+use cfs_wire::blobs::{BlobError, BlobInfo, BlobKind, MirroredBlobs, Owner, ShardGeometry};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::data::{FetchCall, Location, Piece, StoreCall};
-use cfs_wire::{ClusterId, DeviceId, Ino, NodeId, Policy, TargetId, VolumeId};
+use cfs_wire::{BlobId, ClusterId, DeviceId, Ino, NodeId, Policy, TargetId, VolumeId};
 use futures_util::FutureExt;
 
 /// Registrations in a map: what the metadata shards do, without them.
@@ -339,5 +339,102 @@ fn hot_blobs_end_at_their_share_of_a_target_or_of_memory_and_begin_again_below_i
         let bench = bench(handle, 2).await;
         assert!(small_writes(&bench, 100).await.into_iter().all(|hot| hot));
         assert!(bench.store.hot_limit_met().now_or_never().is_none());
+    });
+}
+
+/// Puts mirrored blobs of a kind until the targets are full.
+async fn fill_mirror(mirror: &Mirror, kind: BlobKind, length: usize) -> Vec<BlobId> {
+    let mut ids = Vec::new();
+    loop {
+        let owner = Owner { high: 1, low: ids.len() as u64 };
+        match mirror.put(kind, owner, random_bytes(ids.len() as u64, length)).await {
+            Ok(id) => ids.push(id),
+            Err(BlobError::NoSpace { .. }) => return ids,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn mirrored_blobs_are_deleted_from_targets_that_are_full_to_the_last_put() {
+    run(13, |handle| async move {
+        let bench = bench(handle.clone(), 2).await;
+        let mirror = Mirror::new(&handle, bench.pool.clone(), 2);
+        // Everything ordinary, then what only metadata may take.
+        while bench.store.store(&call("2x"), random_bytes(1, 1 << 20)).await.is_ok() {}
+        let mut ids = fill_mirror(&mirror, BlobKind::Run, 200_000).await;
+        ids.extend(fill_mirror(&mirror, BlobKind::Log, 3000).await);
+        assert!(ids.len() > 50, "{} blobs", ids.len());
+        // One at a time is the dearest way: each takes a page of what is kept for deletions.
+        for id in &ids {
+            mirror.delete(vec![*id]).await.unwrap();
+            assert!(bench.pool.readable().iter().all(|target| target.stat(*id).is_none()), "{id}");
+        }
+        for index in 0..2 {
+            bench.pool.add(open_target(&handle, &bench.disks[index]).await);
+        }
+        for kind in [BlobKind::Run, BlobKind::Log] {
+            assert_eq!(mirror.list(kind).await.unwrap(), []);
+        }
+        let again = fill_mirror(&mirror, BlobKind::Run, 200_000).await;
+        assert!(!again.is_empty(), "what was deleted is space again");
+    });
+}
+
+/// A target whose reserve for deletions is used up too.
+struct Stuffed(Rc<LocalTarget>);
+
+impl BlobTarget for Stuffed {
+    fn id(&self) -> TargetId {
+        self.0.id()
+    }
+    fn put(
+        &self,
+        id: BlobId,
+        kind: BlobKind,
+        owner: Owner,
+        geometry: ShardGeometry,
+        payload: Bytes,
+    ) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        self.0.put(id, kind, owner, geometry, payload)
+    }
+    fn get(&self, id: BlobId, offset: u32, length: u32) -> LocalBoxFuture<'_, Result<Bytes, StoreError>> {
+        self.0.get(id, offset, length)
+    }
+    fn delete(&self, _: Vec<BlobId>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        async { Err(StoreError::NoSpace { kind: BlobKind::Log, needed: 4096 }) }.boxed_local()
+    }
+    fn stat(&self, id: BlobId) -> Option<BlobInfo> {
+        self.0.stat(id)
+    }
+    fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
+        self.0.list(kind)
+    }
+    fn free(&self) -> u64 {
+        self.0.free()
+    }
+    fn space(&self) -> crate::Space {
+        self.0.space()
+    }
+    fn failure(&self) -> Option<String> {
+        self.0.failure()
+    }
+}
+
+/// The twin: a deletion that a target refuses is not said to be done.
+#[test]
+fn a_mirrored_deletion_without_space_for_it_is_refused_and_goes_through_later() {
+    run(14, |handle| async move {
+        let bench = bench(handle.clone(), 2).await;
+        let mirror = Mirror::new(&handle, bench.pool.clone(), 2);
+        let target = open_target(&handle, &bench.disks[1]).await;
+        bench.pool.add(Rc::new(Stuffed(target.clone())));
+        let id = mirror.put(BlobKind::Log, Owner { high: 0, low: 1 }, random_bytes(1, 5000)).await.unwrap();
+        let refused = mirror.delete(vec![id]).await;
+        assert_eq!(refused, Err(BlobError::NoSpace { kind: BlobKind::Log, needed: 4096 }));
+        assert_eq!(mirror.list(BlobKind::Log).await.unwrap().len(), 1);
+        bench.pool.add(target);
+        mirror.delete(vec![id]).await.unwrap();
+        assert_eq!(mirror.list(BlobKind::Log).await.unwrap(), []);
     });
 }
