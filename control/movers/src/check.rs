@@ -2,6 +2,11 @@
 //! they disagree. It looks at a quiet or a busy system alike, and metadata is not read at one
 //! instant, so what looks wrong (an entry being created, a copy being put) is looked at again
 //! after a pause: only what is wrong every time is called a problem.
+//!
+//! Inodes, entries and registrations of the whole cluster are held in memory while it runs; extents
+//! and back-references, of which there are most, are not ([`references`]).
+
+mod references;
 
 use crate::rebuild::Refills;
 use crate::{MoverError, ShardCalls, all_shards, call, least_copies};
@@ -9,9 +14,10 @@ use cfs_api::{CheckReport, CheckState};
 use cfs_store::Lacks;
 use cfs_store::segment::SegmentStore;
 use cfs_wire::blobs::{BlobInfo, BlobKind};
-use cfs_wire::data::{Extent, Location, Referent, Registration};
+use cfs_wire::data::Registration;
 use cfs_wire::meta::{AuditRecord, FileKind, ShardOp, ShardReply, registration_shard};
-use cfs_wire::{BlobId, Ino, SegmentId};
+use cfs_wire::{BlobId, Ino, SegmentId, ShardId};
+use references::{Known, References};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -34,16 +40,31 @@ struct InodeFacts {
     parent: Option<Ino>,
 }
 
-/// Everything the shards say, gathered.
+/// What the shards say, gathered.
 #[derive(Default)]
 struct Gathered {
     inodes: BTreeMap<Ino, InodeFacts>,
     entries: Vec<(Ino, Vec<u8>, Ino, FileKind)>,
-    extents: BTreeMap<(Ino, u64), Extent>,
-    back_references: BTreeSet<(Referent, Ino, u64)>,
     orphans: BTreeSet<Ino>,
     registrations: BTreeMap<SegmentId, (Registration, BTreeSet<u16>)>,
     transactions: Vec<String>,
+    references: References,
+}
+
+/// Hands over every record of a shard, in the order of its tables and of their keys.
+async fn audit(calls: &dyn ShardCalls, shard: ShardId, mut each: impl FnMut(AuditRecord)) -> Result<(), MoverError> {
+    let mut after = None;
+    loop {
+        let reply = call(calls, shard, ShardOp::Audit { after, max: AUDIT_BATCH }).await?;
+        let ShardReply::Audit { records, next } = reply else {
+            return Err(MoverError::Protocol { shard, op: "Audit" });
+        };
+        records.into_iter().for_each(&mut each);
+        after = next;
+        if after.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 /// One check at a time; its state can be polled while it runs.
@@ -126,10 +147,18 @@ impl Check {
     /// One look at all metadata, and at which hot blobs exist.
     async fn compare(&self, report: &mut CheckReport) -> Result<Gathered, MoverError> {
         self.phase("metadata", 0);
-        let gathered = self.gather(report).await?;
+        let mut gathered = self.gather(report).await?;
         self.phase("namespace", 0);
         check_namespace(&gathered, report);
-        check_references(&gathered, report);
+        self.phase("references", self.calls.shards().into());
+        let mut references = References::default();
+        let is_inode = |ino| gathered.inodes.contains_key(&ino);
+        let known = Known { registrations: &gathered.registrations, is_inode: &is_inode };
+        for shard in all_shards(&*self.calls) {
+            references.read(&*self.calls, shard, &known, report).await?;
+            self.step();
+        }
+        gathered.references = references;
         let targets = self.store.pool().readable();
         let hot = targets.iter().flat_map(|target| target.list(BlobKind::Hot)).map(|info| info.id).collect();
         check_hot(&gathered, &hot, report);
@@ -158,21 +187,11 @@ impl Check {
     async fn gather(&self, report: &mut CheckReport) -> Result<Gathered, MoverError> {
         let mut gathered = Gathered::default();
         for shard in all_shards(&*self.calls) {
-            let mut after = None;
-            loop {
-                let reply = call(&*self.calls, shard, ShardOp::Audit { after, max: AUDIT_BATCH }).await?;
-                let ShardReply::Audit { records, next } = reply else {
-                    return Err(MoverError::Protocol { shard, op: "Audit" });
-                };
-                for record in records {
-                    self.step();
-                    gathered.add(record, report);
-                }
-                after = next;
-                if after.is_none() {
-                    break;
-                }
-            }
+            audit(&*self.calls, shard, |record| {
+                self.step();
+                gathered.add(record, report);
+            })
+            .await?;
         }
         Ok(gathered)
     }
@@ -180,11 +199,7 @@ impl Check {
     /// Redundancy of everything kept in whole copies. Hot blobs that no extent names are garbage
     /// for the orphan search, or not committed yet.
     async fn check_copies(&self, gathered: &Gathered, repair: bool, deep: bool, report: &mut CheckReport) {
-        let named = |extent: &Extent| match &extent.location {
-            Location::Hot { blob, .. } => Some(*blob),
-            Location::Chunk { .. } => None,
-        };
-        let named: BTreeSet<BlobId> = gathered.extents.values().filter_map(named).collect();
+        let named: BTreeSet<BlobId> = gathered.references.hot.values().copied().collect();
         let mut short = Vec::new();
         for kind in [BlobKind::Log, BlobKind::Manifest, BlobKind::Run, BlobKind::Hot] {
             let mut blobs: BTreeMap<BlobId, BlobInfo> = BTreeMap::new();
@@ -227,17 +242,12 @@ impl Check {
     }
 
     async fn check_segments(&self, gathered: &Gathered, repair: bool, deep: bool, report: &mut CheckReport) {
-        let segment_of = |extent: &Extent| match &extent.location {
-            Location::Chunk { segment, .. } => Some(*segment),
-            Location::Hot { .. } => None,
-        };
-        let referenced: BTreeSet<SegmentId> = gathered.extents.values().filter_map(segment_of).collect();
         for (registration, dead) in gathered.registrations.values() {
             self.long_step().await;
             report.segments += 1;
             // A crash between registration and the last put leaves a segment without all its
             // shards and without references: garbage for the orphan search, not damage.
-            if dead.len() == registration.slots.len() || !referenced.contains(&registration.segment) {
+            if dead.len() == registration.slots.len() || !gathered.references.segments.contains(&registration.segment) {
                 continue;
             }
             if self.store.missing_shards(registration, deep).await.is_empty() {
@@ -298,13 +308,8 @@ impl Gathered {
                 report.entries += 1;
                 self.entries.push((dir, name.to_vec(), ino, kind));
             }
-            AuditRecord::Extent { ino, extent } => {
-                report.references += 1;
-                self.extents.insert((ino, extent.offset), extent);
-            }
-            AuditRecord::BackReference { referent, ino, offset } => {
-                self.back_references.insert((referent, ino, offset));
-            }
+            // Read on their own.
+            AuditRecord::Extent { .. } | AuditRecord::BackReference { .. } => {}
             AuditRecord::Orphan { ino } => {
                 report.orphans += 1;
                 self.orphans.insert(ino);
@@ -370,58 +375,9 @@ fn check_namespace(gathered: &Gathered, report: &mut CheckReport) {
     }
 }
 
-/// Extents against back-references and registrations.
-fn check_references(gathered: &Gathered, report: &mut CheckReport) {
-    let mut last: Option<(Ino, u64)> = None;
-    for ((ino, offset), extent) in &gathered.extents {
-        if !gathered.inodes.contains_key(ino) {
-            report.problems.push(format!("extent at {offset} belongs to inode {ino}, which does not exist"));
-        }
-        if let Some((before, end)) = last
-            && before == *ino
-            && end > *offset
-        {
-            report.problems.push(format!("inode {ino}: extents overlap at {offset}"));
-        }
-        last = Some((*ino, offset.saturating_add(extent.length.into())));
-        if !gathered.back_references.contains(&(extent.location.referent(), *ino, *offset)) {
-            report.problems.push(format!("inode {ino}: the extent at {offset} has no back-reference"));
-        }
-        if let Location::Chunk { segment, slot, shard, start, stored, .. } = &extent.location {
-            let registered = gathered.registrations.get(segment);
-            let Some((registration, dead)) = registered else {
-                report
-                    .problems
-                    .push(format!("inode {ino}: offset {offset} is in segment {segment}, which is not registered"));
-                continue;
-            };
-            let found = registration.slots.get(usize::from(*slot));
-            if !found.is_some_and(|found| found.shard == *shard && found.start == *start && found.stored == *stored) {
-                report
-                    .problems
-                    .push(format!("inode {ino}: offset {offset} disagrees with slot {slot} of segment {segment}"));
-            }
-            if dead.contains(slot) {
-                report.problems.push(format!(
-                    "inode {ino}: offset {offset} is in slot {slot} of segment {segment}, which is marked dead"
-                ));
-            }
-        }
-    }
-    for (referent, ino, offset) in &gathered.back_references {
-        let matches =
-            gathered.extents.get(&(*ino, *offset)).is_some_and(|extent| extent.location.referent() == *referent);
-        if !matches {
-            report.problems.push(format!("back-reference of {referent:?} to inode {ino} at {offset} has no extent"));
-        }
-    }
-}
-
 fn check_hot(gathered: &Gathered, present: &BTreeSet<BlobId>, report: &mut CheckReport) {
-    for ((ino, offset), extent) in &gathered.extents {
-        if let Location::Hot { blob, .. } = &extent.location
-            && !present.contains(blob)
-        {
+    for ((ino, offset), blob) in &gathered.references.hot {
+        if !present.contains(blob) {
             report.problems.push(format!("inode {ino}: offset {offset} is in hot blob {blob}, which is on no target"));
         }
     }
