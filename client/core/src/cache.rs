@@ -102,21 +102,19 @@ impl Client {
         self.holds_lease(inode) || !self.cache_left(inode).is_zero()
     }
 
-    /// Takes a grant in. Nothing is granted if the inode changed since the call began.
+    /// Takes a read grant in. Nothing is granted if the inode changed since the call began. That this
+    /// client has the write lease is not learnt here: a read may tell of one that is just being
+    /// given back.
     pub(crate) fn take_grant(&self, inode: &Inode, grant: Grant, session: &Session, sent: Instant, stamp: Stamp) {
         let current = self.session.borrow().id == session.id;
         let unchanged = self.stamps.unchanged_since(inode.ino, stamp) || planted::is(Bug::ClientKeepInvalidated);
         if !current || !unchanged {
             return;
         }
-        let mut state = inode.state();
-        if grant.write && !session.is_fenced() {
-            state.lease = Some(WriteLease { session: session.id });
-            self.linger(inode.ino);
-        }
         if grant.read_ms == 0 {
             return;
         }
+        let mut state = inode.state();
         if self.now() >= state.granted_until && state.lease.is_none() {
             // Between the old grant's end and when this was answered nobody told us of changes.
             state.drop_cached();

@@ -4,6 +4,7 @@ use crate::Client;
 use crate::cache::{LocatedEntry, unexpected};
 use crate::calls::Answer;
 use crate::files::{OpenFile, OpenFlags};
+use crate::inode::WriteLease;
 use cfs_wire::limits::{NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
 use cfs_wire::meta::{FileKind, MetaOp, MetaReply, Name, NewNode};
 use cfs_wire::{Errno, Ino};
@@ -125,8 +126,8 @@ impl Client {
         let node = NewFile { kind: FileKind::File, ..new }.node(caller, Vec::new());
         let answer = self.change(MetaOp::Tmpfile { dir, node }).await?;
         let entry = self.take_entry(&answer, None)?;
-        // The reply came with the hold: a file without a name lives by nothing else.
-        self.inode(entry.attr.ino).state().held = Some(answer.session.id);
+        // A file without a name lives by nothing but its hold.
+        self.take_creation(&answer, entry.attr.ino);
         let file = self.opened(entry.attr.ino, flags);
         Ok((entry, file))
     }
@@ -150,9 +151,22 @@ impl Client {
         };
         let entry = self.take_entry(&answer, Some((dir, &entry_name)))?;
         if hold {
-            self.inode(entry.attr.ino).state().held = Some(answer.session.id);
+            self.take_creation(&answer, entry.attr.ino);
         }
         Ok(entry)
+    }
+
+    /// Takes what comes with a file that was made and opened: the hold, and the write lease unless it
+    /// was recalled at once.
+    fn take_creation(&self, answer: &Answer, ino: Ino) {
+        let MetaReply::Entry(entry) = &answer.reply else { return };
+        let inode = self.inode(ino);
+        inode.state().held = Some(answer.session.id);
+        let current = self.session.borrow().id == answer.session.id && !answer.session.is_fenced();
+        if entry.grant.write && current && self.stamps.unchanged_since(ino, answer.stamp) {
+            inode.state().lease = Some(WriteLease { session: answer.session.id });
+            self.linger(ino);
+        }
     }
 
     pub(crate) fn forget_entry(&self, dir: Ino, entry_name: &Name) {

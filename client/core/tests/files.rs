@@ -541,6 +541,8 @@ fn two_clients_that_take_turns_see_one_file() {
     for seed in seeds(500, 8) {
         simulate(seed, |server| async move {
             server.start().await;
+            // Reads overtake changes that are on their way.
+            server.disk.proposal_micros_max.set(5000);
             let clients = [server.client("a").await, server.client("b").await];
             let first = create(&clients[0], "f").await;
             let files = [first, open(&clients[1], "f").await];
@@ -571,6 +573,46 @@ fn two_clients_that_take_turns_see_one_file() {
                 assert!(seen == oracle, "seed {seed}, step {step}: client {reader} after client {at}");
                 let size = clients[1 - reader].getattr(files[0].ino()).await.unwrap().attr.size;
                 assert_eq!(size, oracle.len() as u64, "seed {seed}, step {step}");
+            }
+        });
+    }
+}
+
+#[test]
+fn two_clients_that_write_one_file_at_once_both_see_all_of_it() {
+    const ROUNDS: u64 = 60;
+    const RECORD: u64 = 100;
+    for seed in seeds(100, 10) {
+        simulate(seed, |server| async move {
+            server.start().await;
+            // Reads overtake changes that are on their way.
+            server.disk.proposal_micros_max.set(5000);
+            let clients = [server.client("a").await, server.client("b").await];
+            let first = create(&clients[0], "f").await;
+            write(&clients[0], &first, 0, &vec![0; (2 * ROUNDS * RECORD) as usize]).await;
+            let side = async |client: &Rc<Client>, side: u64| {
+                let file = open(client, "f").await;
+                for round in 0..ROUNDS {
+                    let at = (2 * round + side) * RECORD;
+                    write(client, &file, at, &[side as u8 + 1; RECORD as usize]).await;
+                    client.getattr(file.ino()).await.unwrap();
+                    let half = (at + RECORD) / 2;
+                    let reads = (read(client, &file, 0, half as u32), read(client, &file, half, half as u32));
+                    futures_util::future::join3(reads.0, reads.1, client.getattr(file.ino())).await.2.unwrap();
+                }
+                client.flush(&file).await.unwrap();
+                client.release(&file);
+            };
+            futures_util::future::join(side(&clients[0], 0), side(&clients[1], 1)).await;
+            let expected: Vec<u8> =
+                (0..2 * ROUNDS).flat_map(|record| [(record % 2) as u8 + 1; RECORD as usize]).collect();
+            for (at, client) in clients.iter().enumerate() {
+                let file = open(client, "f").await;
+                let seen = read(client, &file, 0, expected.len() as u32).await;
+                let wrong: Vec<_> = (0..2 * ROUNDS)
+                    .filter(|record| seen[(record * RECORD) as usize] != expected[(record * RECORD) as usize])
+                    .collect();
+                assert!(wrong.is_empty(), "seed {seed}, client {at} does not see {wrong:?}");
             }
         });
     }

@@ -54,6 +54,8 @@ pub struct Disk {
     /// So many further fetches are answered with Gone.
     pub gone_fetches: Cell<u32>,
     pub no_space: Cell<bool>,
+    /// How long a change may take to be applied.
+    pub proposal_micros_max: Cell<u64>,
     /// Calls seen, by what they were.
     pub stores: Cell<u32>,
     pub fetches: Cell<u32>,
@@ -84,6 +86,7 @@ impl Server {
             stale_commits: Cell::new(0),
             gone_fetches: Cell::new(0),
             no_space: Cell::new(false),
+            proposal_micros_max: Cell::new(500),
             stores: Cell::new(0),
             fetches: Cell::new(0),
             reads: Cell::new(0),
@@ -285,7 +288,9 @@ impl Proposer for LocalProposer {
         async move {
             let replica = self.disk.shards.get(&shard).ok_or(ProposeError::NotLeader { hint: None })?;
             let _turn = replica.turn.acquire(1).await;
-            self.handle.sleep(Duration::from_micros(self.handle.random_u64() % 500)).await;
+            self.handle
+                .sleep(Duration::from_micros(self.handle.random_u64() % self.disk.proposal_micros_max.get()))
+                .await;
             let (nonce, entry) = decode_entry(&bytes).expect("the service's own encoding");
             let outcome = replica.apply(shard, &entry).await;
             self.disk.entries.set(self.disk.entries.get() + 1);

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 const LEASE: Duration = Duration::from_millis(300);
@@ -65,5 +66,38 @@ fn a_file_that_stayed_open_is_read_as_it_is_now_though_its_size_and_time_are_the
     open.read_exact_at(&mut seen, 0).unwrap();
     assert!(seen == [2; 8192]);
     drop((open, other));
+    mounted.unmount();
+}
+
+#[test]
+fn two_mounts_that_write_and_read_one_file_at_once_both_see_all_of_it() {
+    const ROUNDS: u64 = 100;
+    const RECORD: u64 = 100;
+    let Some((mounted, second, other)) = two_mounts() else { return };
+    let paths = [mounted.path("file"), second.path().join("file")];
+    fs::write(&paths[0], vec![0; (2 * ROUNDS * RECORD) as usize]).unwrap();
+    // Records of both lie between each other, on shared pages.
+    let write = |path: PathBuf, side: u64| {
+        let run = move || {
+            let file = File::options().read(true).write(true).open(path).unwrap();
+            for round in 0..ROUNDS {
+                let at = (2 * round + side) * RECORD;
+                file.write_all_at(&[side as u8 + 1; RECORD as usize], at).unwrap();
+                let mut seen = vec![0; (at + RECORD) as usize];
+                file.read_exact_at(&mut seen, 0).unwrap();
+                let mut own = seen.chunks(RECORD as usize).skip(side as usize).step_by(2);
+                assert!(own.all(|record| record == [side as u8 + 1; RECORD as usize]), "round {round} of {side}");
+            }
+        };
+        thread::Builder::new().spawn(run).unwrap()
+    };
+    let sides = [write(paths[0].clone(), 0), write(paths[1].clone(), 1)];
+    sides.into_iter().for_each(|side| side.join().unwrap());
+    for path in &paths {
+        let found = fs::read(path).unwrap();
+        let other = |record: &u64| found[(record * RECORD) as usize] != (record % 2) as u8 + 1;
+        assert_eq!((0..2 * ROUNDS).filter(other).collect::<Vec<_>>(), Vec::<u64>::new(), "{}", path.display());
+    }
+    drop(other);
     mounted.unmount();
 }
