@@ -200,7 +200,8 @@ impl ZoneScan {
         let Ok(page) = transfer::read(device, place, PAGE).await else { return };
         let Ok(footer) = ZoneFooter::decode(&page) else { return };
         let stamp = &footer.stamp;
-        let ours = stamp.is_of(superblock, self.zone, offset) && Some(stamp.generation) == self.generation;
+        let ours = stamp.is_of(superblock, self.zone, offset)
+            && self.generation.is_some_and(|generation| stamp.is_generation(generation));
         let sane = (ZONE_HEADER_BYTES..=offset).contains(&stamp.extent) && stamp.extent.is_multiple_of(PAGE_BYTES);
         if ours && sane {
             self.sequence_max = self.sequence_max.max(stamp.sequence);

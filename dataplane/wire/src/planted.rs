@@ -94,8 +94,8 @@ bugs! {
     MetaSkipInvalidate,
     /// Metadata: a new leader forgets that its predecessor gave out read leases.
     MetaForgetReaders,
-    /// Metadata: answer a transaction before its participants have committed.
-    MetaAnswerBeforeCommit,
+    /// Metadata: a new leader aborts transactions that its predecessor had decided.
+    MetaAbortDecided,
     /// Client: use what was granted after the lease has run out.
     ClientIgnoreExpiry,
     /// Client: repeat a change under a new request id.

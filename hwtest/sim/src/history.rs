@@ -36,6 +36,8 @@ pub struct History {
     dead: RefCell<BTreeSet<ActorId>>,
     /// Operations that each program has ended.
     ended: RefCell<BTreeMap<ActorId, u64>>,
+    /// Programs that rest after an operation which promised durability.
+    synced: RefCell<BTreeSet<ActorId>>,
     changed: Rc<Notify>,
     digest: Cell<u64>,
     operations: Cell<u64>,
@@ -57,6 +59,7 @@ impl History {
             running: RefCell::default(),
             dead: RefCell::default(),
             ended: RefCell::default(),
+            synced: RefCell::default(),
             changed: Notify::new(),
             digest: Cell::new(0xcbf2_9ce4_8422_2325),
             operations: Cell::new(0),
@@ -118,10 +121,16 @@ impl History {
             if !self.paused.get() && self.budget.get() > 0 && !self.has_failed() {
                 self.budget.set(self.budget.get() - 1);
                 self.running.borrow_mut().insert(actor);
+                self.synced.borrow_mut().remove(&actor);
                 return;
             }
             changed.await;
         }
+    }
+
+    /// The program's operation under way was told that something is durable.
+    pub fn synced(&self, actor: ActorId) {
+        self.synced.borrow_mut().insert(actor);
     }
 
     /// The operation is over.
@@ -156,9 +165,10 @@ impl History {
         }
     }
 
-    /// Waits until these programs have ended so many more operations and could die that moment (see
-    /// [`Self::corner`]), or nothing is under way any more. Nothing new begins then.
-    pub async fn catch_after(&self, dying: &[ActorId], operations: u64) {
+    /// Waits until these programs have ended so many more operations, with `synced` the last of
+    /// them one that promised durability, and could die that moment (see [`Self::corner`]), or
+    /// nothing is under way any more. Nothing new begins then.
+    pub async fn catch_after(&self, dying: &[ActorId], operations: u64, synced: bool) {
         let ended = || -> u64 {
             let ended = self.ended.borrow();
             dying.iter().filter_map(|actor| ended.get(actor)).sum()
@@ -168,7 +178,8 @@ impl History {
             let changed = self.changed.notified();
             let alone = self.turn_holder.get().is_none_or(|holder| dying.contains(&holder));
             let idle = self.budget.get() == 0 && self.running.borrow().is_empty();
-            if self.has_failed() || (alone && ended() >= target) || idle {
+            let promised = !synced || dying.iter().any(|actor| self.synced.borrow().contains(actor));
+            if self.has_failed() || (alone && promised && ended() >= target) || idle {
                 self.pause();
                 return;
             }

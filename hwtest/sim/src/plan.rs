@@ -14,6 +14,9 @@ pub struct ActorPlan {
     pub mix: Mix,
 }
 
+/// Disks that are easily filled.
+const SMALL_DISK: u64 = 32 << 20;
+
 /// One disk's misbehaviour during a phase; redundancy must hide it.
 #[derive(Clone, PartialEq, Debug)]
 pub enum BadDisk {
@@ -41,6 +44,8 @@ pub enum Fault {
     ClientDies {
         client: usize,
         after_operations: u64,
+        /// In the moment in which it was told that something is durable.
+        synced: bool,
         node: Option<Death>,
     },
     /// A client is cut off for longer than its lease, and fenced.
@@ -70,12 +75,14 @@ pub enum Fault {
     },
 }
 
-/// The node dies at a write of a disk; `again`: and once more while it starts.
+/// The node dies at a write of a disk, or a while after that disk began to answer nothing while the
+/// others go on; `again`: and once more while it starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Crash {
     pub death: Death,
     pub disk: usize,
     pub write: u64,
+    pub stalled: Duration,
     pub again: Option<u64>,
 }
 
@@ -100,6 +107,8 @@ pub struct Plan {
     pub shared_one_in: u64,
     /// Of a hundred operations so many are games.
     pub games: u64,
+    /// Percent of the free space that a file takes which nobody touches.
+    pub ballast: u64,
     /// Largest write.
     pub write_bytes_max: u64,
     /// The programs' pause between operations.
@@ -134,6 +143,8 @@ impl Plan {
             phases,
             games: pick(random, &[2, 5, 15, 40]),
             shared_one_in: pick(random, &[2, 3, 4, 8]),
+            // On small disks only: on large ones it takes long and fills little.
+            ballast: if shape.disk_bytes <= SMALL_DISK { pick(random, &[0, 50, 75, 75]) } else { 0 },
             write_bytes_max: pick(random, &[3000, 20_000, 100_000, 400_000]),
             think: pick(random, &[0, 50, 1000, 20_000].map(Duration::from_micros)),
             ruin: random.one_in(3),
@@ -149,7 +160,7 @@ fn shape(random: &mut SplitMix64) -> Shape {
     // At least twelve zones and what lies before them.
     let (disk_mib, zone_mib) = pick(random, &[(32, 2), (32, 2), (48, 2), (64, 2), (64, 4), (128, 2), (128, 4)]);
     Shape {
-        targets: pick(random, &[3, 3, 3, 4]),
+        targets: pick(random, &[3, 3, 4]),
         disk_bytes: disk_mib << 20,
         block: pick(random, &[512, 4096, 4096]),
         zone_bytes: zone_mib << 20,
@@ -172,6 +183,7 @@ fn phase(random: &mut SplitMix64, shape: &Shape, clients: usize) -> Phase {
                 death: death(random),
                 disk: random.below(shape.targets as u64) as usize,
                 write: 1 + random.below(within),
+                stalled: pick(random, &[0, 0, 2, 100].map(Duration::from_millis)),
                 again: random.one_in(4).then(|| 1 + random.below(30)),
             };
             Fault::Crashes((0..1 + random.below(4)).map(|_| crash(random)).collect())
@@ -179,7 +191,7 @@ fn phase(random: &mut SplitMix64, shape: &Shape, clients: usize) -> Phase {
         9 => Fault::Restart,
         10..13 => {
             let node = random.one_in(2).then(|| death(random));
-            Fault::ClientDies { client, after_operations: random.below(60), node }
+            Fault::ClientDies { client, after_operations: random.below(60), synced: random.one_in(2), node }
         }
         13..15 => Fault::ClientCutOff { client },
         15..17 => Fault::Network {
@@ -204,10 +216,10 @@ fn phase(random: &mut SplitMix64, shape: &Shape, clients: usize) -> Phase {
 }
 
 fn bad_disk(random: &mut SplitMix64, disk: usize, targets: usize) -> BadDisk {
-    match random.below(6) {
+    match random.below(8) {
         0..2 => BadDisk::Gone { replaced: random.one_in(2) },
-        2 => BadDisk::Refusing { other: (disk + 1 + random.below(targets as u64 - 1) as usize) % targets },
-        3 => BadDisk::Rot { places: 1 + random.below(40) },
+        2..4 => BadDisk::Refusing { other: (disk + 1 + random.below(targets as u64 - 1) as usize) % targets },
+        4 => BadDisk::Rot { places: 1 + random.below(40) },
         _ => {
             let mut some = |most: f64| if random.one_in(2) { 0.0 } else { most * random.below(1000) as f64 / 1000.0 };
             BadDisk::Flaky {

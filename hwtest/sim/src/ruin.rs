@@ -10,7 +10,7 @@ use crate::observe::read_all;
 use crate::op::{NodeId, shown};
 use crate::report::{Checker, Violation};
 use crate::workload::list;
-use crate::world::{Mounted, Started, World};
+use crate::world::{Death, Mounted, Started, World};
 use cfs_reactor::clock::SplitMix64;
 use cfs_wire::meta::FileKind;
 use cfs_wire::{Errno, Ino};
@@ -24,7 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 pub async fn ruin(world: &World, history: &History, mut random: SplitMix64) -> Result<(), Violation> {
     let per_mille = [2, 10, 50, 200][random.below(4) as usize];
     history.note(format!("{per_mille} in a thousand blocks of every disk are destroyed"));
-    world.stop_server().await;
+    // What a shutdown would have checkpointed is then in the log only.
+    match random.one_in(2) {
+        true => world.stop_server().await,
+        false => world.crash_server(Death::Power),
+    }
     for (index, disk) in world.disks().iter().enumerate() {
         world.distrust(index, Trust::Faulty);
         world.disk_harmed(disk.corrupt_written(per_mille, random.next_u64()));

@@ -3,14 +3,16 @@
 use crate::checker::{
     check_clean, check_node, check_sideline, check_tree, file_blobs, live_by_kind, metadata_bytes, within,
 };
+use crate::content::difference;
 use crate::history::{ActorId, History};
 use crate::ledger::Trust;
 use crate::model::Model;
+use crate::observe::read_all;
 use crate::op::{NodeId, Op};
 use crate::plan::{BadDisk, Crash, Fault, Phase, Plan};
 use crate::report::{Checker, Failure, Summary, Toll, Violation};
 use crate::ruin::ruin;
-use crate::sideline::{Grounds, LASTING_NAMES, LOGS, PAWNS, PREFIX, lasting_name, pawn_name};
+use crate::sideline::{Grounds, LASTING_NAMES, LOGS, PAWNS, PREFIX, ballast_bytes, lasting_name, pawn_name};
 use crate::workload::{Actor, list};
 use crate::world::{Death, Mounted, SERVER, Started, World};
 use cfs_client::{Caller, Client, NewFile, OpenFlags};
@@ -34,6 +36,8 @@ const SHARED_DIRECTORIES: usize = 2;
 const WRITTEN_BACK_WITHIN: Duration = Duration::from_secs(10);
 /// The longest that the programs may take for one phase.
 const PHASE_MAX: Duration = Duration::from_secs(900);
+/// What one write of the ballast brings.
+const BALLAST_STEP: usize = 1 << 20;
 /// What the log and the ordered stores may keep of an empty file system, on all targets.
 const METADATA_MAX: u64 = 24 << 20;
 
@@ -116,7 +120,7 @@ impl Run {
         }
         let first = world.mount("first").await?;
         let mut model = Model::new(first.client.root());
-        let setup = Setup { client: first.client.clone() };
+        let setup = Setup { client: first.client.clone(), ballast: plan.ballast };
         let actors = plan.actors.len();
         let made = within(&world, &first, "setting up", async move { setup.make(actors).await }).await?;
         let Made { own, shared, grounds } =
@@ -260,9 +264,9 @@ impl Run {
                 world.stop_server().await;
                 self.start().await?;
             }
-            Fault::ClientDies { client, after_operations, node } => {
+            Fault::ClientDies { client, after_operations, synced, node } => {
                 self.history.grant(phase.operations);
-                self.catch(*client, *after_operations).await?;
+                self.catch(*client, *after_operations, *synced).await?;
                 self.kill_client(*client);
                 if let Some(death) = node {
                     world.crash_server(*death);
@@ -339,7 +343,7 @@ impl Run {
     }
 
     async fn work_until_halt(&self, operations: u64, crash: &Crash) -> Result<(), Violation> {
-        let (world, Crash { death, again, .. }) = (&self.world, *crash);
+        let (world, Crash { death, stalled, again, .. }) = (&self.world, *crash);
         self.history.grant(operations);
         let finished = {
             let finish = Box::pin(self.finish());
@@ -357,7 +361,10 @@ impl Run {
                     return Ok(());
                 }
             }
-            None => self.history.note("a disk halted".to_owned()),
+            None => {
+                self.history.note("a disk halted".to_owned());
+                world.handle.sleep(stalled).await;
+            }
         }
         world.crash_server(death);
         self.pause_within(Duration::from_millis(500)).await;
@@ -387,10 +394,11 @@ impl Run {
         }
     }
 
-    /// Waits for the moment in which a client's programs have ended so many operations.
-    async fn catch(&self, index: usize, operations: u64) -> Result<(), Violation> {
+    /// Waits for the moment in which a client's programs have ended so many operations; `synced`: and
+    /// the last one was told that something is durable.
+    async fn catch(&self, index: usize, operations: u64, synced: bool) -> Result<(), Violation> {
         let dying = self.programs_of(index);
-        match self.world.handle.timeout(PHASE_MAX, self.history.catch_after(&dying, operations)).await {
+        match self.world.handle.timeout(PHASE_MAX, self.history.catch_after(&dying, operations, synced)).await {
             Some(()) => self.history.verdict(),
             None => self.finish().await,
         }
@@ -621,7 +629,29 @@ impl Run {
         for index in 0..self.plan.clients {
             self.history.model.borrow_mut().client_died(index);
         }
-        self.survey("after the last power cut").await
+        self.survey("after the last power cut").await?;
+        self.weigh_ballast().await
+    }
+
+    /// The file that nobody touched is what it was, wherever its bytes were moved.
+    async fn weigh_ballast(&self) -> Result<(), Violation> {
+        let Some((ino, length)) = self.grounds.ballast else { return Ok(()) };
+        let auditor = self.auditor().await?;
+        let client = auditor.client.clone();
+        let read = within(&self.world, &auditor, "reading the ballast", async move { read_all(&client, ino).await });
+        let wrong = |what: String| Violation::new(Checker::Contents, format!("the ballast: {what}"));
+        let bytes = read.await?.map_err(|errno| wrong(errno.to_string()))?;
+        if bytes.len() as u64 != length {
+            return Err(wrong(format!("{} bytes instead of {length}", bytes.len())));
+        }
+        for (index, part) in bytes.chunks(BALLAST_STEP).enumerate() {
+            let expected = ballast_bytes((index * BALLAST_STEP) as u64, part.len());
+            if part != expected {
+                return Err(wrong(format!("from {}: {}", index * BALLAST_STEP, difference(&expected, part))));
+            }
+        }
+        auditor.kill();
+        Ok(())
     }
 
     /// Deletes everything: the space comes back.
@@ -668,6 +698,8 @@ async fn remove_all(client: &Rc<Client>, dir: Ino) -> Result<(), Errno> {
 /// Makes the directories that the programs start from.
 struct Setup {
     client: Rc<Client>,
+    /// Percent of the free space.
+    ballast: u64,
 }
 
 struct Made {
@@ -731,6 +763,20 @@ impl Setup {
             let name = pawn_name(pawn);
             pawns.push(if pawn < PAWNS { self.file(dir, &name).await? } else { self.directory(dir, &name).await? });
         }
-        Ok(Grounds { dirs, logs, lock, pawns })
+        let ballast = if self.ballast > 0 { Some(self.load(dirs[1]).await?) } else { None };
+        Ok(Grounds { dirs, logs, lock, pawns, ballast })
+    }
+
+    async fn load(&self, dir: Ino) -> Result<(Ino, u64), Errno> {
+        let length = self.client.statfs().await?.bytes_free / 100 * self.ballast;
+        let (new, flags) = (NewFile::regular(0o644, 0), OpenFlags::default());
+        let (entry, file) = self.client.create(Caller::default(), dir, b"ballast", new, flags).await?;
+        for offset in (0..length).step_by(BALLAST_STEP) {
+            let part = ballast_bytes(offset, (length - offset).min(BALLAST_STEP as u64) as usize);
+            self.client.write(&file, offset, part.into(), false).await?;
+        }
+        self.client.fsync(&file, false).await?;
+        self.client.release(&file);
+        Ok((entry.attr.ino, length))
     }
 }

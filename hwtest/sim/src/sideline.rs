@@ -6,6 +6,7 @@ use crate::history::ActorId;
 use crate::report::{Checker, Violation};
 use bytes::Bytes;
 use cfs_client::LockRequest;
+use cfs_reactor::clock::SplitMix64;
 use cfs_wire::Ino;
 use cfs_wire::meta::LockKind;
 use std::cell::RefCell;
@@ -34,6 +35,17 @@ pub struct Grounds {
     pub lock: Ino,
     /// Files, then directories.
     pub pawns: Vec<Ino>,
+    /// A large file that nobody touches, so that the targets have to collect zones for the rest;
+    /// and its length.
+    pub ballast: Option<(Ino, u64)>,
+}
+
+/// The ballast's bytes from `offset` on.
+pub fn ballast_bytes(offset: u64, length: usize) -> Vec<u8> {
+    let mut random = SplitMix64::new(offset);
+    let mut bytes: Vec<u8> = (0..length.div_ceil(8)).flat_map(|_| random.next_u64().to_le_bytes()).collect();
+    bytes.truncate(length);
+    bytes
 }
 
 /// A pawn's name.

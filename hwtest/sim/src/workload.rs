@@ -114,6 +114,9 @@ impl Actor {
             return;
         }
         self.is_full.set(self.is_full.get() && !takes_space(&op));
+        if seen.is_ok() && matches!(op, Op::Fsync { .. } | Op::SyncAll | Op::Write { sync: true, .. }) {
+            self.history.synced(self.id);
+        }
         let expected = self.history.model.borrow_mut().apply(self.client_index, &op);
         let outcome = match (&expected, &seen) {
             (Ok(Answer::Place { .. }), _) => self.agree_place(&expected, &seen),

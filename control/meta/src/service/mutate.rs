@@ -10,6 +10,7 @@ use super::shard::Shard;
 use super::transactions::{Backoff, Conclusion, RenameLock};
 use crate::state::{Facts, LogEntry, Reply};
 use cfs_wire::meta::{Grant, MetaCall, MetaError, MetaOp, MetaReply, MetaResult};
+use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Ino, SessionId};
 use std::rc::Rc;
 
@@ -179,7 +180,7 @@ impl MetaService {
         if other {
             return self.refuse_lease(shard, session, ino).await;
         }
-        if self.recall_writer(shard, ino, session).await? {
+        if !planted::is(Bug::MetaShareWriteLease) && self.recall_writer(shard, ino, session).await? {
             let until = self.inner.handle.now() + self.inner.config.shared_mode;
             shard.contended.borrow_mut().insert(ino, until);
             return self.refuse_lease(shard, session, ino).await;

@@ -111,8 +111,7 @@ impl MetaService {
         let mut attempts = 0;
         let mut backoff = Backoff::default();
         while let Some((target, entry)) = driver.next(self.inner.handle.wall()) {
-            let early = decided.is_some() && planted::is(Bug::MetaAnswerBeforeCommit);
-            if matches!(entry, LogEntry::Forget { .. }) || early {
+            if matches!(entry, LogEntry::Forget { .. }) {
                 break;
             }
             if target == shard.id {
@@ -214,6 +213,7 @@ impl MetaService {
                 && (decided || left == Left::All)
             {
                 let session = transaction.request.session;
+                let decided = decided && !planted::is(Bug::MetaAbortDecided);
                 self.drive(shard, Driver::resume(transaction, decided), session, false).await?;
             }
         }

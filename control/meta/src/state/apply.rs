@@ -231,5 +231,5 @@ pub async fn session_fenced(
 ) -> Result<Option<bool>, StateError> {
     let view = View::open(reader, shard).await?;
     let record: Option<super::records::SessionRecord> = view.get(&keys::session(shard, session)).await?;
-    Ok(record.map(|record| record.fenced))
+    Ok(record.map(|record| record.is_fenced()))
 }

@@ -6,6 +6,7 @@ use super::StateError;
 use super::entry::{Action, Answer};
 use cfs_wire::data::Location;
 use cfs_wire::meta::{Attr, FileKind, LockKind, MetaCall, Name};
+use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Epoch, Ino, Policy, RequestId, SessionId, ShardId, Timestamp, VolumeId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -201,6 +202,13 @@ pub(crate) struct SessionRecord {
     /// Sequences below were acknowledged: their replies are gone, they are not run again.
     pub lowest: u64,
     pub replies: u32,
+}
+
+impl SessionRecord {
+    /// Whether nothing of the session is accepted any more.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced && !planted::is(Bug::MetaSkipFencing)
+    }
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -22,7 +22,7 @@ impl View<'_> {
         now: Timestamp,
     ) -> Attempt<MetaReply> {
         match self.session_record(session).await? {
-            Some(record) if record.fenced => return Err(MetaError::Fenced.into()),
+            Some(record) if record.is_fenced() => return Err(MetaError::Fenced.into()),
             Some(_) => {}
             None => {
                 let client = client.to_owned();
@@ -37,7 +37,7 @@ impl View<'_> {
     /// The record of a session that may act.
     pub(crate) async fn active_session(&self, session: SessionId) -> Attempt<SessionRecord> {
         let record = self.session_record(session).await?.ok_or(MetaError::SessionUnknown)?;
-        if record.fenced && !planted::is(Bug::MetaSkipFencing) {
+        if record.is_fenced() {
             return Err(MetaError::Fenced.into());
         }
         Ok(record)
@@ -85,7 +85,7 @@ impl View<'_> {
 
     pub(crate) async fn close_session(&mut self, session: SessionId) -> Attempt<MetaReply> {
         match self.session_record(session).await? {
-            Some(record) if record.fenced => return Err(MetaError::Fenced.into()),
+            Some(record) if record.is_fenced() => return Err(MetaError::Fenced.into()),
             Some(_) => {
                 self.drop_belongings(session).await?;
                 self.delete(keys::session(self.shard, session));
