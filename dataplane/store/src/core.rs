@@ -104,9 +104,10 @@ impl Core {
             transfer::aligned(&stamp.encode_page(Role::ZoneHeader))
         });
         let offset = self.superblock.zone_offset(zone);
-        let written = self.device.write(offset, pages.to_vec(), Placement::Relocated, false).await;
+        let alone = planted::is(Bug::StoreResetBeforeCopiesDurable);
+        let written = self.device.write(offset, pages.to_vec(), Placement::Relocated, alone).await;
         let result = match written {
-            Ok(()) if planted::is(Bug::StoreReuseBeforeGeneration) => Ok(()),
+            Ok(()) if alone || planted::is(Bug::StoreReuseBeforeGeneration) => Ok(()),
             Ok(()) => self.flush().await,
             Err(error) => Err(error),
         };

@@ -77,7 +77,8 @@ fn candidates(model: &Model, uncertain: &[(usize, Op)]) -> Vec<Candidate> {
         }
         for index in 0..found.len() {
             let mut model = found[index].model.clone();
-            if model.apply(*client, op).is_ok() {
+            // What it works on may have gone with a client that had it open.
+            if op.nodes().into_iter().all(|node| model.holds(node)) && model.apply(*client, op).is_ok() {
                 let undone = found[index].undone.clone();
                 found.push(Candidate { model, undone });
             }

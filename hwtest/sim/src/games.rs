@@ -1,7 +1,7 @@
 //! What programs do at the same time, against the rules of [`crate::sideline`].
 
 use crate::report::Checker;
-use crate::sideline::{LOGS, PAWNS, RACE_NAMES, pawn_name};
+use crate::sideline::{LOGS, PAWNS, RACE_NAMES, is_race_directory, pawn_name};
 use crate::workload::{Actor, list};
 use cfs_client::{Caller, LockRequest, NewFile, OpenFlags};
 use cfs_wire::Errno;
@@ -83,11 +83,17 @@ impl Actor {
         let dir = self.grounds.dirs[0];
         if self.history.sideline.owner(number) == Some(self.id) {
             self.history.sideline.removing(number);
-            let removed = self.client.unlink(dir, &name).await;
+            let removed = match is_race_directory(number) {
+                true => self.client.rmdir(dir, &name).await,
+                false => self.client.unlink(dir, &name).await,
+            };
             return removed.map_err(|errno| format!("unlink of its own name {number}: {errno}"));
         }
         let new = NewFile { kind: FileKind::Fifo, mode: 0o600, umask: 0, rdev: 0 };
-        let made = self.client.mknod(Caller::default(), dir, &name, new).await;
+        let made = match is_race_directory(number) {
+            true => self.client.mkdir(Caller::default(), dir, &name, 0o700, 0).await,
+            false => self.client.mknod(Caller::default(), dir, &name, new).await,
+        };
         self.outlive().await;
         match made {
             Err(Errno::EEXIST) => Ok(()),

@@ -158,6 +158,10 @@ impl Model {
         &self.nodes[&id]
     }
 
+    pub fn holds(&self, id: NodeId) -> bool {
+        self.nodes.contains_key(&id)
+    }
+
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
         self.nodes.get_mut(&id).expect("the model holds every node an operation names")
     }

@@ -185,6 +185,46 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// The nodes it works on.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        match self {
+            Op::SyncAll | Op::StatFs => vec![],
+            Op::Make { dir, .. }
+            | Op::Tmpfile { dir, .. }
+            | Op::Unlink { dir, .. }
+            | Op::Rmdir { dir, .. }
+            | Op::Lookup { dir, .. }
+            | Op::List { dir } => vec![*dir],
+            Op::Link { node, dir, .. } => vec![*node, *dir],
+            Op::Rename { dir, to_dir, .. } => vec![*dir, *to_dir],
+            Op::Copy { from, to, .. } => vec![*from, *to],
+            Op::SetMode { node, .. }
+            | Op::SetOwner { node, .. }
+            | Op::SetSize { node, .. }
+            | Op::SetMtime { node, .. }
+            | Op::SetXattr { node, .. }
+            | Op::RemoveXattr { node, .. }
+            | Op::SetAcl { node, .. }
+            | Op::Open { node, .. }
+            | Op::Close { node }
+            | Op::Write { node, .. }
+            | Op::Append { node, .. }
+            | Op::Punch { node, .. }
+            | Op::Zero { node, .. }
+            | Op::Extend { node, .. }
+            | Op::Reserve { node, .. }
+            | Op::Fsync { node }
+            | Op::Read { node, .. }
+            | Op::Seek { node, .. }
+            | Op::Stat { node }
+            | Op::GetXattr { node, .. }
+            | Op::ListXattrs { node }
+            | Op::ReadLink { node } => vec![*node],
+        }
+    }
+}
+
 /// The names of a rename or exchange flag, as `renameat2` has them.
 fn flag_names(flags: u32) -> &'static str {
     match flags {

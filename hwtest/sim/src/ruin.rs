@@ -12,16 +12,49 @@ use crate::report::{Checker, Violation};
 use crate::workload::list;
 use crate::world::{Death, Mounted, Started, World};
 use cfs_reactor::clock::SplitMix64;
+use cfs_wire::blobs::BlobKind;
 use cfs_wire::meta::FileKind;
-use cfs_wire::{Errno, Ino};
+use cfs_wire::{BlobId, Errno, Ino};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A client gives up what it gets no answer to after its retry window: so long for everything.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
-/// Destroys a part of what all disks hold, in a thousand, while the node is stopped; then everything
-/// is read.
+/// Destroys a part of what all disks hold while the node is stopped; then everything is read.
 pub async fn ruin(world: &World, history: &History, mut random: SplitMix64) -> Result<(), Violation> {
+    if random.one_in(2) {
+        lose_blobs(world, history, &mut random).await?;
+        world.crash_server(Death::Power);
+    } else {
+        destroy_blocks(world, history, &mut random).await;
+    }
+    look_at_ruins(world, history).await
+}
+
+/// A few blobs of one kind are gone from all targets.
+async fn lose_blobs(world: &World, history: &History, random: &mut SplitMix64) -> Result<(), Violation> {
+    const KINDS: [BlobKind; 6] =
+        [BlobKind::Log, BlobKind::Log, BlobKind::Run, BlobKind::Manifest, BlobKind::Hot, BlobKind::Data];
+    let kind = KINDS[random.below(KINDS.len() as u64) as usize];
+    let targets = world.node().pool().writable();
+    let known: BTreeSet<BlobId> = targets.iter().flat_map(|target| target.list(kind)).map(|blob| blob.id).collect();
+    let mut lost: BTreeSet<BlobId> = BTreeSet::new();
+    for _ in 0..(1 + random.below(3)).min(known.len() as u64) {
+        lost.extend(known.iter().nth(random.below(known.len() as u64) as usize));
+    }
+    history.note(format!("{} blobs of kind {kind:?} are lost on all targets", lost.len()));
+    world.disk_harmed(lost.len() as u64);
+    for target in &targets {
+        let held: Vec<BlobId> = lost.iter().copied().filter(|blob| target.stat(*blob).is_some()).collect();
+        let deleted = target.delete(held).await;
+        deleted.map_err(|error| Violation::new(Checker::Store, format!("losing blobs: {error}")))?;
+    }
+    Ok(())
+}
+
+/// Some in a thousand blocks of every disk.
+async fn destroy_blocks(world: &World, history: &History, random: &mut SplitMix64) {
     let per_mille = [2, 10, 50, 200][random.below(4) as usize];
     history.note(format!("{per_mille} in a thousand blocks of every disk are destroyed"));
     // What a shutdown would have checkpointed is then in the log only.
@@ -33,6 +66,9 @@ pub async fn ruin(world: &World, history: &History, mut random: SplitMix64) -> R
         world.distrust(index, Trust::Faulty);
         world.disk_harmed(disk.corrupt_written(per_mille, random.next_u64()));
     }
+}
+
+async fn look_at_ruins(world: &World, history: &History) -> Result<(), Violation> {
     match world.start_server().await {
         Ok(Started::Serving) => {}
         Ok(Started::Halted) => return Err(Violation::new(Checker::Hang, "a disk halted that nobody armed")),

@@ -12,7 +12,9 @@ use crate::op::{NodeId, Op};
 use crate::plan::{BadDisk, Crash, Fault, Phase, Plan};
 use crate::report::{Checker, Failure, Summary, Toll, Violation};
 use crate::ruin::ruin;
-use crate::sideline::{Grounds, LASTING_NAMES, LOGS, PAWNS, PREFIX, ballast_bytes, lasting_name, pawn_name};
+use crate::sideline::{
+    Grounds, LASTING_NAMES, LOGS, PAWNS, PREFIX, ballast_bytes, is_race_directory, lasting_name, pawn_name,
+};
 use crate::workload::{Actor, list};
 use crate::world::{Death, Mounted, SERVER, Started, World};
 use cfs_client::{Caller, Client, NewFile, OpenFlags};
@@ -590,7 +592,12 @@ impl Run {
             let Some(number) = number.filter(|number| self.history.sideline.owner(*number).is_none()) else { continue };
             self.history.sideline.removing(number);
             let client = auditor.client.clone();
-            let removed = within(&self.world, auditor, "unlinking", async move { client.unlink(dir, &name).await });
+            let removed = within(&self.world, auditor, "unlinking", async move {
+                match is_race_directory(number) {
+                    true => client.rmdir(dir, &name).await,
+                    false => client.unlink(dir, &name).await,
+                }
+            });
             removed
                 .await?
                 .map_err(|errno| Violation::new(Checker::Reply, format!("unlink in the sideline: {errno}")))?;

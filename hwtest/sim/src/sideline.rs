@@ -48,6 +48,11 @@ pub fn ballast_bytes(offset: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// Whether a name that programs race for is to be a directory: those lie on other shards.
+pub fn is_race_directory(number: u64) -> bool {
+    number % 2 == 1
+}
+
 /// A pawn's name.
 pub fn pawn_name(pawn: usize) -> Vec<u8> {
     format!("pawn{pawn}").into_bytes()

@@ -16,7 +16,6 @@ use crate::state::{self, Action, FollowUp, LogEntry, Refusal, Reply, TxnId};
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Permit;
 use cfs_wire::meta::{FileKind, MetaError, MetaResult, Name};
-use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino, RequestId, SessionId, ShardId};
 use std::rc::Rc;
 use std::time::Duration;
@@ -213,7 +212,6 @@ impl MetaService {
                 && (decided || left == Left::All)
             {
                 let session = transaction.request.session;
-                let decided = decided && !planted::is(Bug::MetaAbortDecided);
                 self.drive(shard, Driver::resume(transaction, decided), session, false).await?;
             }
         }

@@ -243,7 +243,8 @@ impl Driver {
     /// For one found in the coordinator's state by a new leader: undecided ones are aborted
     /// (the client repeats its request), decided ones carried through.
     pub fn resume(transaction: Transaction, decided: bool) -> Driver {
-        let stage = if decided { Stage::Tell { commit: true, next: 0 } } else { Stage::Decide(Verdict::Retry) };
+        let commit = !planted::is(Bug::MetaAbortDecided);
+        let stage = if decided { Stage::Tell { commit, next: 0 } } else { Stage::Decide(Verdict::Retry) };
         let mut driver = Driver { transaction, stage, answers: Vec::new(), outcome: None };
         driver.skip_finished();
         driver
