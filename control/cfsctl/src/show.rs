@@ -1,8 +1,9 @@
 //! Tables for people; JSON as the API types are.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cfs_api::{AdminReply, CheckReport, Repair};
 use comfy_table::{Table, presets};
+use std::io::{ErrorKind, Write};
 
 pub fn reply(reply: &AdminReply, json: bool) -> Result<()> {
     if json {
@@ -16,11 +17,17 @@ pub fn reply(reply: &AdminReply, json: bool) -> Result<()> {
             AdminReply::Policy(value) => serde_json::to_string_pretty(value)?,
             AdminReply::Check(value) => serde_json::to_string_pretty(value)?,
         };
-        println!("{value}");
-        return Ok(());
+        return print(&format!("{value}\n"));
     }
-    println!("{}", table(reply));
-    Ok(())
+    print(&format!("{}\n", table(reply)))
+}
+
+/// A reader that has seen enough and closed the pipe, like `head`, is no failure.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to standard output"),
+        _ => Ok(()),
+    }
 }
 
 fn table(reply: &AdminReply) -> Table {
@@ -162,28 +169,24 @@ fn repair(repair: &Repair) -> String {
 
 pub fn check(report: &CheckReport, json: bool) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(report)?);
-        return Ok(());
+        return print(&format!("{}\n", serde_json::to_string_pretty(report)?));
     }
-    println!(
-        "{}",
-        pairs(&[
-            ("inodes", report.inodes.to_string()),
-            ("entries", report.entries.to_string()),
-            ("references", report.references.to_string()),
-            ("segments", report.segments.to_string()),
-            ("replicated blobs", report.blobs.to_string()),
-            ("open but unlinked", report.orphans.to_string()),
-            ("below redundancy", report.degraded.to_string()),
-            ("repaired", report.repaired.to_string()),
-            ("problems", report.problems.len().to_string()),
-        ])
-    );
+    let counts = pairs(&[
+        ("inodes", report.inodes.to_string()),
+        ("entries", report.entries.to_string()),
+        ("references", report.references.to_string()),
+        ("segments", report.segments.to_string()),
+        ("replicated blobs", report.blobs.to_string()),
+        ("open but unlinked", report.orphans.to_string()),
+        ("below redundancy", report.degraded.to_string()),
+        ("repaired", report.repaired.to_string()),
+        ("problems", report.problems.len().to_string()),
+    ]);
+    let mut text = format!("{counts}\n");
     for problem in &report.problems {
-        println!("problem: {problem}");
+        text += &format!("problem: {problem}\n");
     }
-    println!("{}", if report.is_clean() { "clean" } else { "not clean" });
-    Ok(())
+    print(&format!("{text}{}\n", if report.is_clean() { "clean" } else { "not clean" }))
 }
 
 fn pairs(rows: &[(&str, String)]) -> Table {

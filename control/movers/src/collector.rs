@@ -45,6 +45,7 @@ impl Collector {
     pub async fn round(&self, epoch: Epoch) -> Result<Collected, MoverError> {
         let mut total = Collected::default();
         for shard in all_shards(&*self.calls) {
+            let mut before: Vec<Referent> = Vec::new();
             loop {
                 let reply = call(&*self.calls, shard, ShardOp::ListReleased { max: BATCH }).await?;
                 let ShardReply::Released(released) = reply else {
@@ -54,6 +55,11 @@ impl Collector {
                     break;
                 }
                 let referents: Vec<Referent> = released.iter().map(|(referent, _)| *referent).collect();
+                // What stays on the list although it was resolved would be resolved for ever.
+                if referents == before {
+                    return Err(MoverError::Protocol { shard, op: "Resolve" });
+                }
+                before.clone_from(&referents);
                 let dead = self.freeze(&referents, epoch).await?;
                 total.referents += referents.len() as u64;
                 total.kept += (referents.len() - dead.len()) as u64;

@@ -18,9 +18,9 @@ use std::time::Duration;
 
 /// How often the parent looks at its children.
 const LOOK: Duration = Duration::from_millis(20);
-/// CPU time after which a seed counts as hanging: many times what the slowest clean one takes
-/// without optimisation.
-const SEED_CPU_SECONDS: u64 = 100;
+/// CPU time after which a seed counts as hanging: many times what the slowest clean one takes in a
+/// development build.
+const SEED_CPU_SECONDS: u64 = 40;
 /// A seed with a bug may eat memory: it ends before the machine does.
 const MEMORY_MAX: u64 = 4 << 30;
 /// Seeds of a bug's first process; every further one gets half of what it has had.
