@@ -10,7 +10,8 @@
 //! What the kernel keeps: attributes, entries and absences for no longer than the client's grant (of
 //! entries and absences nothing before Linux 6.16, which is the first that can drop them in time);
 //! pages as long as the file's version is known not to change elsewhere, and until they are
-//! invalidated (FUSE_AUTO_INVAL_DATA is a second net). It never keeps unwritten pages of `write` (no FUSE_WRITEBACK_CACHE).
+//! invalidated (FUSE_AUTO_INVAL_DATA is a second net). It never keeps unwritten pages of `write`
+//! (no FUSE_WRITEBACK_CACHE).
 //!
 //! Locks of programs are the inode's shard's (`locks`), and what waits for one can be interrupted
 //! (`interrupts`).
