@@ -23,6 +23,9 @@ const LOOK: Duration = Duration::from_millis(20);
 const SEED_CPU_SECONDS: u64 = 40;
 /// A seed with a bug may eat memory: it ends before the machine does.
 const MEMORY_MAX: u64 = 4 << 30;
+/// No bug gets more than so many times its part of the budget: the last one would otherwise be
+/// looked for by one process alone until all is used.
+const SHARES_MAX: f64 = 6.0;
 /// Seeds of a bug's first process; every further one gets half of what it has had.
 const SEEDS_FIRST: u64 = 4;
 
@@ -131,6 +134,7 @@ struct Quarry {
     next_seed: u64,
     seeds: u64,
     reached: u64,
+    cpu_seconds: f64,
 }
 
 struct Hunt {
@@ -167,7 +171,7 @@ struct Pack<'a> {
 
 impl Pack<'_> {
     fn new<'a>(options: &'a PlantedOptions, bugs: &[Bug]) -> Pack<'a> {
-        let quarry = |bug: &Bug| Quarry { bug: *bug, next_seed: options.seed, seeds: 0, reached: 0 };
+        let quarry = |bug: &Bug| Quarry { bug: *bug, next_seed: options.seed, seeds: 0, reached: 0, cpu_seconds: 0.0 };
         Pack {
             options,
             waiting: bugs.iter().map(quarry).collect(),
@@ -212,10 +216,12 @@ impl Pack<'_> {
 
     /// Starts processes while the budget lasts.
     fn fill(&mut self) -> std::io::Result<()> {
-        let budget = self.options.budget as f64 * self.bugs as f64;
+        let share = self.options.budget as f64;
+        let budget = share * self.bugs as f64;
         while self.running.len() < self.options.jobs.max(1) {
             let Some(mut quarry) = self.waiting.pop_front() else { break };
-            if quarry.seeds > 0 && self.cpu_seconds >= budget {
+            let enough = self.cpu_seconds >= budget || quarry.cpu_seconds >= share * SHARES_MAX;
+            if quarry.seeds > 0 && enough {
                 self.missed.push(quarry);
                 continue;
             }
@@ -241,6 +247,7 @@ impl Pack<'_> {
         let (tried, ended) = read_end(&text, status);
         let name = quarry.bug.name();
         self.cpu_seconds += spent(&text);
+        quarry.cpu_seconds += spent(&text);
         quarry.seeds += tried;
         match ended {
             Ended::Found(how) => {
