@@ -25,6 +25,13 @@ struct Flushed {
     placed: Vec<Placement>,
 }
 
+/// Dirty data that could not be committed and is gone.
+pub(crate) struct Lost {
+    pub error: CallError,
+    /// Whether the open files have been told.
+    reported: bool,
+}
+
 impl Client {
     /// Everything dirty at the time of the call is committed, or reported as lost, at the end.
     pub(crate) async fn flush_inode(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<(), Errno> {
@@ -59,6 +66,19 @@ impl Client {
 
     /// One flush; the caller holds the inode's turn.
     pub(crate) async fn flush_in_turn(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<(), Errno> {
+        self.write_back(inode).await.map_err(|lost| {
+            let mut state = inode.state();
+            let unreadable = state.unlinked && state.opens == 0;
+            if !lost.reported && !unreadable {
+                tracing::error!(ino = %inode.ino, error = ?lost.error, "written data was lost");
+                state.fail(lost.error.errno());
+            }
+            lost.error.errno()
+        })
+    }
+
+    /// What is dirty now is committed or dropped; the caller holds the inode's turn.
+    pub(crate) async fn write_back(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<(), Lost> {
         let (frozen, mtime, kill, session) = {
             let mut state = inode.state();
             if state.dirty.is_empty() {
@@ -80,7 +100,7 @@ impl Client {
         let ours = state.flushing.as_ref().is_some_and(|flushing| Rc::ptr_eq(flushing, &frozen));
         if !ours {
             // The session was fenced meanwhile: the data was dropped and reported there.
-            return outcome.map(|_| ()).map_err(CallError::errno);
+            return outcome.map(|_| ()).map_err(|error| Lost { error, reported: true });
         }
         state.flushing = None;
         if state.dirty.is_empty() {
@@ -108,11 +128,7 @@ impl Client {
             Err(error) => {
                 state.attr = None;
                 state.extents.clear();
-                if !(state.unlinked && state.opens == 0) {
-                    tracing::error!(ino = %inode.ino, ?error, "written data was lost");
-                    state.fail(error.errno());
-                }
-                Err(error.errno())
+                Err(Lost { error, reported: false })
             }
         }
     }

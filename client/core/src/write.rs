@@ -45,6 +45,16 @@ impl Client {
                     self.getattr(inode.ino).await?;
                     continue;
                 }
+                if !reserved {
+                    let _turn = inode.order.acquire(1).await;
+                    if !self.store_what_is_kept(file).await? {
+                        continue;
+                    }
+                    self.keep(file, offset, data, kill_privileges)?;
+                    let outcome = self.write_back(inode).await;
+                    file.take_failure()?;
+                    return outcome.map(|()| length).map_err(|lost| lost.error.errno());
+                }
                 self.keep(file, offset, data, kill_privileges)?;
                 break;
             }
@@ -55,13 +65,24 @@ impl Client {
             self.write_through(file, offset, data, kill_privileges).await?;
             return Ok(length);
         }
-        // Without room set aside a write is stored before it is answered: ENOSPC is for whoever
-        // writes, not for whoever closes.
-        if file.flags.sync || !reserved {
-            self.flush_inode(inode).await?;
+        if file.flags.sync {
+            let outcome = self.flush_inode(inode).await;
             file.take_failure()?;
+            outcome?;
         }
         Ok(length)
+    }
+
+    /// Makes a write that no room was set aside for the only dirty one, so that ENOSPC is for whoever
+    /// writes it, not for whoever wrote before or closes. False if the lease is lost or the size is
+    /// not known afterwards. Called in turn.
+    async fn store_what_is_kept(self: &Rc<Self>, file: &OpenFile) -> Result<bool, Errno> {
+        let inode = &file.inode;
+        while !inode.state().dirty.is_empty() {
+            let _ = self.flush_in_turn(inode).await;
+        }
+        file.take_failure()?;
+        Ok(self.holds_lease(inode) && inode.state().attr.is_some())
     }
 
     /// Whether so many bytes more may be kept unwritten: the server had room for them, and for a

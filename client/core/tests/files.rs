@@ -3,7 +3,7 @@
 mod common;
 
 use bytes::Bytes;
-use cfs_client::{Caller, Client, Invalidator, NewFile, OpenFile, OpenFlags, Whence};
+use cfs_client::{Caller, Client, ClientConfig, Invalidator, NewFile, OpenFile, OpenFlags, Whence};
 use cfs_reactor::clock::SplitMix64;
 use cfs_wire::meta::AttrChanges;
 use cfs_wire::{Errno, Ino};
@@ -453,14 +453,39 @@ fn a_full_store_is_reported_by_fsync_and_the_next_write_succeeds_again() {
         server.start().await;
         let client = server.client("a").await;
         let file = create(&client, "f").await;
-        server.disk.no_space.set(true);
+        let other = create(&client, "asks for the space there is").await;
+        write(&client, &other, 0, b"small").await;
+        let room = server.disk.room.replace(0);
         write(&client, &file, 0, &pattern(50_000, 1)).await;
         assert_eq!(client.fsync(&file, false).await, Err(Errno::ENOSPC));
         assert_eq!(client.getattr(file.ino()).await.unwrap().attr.size, 0);
-        server.disk.no_space.set(false);
+        server.disk.room.set(room);
         write(&client, &file, 0, &pattern(50_000, 1)).await;
         assert_eq!(client.fsync(&file, false).await, Ok(()));
         assert_eq!(read(&client, &file, 0, 50_000).await, pattern(50_000, 1));
+    });
+}
+
+#[test]
+fn a_write_without_room_is_refused_alone_and_nobody_else_hears_of_it() {
+    simulate(12, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        let second = open(&client, "f").await;
+        // Beyond the margin there is room for the first write and for half of the second.
+        server.disk.room.set(ClientConfig::default().space_margin_bytes + 150_000);
+        write(&client, &file, 0, &pattern(100_000, 1)).await;
+        assert_eq!(client.dirty_bytes(), 100_000);
+        server.disk.room.set(150_000);
+        let refused = client.write(&second, 100_000, Bytes::from(pattern(100_000, 2)), false).await;
+        assert_eq!(refused, Err(Errno::ENOSPC));
+        assert_eq!(client.fsync(&second, false).await, Ok(()));
+        assert_eq!(client.fsync(&file, false).await, Ok(()));
+        assert_eq!(read(&client, &file, 0, 300_000).await, pattern(100_000, 1));
+        let other = server.client("b").await;
+        let theirs = open(&other, "f").await;
+        assert_eq!(read(&other, &theirs, 0, 300_000).await, pattern(100_000, 1));
     });
 }
 

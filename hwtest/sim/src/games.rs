@@ -97,6 +97,7 @@ impl Actor {
         self.outlive().await;
         match made {
             Err(Errno::EEXIST) => Ok(()),
+            Err(Errno::ENOSPC) if self.may_be_full() => Ok(()),
             Err(errno) => Err(format!("create of name {number}: {errno}")),
             Ok(_) => {
                 if let Err(violation) = self.history.sideline.created(self.id, number) {

@@ -106,7 +106,8 @@ impl Actor {
         let seen = self.perform(&op, shared).await;
         self.outlive().await;
         self.history.pending.borrow_mut().remove(&self.id);
-        if matches!(seen, Err(Errno::ENOSPC)) && takes_space(&op) && self.may_be_full() {
+        let may_be_refused = takes_space(&op) || adds_metadata(&op);
+        if matches!(seen, Err(Errno::ENOSPC)) && may_be_refused && self.may_be_full() {
             // It did nothing, and the next look will tell.
             self.is_full.set(true);
             self.history.note(format!("{context}: ENOSPC"));
@@ -145,9 +146,9 @@ impl Actor {
         }
     }
 
-    /// Whether the disks are so full that a write may be refused. While the node is away nobody
+    /// Whether the disks are so full that what takes space may be refused. While the node is away nobody
     /// knows.
-    fn may_be_full(&self) -> bool {
+    pub(crate) fn may_be_full(&self) -> bool {
         !self.world.is_serving() || self.world.node().usable_space().1 < FULL_BELOW
     }
 
@@ -197,6 +198,13 @@ impl Actor {
 /// Whether an operation stores bytes.
 fn takes_space(op: &Op) -> bool {
     matches!(op, Op::Write { .. } | Op::Append { .. } | Op::Copy { .. })
+}
+
+/// Whether an operation makes names, inodes or attributes, which a full node refuses too: what is
+/// left then is for deleting.
+fn adds_metadata(op: &Op) -> bool {
+    use Op::*;
+    matches!(op, Make { .. } | Tmpfile { .. } | Link { .. } | SetXattr { .. } | SetAcl { .. })
 }
 
 /// All entries of a directory by name, listed a few at a time.

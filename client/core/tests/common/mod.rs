@@ -53,7 +53,8 @@ pub struct Disk {
     pub stale_commits: Cell<u32>,
     /// So many further fetches are answered with Gone.
     pub gone_fetches: Cell<u32>,
-    pub no_space: Cell<bool>,
+    /// Bytes that may still be stored.
+    pub room: Cell<u64>,
     /// How long a change may take to be applied.
     pub proposal_micros_max: Cell<u64>,
     /// Calls seen, by what they were.
@@ -85,7 +86,7 @@ impl Server {
             entries: Cell::new(0),
             stale_commits: Cell::new(0),
             gone_fetches: Cell::new(0),
-            no_space: Cell::new(false),
+            room: Cell::new(1 << 39),
             proposal_micros_max: Cell::new(500),
             stores: Cell::new(0),
             fetches: Cell::new(0),
@@ -148,7 +149,8 @@ impl Server {
         }
         let config = self.config.borrow().clone();
         let lease_ms = config.session_lease.as_millis() as u32;
-        let space = Rc::new(|| (1 << 40, 1 << 39));
+        let disk = self.disk.clone();
+        let space = Rc::new(move || (1 << 40, disk.room.get()));
         let meta = MetaService::new(handle, NodeId(1), shards, Rc::new(proposer), Rc::new(NoPeers), config, space);
         Rc::new(Endpoint { handle: handle.clone(), disk: self.disk.clone(), meta, lease_ms })
     }
@@ -243,9 +245,8 @@ impl Endpoint {
     fn store(&self, request: Message) -> Result<StoreReply, DataError> {
         let _call: StoreCall = body::decode(&request.body).unwrap();
         self.disk.stores.set(self.disk.stores.get() + 1);
-        if self.disk.no_space.get() {
-            return Err(DataError::NoSpace);
-        }
+        let room = self.disk.room.get().checked_sub(request.bulk.len() as u64).ok_or(DataError::NoSpace)?;
+        self.disk.room.set(room);
         let mut pieces = Vec::new();
         let mut rest = request.bulk;
         while !rest.is_empty() {
