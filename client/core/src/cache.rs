@@ -10,13 +10,18 @@ use cfs_reactor::Instant;
 use cfs_wire::meta::{Attr, DirEntry, FileKind, Grant, MetaOp, MetaReply, Name};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino};
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{Either, LocalBoxFuture, select};
 use std::rc::Rc;
 use std::time::Duration;
 
 /// For how long nobody else is told to keep names of a directory after another client changed it,
 /// so that clients that change one directory together don't cost each other every name they know.
 const CONTENDED: Duration = Duration::from_secs(5);
+
+/// How long a change of another client waits for pages that are being written here.
+const PAGES_WAIT: Duration = Duration::from_millis(20);
+/// How long pages are not dropped because they are being written, for others may be written meanwhile.
+const WRITES_WAIT: Duration = Duration::from_millis(500);
 
 /// Drops copies that others (the kernel) keep of what this client told them.
 pub trait Invalidator: 'static {
@@ -27,6 +32,9 @@ pub trait Invalidator: 'static {
 
     /// Drops the names of all directories, at once.
     fn drop_names(&self);
+
+    /// Drops attributes of `ino`, at once.
+    fn drop_attributes(&self, ino: Ino);
 
     /// Drops attributes and pages of `ino`. Ends when nobody can see the old state any more. It
     /// waits for reads and writes of the file's pages, so those must not wait for it.
@@ -250,7 +258,9 @@ impl Client {
         }
     }
 
-    /// Someone else changed the inode: drops what is cached here and, at the end, elsewhere.
+    /// Someone else changed the inode: drops what is cached here and elsewhere. Pages that are being
+    /// written are waited for `PAGES_WAIT` only: the write may itself wait for the change. Until they
+    /// are dropped nobody is told attributes of the file, without which the kernel reads no page.
     pub(crate) async fn invalidate(self: &Rc<Self>, ino: Ino) {
         if planted::is(Bug::ClientKeepInvalidated) {
             return;
@@ -268,7 +278,11 @@ impl Client {
             state.drop_cached();
         }
         self.pages.borrow_mut().drop_inode(ino);
-        self.tell_invalidator(ino, names_given).await;
+        let client = self.clone();
+        let told = self.handle.spawn(async move { client.tell_invalidator(ino, names_given).await });
+        if let Either::Right(_) = select(told, Box::pin(self.handle.sleep(PAGES_WAIT))).await {
+            tracing::debug!(%ino, "pages are still being written");
+        }
     }
 
     /// Has others drop what they keep of an inode, and of names where some were given to them.
@@ -277,7 +291,24 @@ impl Client {
         if names_given {
             invalidator.drop_names();
         }
+        invalidator.drop_attributes(ino);
+        self.writes_answered(ino).await;
         invalidator.invalidate(ino).await;
+    }
+
+    /// Waits for the writes that hold the inode's pages, as long as they may well take: a thread
+    /// that waits for them in the kernel cannot be killed.
+    async fn writes_answered(&self, ino: Ino) {
+        let Some(inode) = self.known_inode(ino) else { return };
+        let deadline = self.now() + WRITES_WAIT;
+        loop {
+            let ended = self.writes_ended.notified();
+            let left = deadline - self.now();
+            if inode.state().writes_under_way == 0 || left.is_zero() {
+                return;
+            }
+            select(ended, Box::pin(self.handle.sleep(left))).await;
+        }
     }
 
     /// The inode's attributes, from the cache where that is allowed.

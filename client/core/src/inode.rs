@@ -54,6 +54,8 @@ pub(crate) struct InodeState {
     /// Another client changes the directory too: nobody else is to keep entries until then.
     pub contended_until: Instant,
     pub opens: u32,
+    /// Writes that were begun and not answered: whoever keeps pages has these locked.
+    pub writes_under_way: u32,
     /// The session that registered an open-file hold.
     pub held: Option<SessionId>,
     pub last_close: Instant,
@@ -85,6 +87,7 @@ impl Inode {
             names_given_until: Instant::default(),
             contended_until: Instant::default(),
             opens: 0,
+            writes_under_way: 0,
             held: None,
             last_close: Instant::default(),
             failures: (0, None),

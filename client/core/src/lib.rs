@@ -90,6 +90,8 @@ pub struct Client {
     lingering: RefCell<BTreeSet<Ino>>,
     /// Dirty bytes came or went.
     dirty_changed: Rc<Notify>,
+    /// The last write of some inode that was under way was answered.
+    writes_ended: Rc<Notify>,
     invalidator: RefCell<Option<Rc<dyn Invalidator>>>,
     /// Fetches for read-ahead at once.
     read_ahead_turns: Rc<Semaphore>,
@@ -123,6 +125,7 @@ impl Client {
             space_asked: Cell::default(),
             lingering: RefCell::new(BTreeSet::new()),
             dirty_changed: Notify::new(),
+            writes_ended: Notify::new(),
             invalidator: RefCell::new(None),
             read_ahead_turns: Semaphore::new(config.stores_in_flight.max(1)),
             upkeep_wanted: Notify::new(),

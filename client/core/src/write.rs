@@ -36,6 +36,23 @@ impl Client {
         if length == 0 {
             return Ok(0);
         }
+        file.inode.state().writes_under_way += 1;
+        let outcome = self.write_bytes(file, offset, data, kill_privileges).await;
+        let mut state = file.inode.state();
+        state.writes_under_way -= 1;
+        if state.writes_under_way == 0 {
+            self.writes_ended.notify_all();
+        }
+        outcome.map(|()| length)
+    }
+
+    async fn write_bytes(
+        self: &Rc<Self>,
+        file: &OpenFile,
+        offset: u64,
+        data: Bytes,
+        kill_privileges: bool,
+    ) -> Result<(), Errno> {
         let inode = &file.inode;
         let reserved = self.reserve_space(inode, data.len()).await;
         loop {
@@ -53,7 +70,7 @@ impl Client {
                     self.keep(file, offset, data, kill_privileges)?;
                     let outcome = self.write_back(inode).await;
                     file.take_failure()?;
-                    return outcome.map(|()| length).map_err(|lost| lost.error.errno());
+                    return outcome.map_err(|lost| lost.error.errno());
                 }
                 self.keep(file, offset, data, kill_privileges)?;
                 break;
@@ -63,14 +80,14 @@ impl Client {
                 continue;
             }
             self.write_through(file, offset, data, kill_privileges).await?;
-            return Ok(length);
+            return Ok(());
         }
         if file.flags.sync {
             let outcome = self.flush_inode(inode).await;
             file.take_failure()?;
             outcome?;
         }
-        Ok(length)
+        Ok(())
     }
 
     /// Makes a write that no room was set aside for the only dirty one, so that ENOSPC is for whoever

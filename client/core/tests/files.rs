@@ -5,6 +5,7 @@ mod common;
 use bytes::Bytes;
 use cfs_client::{Caller, Client, ClientConfig, Invalidator, NewFile, OpenFile, OpenFlags, Whence};
 use cfs_reactor::clock::SplitMix64;
+use cfs_reactor::sync::Semaphore;
 use cfs_wire::meta::AttrChanges;
 use cfs_wire::{Errno, Ino};
 use common::{Server, seeds, simulate};
@@ -12,6 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 const ROOT: Ino = Ino::ROOT;
 
@@ -273,7 +275,12 @@ fn names_are_cached_under_a_grant_and_dropped_when_another_client_changes_them()
 struct Kernel {
     keeps_names: bool,
     drops: Cell<u32>,
+    attributes_dropped: Cell<u32>,
     invalidated: Cell<u32>,
+    /// Who has the permit has pages locked.
+    pages: Option<Rc<Semaphore>>,
+    writing: Cell<bool>,
+    invalidated_while_writing: Cell<u32>,
 }
 
 impl Invalidator for Kernel {
@@ -285,9 +292,22 @@ impl Invalidator for Kernel {
         self.drops.set(self.drops.get() + 1);
     }
 
+    fn drop_attributes(&self, _ino: Ino) {
+        self.attributes_dropped.set(self.attributes_dropped.get() + 1);
+    }
+
     fn invalidate(&self, _ino: Ino) -> LocalBoxFuture<'static, ()> {
         self.invalidated.set(self.invalidated.get() + 1);
-        async {}.boxed_local()
+        if self.writing.get() {
+            self.invalidated_while_writing.set(self.invalidated_while_writing.get() + 1);
+        }
+        let pages = self.pages.clone();
+        async move {
+            if let Some(pages) = pages {
+                pages.acquire(1).await;
+            }
+        }
+        .boxed_local()
     }
 }
 
@@ -314,6 +334,65 @@ fn the_kernels_names_are_dropped_once_and_not_given_again_while_another_client_c
         assert!(matches!(b.lookup(ROOT, b"absent").await, Err(Ok(negative)) if !negative.valid.is_zero()));
         create(&a, "h").await;
         assert_eq!(kernel.drops.get(), 2);
+    });
+}
+
+#[test]
+fn a_change_does_not_wait_for_locked_pages_and_attributes_are_not_told_before_they_are_gone() {
+    simulate(5, |server| async move {
+        server.start().await;
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let pages = Semaphore::new(1);
+        let kernel = Rc::new(Kernel { pages: Some(pages.clone()), ..Kernel::default() });
+        b.set_invalidator(kernel.clone());
+        let file = create(&a, "f").await;
+        write(&a, &file, 0, b"old").await;
+        a.fsync(&file, false).await.unwrap();
+        let theirs = open(&b, "f").await;
+        b.getattr_for_pages(theirs.ino()).await.unwrap();
+        assert!(!b.getattr_for_pages(theirs.ino()).await.unwrap().valid.is_zero());
+        let locked = pages.acquire(1).await;
+        let (dropped, begun) = (kernel.attributes_dropped.get(), server.handle.now());
+        a.unlink(ROOT, b"f").await.unwrap();
+        let took = server.handle.now() - begun;
+        assert!(took < Duration::from_millis(200), "{took:?} of a lease of 10 s");
+        assert_eq!(kernel.attributes_dropped.get(), dropped + 2, "of the file and of its directory");
+
+        let asked = b.clone();
+        let mut answer = server.handle.spawn(async move { asked.getattr_for_pages(theirs.ino()).await });
+        server.sleep(3000).await;
+        assert!((&mut answer).now_or_never().is_none(), "attributes were told while old pages could be read");
+        drop(locked);
+        assert_eq!(answer.await.unwrap().unwrap().attr.nlink, 0);
+    });
+}
+
+#[test]
+fn the_kernel_is_asked_to_drop_pages_when_it_has_none_locked_for_a_write() {
+    simulate(6, |server| async move {
+        server.start().await;
+        server.disk.proposal_micros_max.set(50_000);
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let kernel = Rc::new(Kernel::default());
+        b.set_invalidator(kernel.clone());
+        let ours = create(&a, "f").await;
+        let theirs = open(&b, "f").await;
+        let writer = server.handle.spawn(async move {
+            for round in 0..40u8 {
+                write(&a, &ours, 0, &[round; 10]).await;
+            }
+        });
+        for round in 0..40u8 {
+            // A grant, which the other's writes end.
+            b.getattr_for_pages(theirs.ino()).await.unwrap();
+            kernel.writing.set(true);
+            write(&b, &theirs, 10, &[round; 10]).await;
+            kernel.writing.set(false);
+            server.sleep(10).await;
+        }
+        writer.await.unwrap();
+        assert!(kernel.invalidated.get() > 10, "{} times", kernel.invalidated.get());
+        assert_eq!(kernel.invalidated_while_writing.get(), 0);
     });
 }
 

@@ -64,6 +64,10 @@ impl Invalidator for KernelCaches {
         report(Ino::ROOT, notify::inc_epoch(&self.device));
     }
 
+    fn drop_attributes(&self, ino: Ino) {
+        report(ino, notify::inval_attributes(&self.device, ino));
+    }
+
     fn invalidate(&self, ino: Ino) -> LocalBoxFuture<'static, ()> {
         let (done, mut finished) = mailbox(1);
         let sent = self.pages.orders.send(Order { ino, done }).is_ok();

@@ -14,6 +14,13 @@ pub(crate) fn inval_inode(device: impl AsFd, ino: Ino) -> Result<(), Errno> {
     send(device, abi::NOTIFY_INVAL_INODE, bytemuck::bytes_of(&body))
 }
 
+/// Has the kernel forget attributes of an inode and no page, which it takes from `off` being negative.
+/// It does not wait for anything.
+pub(crate) fn inval_attributes(device: impl AsFd, ino: Ino) -> Result<(), Errno> {
+    let body = NotifyInvalInode { ino: ino.as_u64(), off: -1, len: 0 };
+    send(device, abi::NOTIFY_INVAL_INODE, bytemuck::bytes_of(&body))
+}
+
 /// Has the kernel look every name up again, also those it is being told in answer to a request
 /// that it has made before. It takes no lock for that and does not wait.
 pub(crate) fn inc_epoch(device: impl AsFd) -> Result<(), Errno> {
@@ -37,10 +44,11 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn an_inode_notification_names_its_inode_and_all_of_its_pages_and_an_epoch_nothing() {
+    fn an_inode_notification_names_its_inode_and_all_or_none_of_its_pages_and_an_epoch_nothing() {
         let (device, mut kernel) = UnixStream::pair().unwrap();
         inval_inode(&device, Ino::from_u64(9)).unwrap();
         inc_epoch(&device).unwrap();
+        inval_attributes(&device, Ino::from_u64(9)).unwrap();
         drop(device);
         let mut bytes = Vec::new();
         kernel.read_to_end(&mut bytes).unwrap();
@@ -48,7 +56,9 @@ mod tests {
         assert_eq!(header, OutHeader { len: 40, error: 2, unique: 0 });
         let body: NotifyInvalInode = bytemuck::pod_read_unaligned(&bytes[16..40]);
         assert_eq!(body, NotifyInvalInode { ino: 9, off: 0, len: 0 });
-        let header: OutHeader = bytemuck::pod_read_unaligned(&bytes[40..]);
+        let header: OutHeader = bytemuck::pod_read_unaligned(&bytes[40..56]);
         assert_eq!(header, OutHeader { len: 16, error: 8, unique: 0 });
+        let body: NotifyInvalInode = bytemuck::pod_read_unaligned(&bytes[72..]);
+        assert_eq!(body, NotifyInvalInode { ino: 9, off: -1, len: 0 });
     }
 }

@@ -6,13 +6,18 @@ use cfs_fuse::{MountConfig, spawn_mount};
 use cfs_meta::service::ServiceConfig;
 use cfs_reactor::clock::{Clock, KernelClock};
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::{self, BufRead, BufReader, ErrorKind};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
+
+/// Bytes of one line of the shared log.
+const RECORD: usize = 50;
 
 #[test]
 fn two_mounts_of_one_file_system_see_each_others_changes() {
@@ -85,6 +90,60 @@ fn two_mounts_that_change_one_directory_at_once_do_not_wait_for_their_leases_to_
         assert_eq!(names(directory), expected);
         for name in &expected {
             assert!(directory.join(name).exists(), "{name}");
+        }
+    }
+    drop(other);
+    mounted.unmount();
+}
+
+/// Writes one side's half of a page again and again, and appends to a log; looks at both. The sides
+/// begin each round together, with what both were allowed to keep of the files.
+fn share_a_page(directory: &Path, side: usize, rounds: u64, together: &Barrier) {
+    let page = File::options().read(true).write(true).open(directory.join("page")).unwrap();
+    let mut log = File::options().append(true).open(directory.join("log")).unwrap();
+    let mut theirs_before = 0;
+    for round in 1..=rounds {
+        assert_eq!(log.metadata().unwrap().len(), (round - 1) * 2 * RECORD as u64);
+        together.wait();
+        page.write_all_at(&round.to_le_bytes(), side as u64 * 8).unwrap();
+        log.write_all(&[side as u8; RECORD]).unwrap();
+        let mut halves = [[0; 8]; 2];
+        page.read_exact_at(halves.as_flattened_mut(), 0).unwrap();
+        let [ours, theirs] = [side, 1 - side].map(|half| u64::from_le_bytes(halves[half]));
+        assert_eq!(ours, round);
+        assert!(theirs >= theirs_before, "{theirs} after {theirs_before}");
+        theirs_before = theirs;
+        together.wait();
+    }
+}
+
+#[test]
+fn two_mounts_that_write_one_page_and_append_to_one_log_do_not_wait_for_their_leases_to_end() {
+    const ROUNDS: u64 = 100;
+    let Some(mounted) = mount() else { return };
+    let second = tempfile::tempdir().unwrap();
+    let other = spawn_mount(MountConfig::new(second.path(), mounted.server.address.clone())).unwrap();
+    fs::write(mounted.path("page"), [0; 4096]).unwrap();
+    fs::write(mounted.path("log"), b"").unwrap();
+    let directories = [mounted.path("."), second.path().to_owned()];
+    let clock = KernelClock::new();
+    let started = clock.now();
+    let together = Arc::new(Barrier::new(2));
+    let sides = [0, 1].map(|side| {
+        let (directory, together) = (directories[side].clone(), together.clone());
+        thread::Builder::new().spawn(move || share_a_page(&directory, side, ROUNDS, &together)).unwrap()
+    });
+    sides.into_iter().for_each(|side| side.join().unwrap());
+    let took = clock.now() - started;
+    assert!(took < Duration::from_secs(9), "it took {took:?}");
+    for directory in &directories {
+        let page = fs::read(directory.join("page")).unwrap();
+        assert_eq!(page[..16], [ROUNDS.to_le_bytes(), ROUNDS.to_le_bytes()].concat());
+        let log = fs::read(directory.join("log")).unwrap();
+        let (records, rest) = log.as_chunks::<RECORD>();
+        assert!(rest.is_empty() && records.iter().all(|record| record.iter().all(|byte| *byte == record[0])));
+        for side in [0, 1] {
+            assert_eq!(records.iter().filter(|record| record[0] == side).count() as u64, ROUNDS);
         }
     }
     drop(other);
