@@ -195,11 +195,14 @@ impl Executor {
             if let Some(result) = join.try_take() {
                 return result;
             }
-            if self.inner.has_ready() || self.inner.fire_timers() {
+            let now = self.inner.clock.now();
+            // In every turn, whether tasks are ready or not: one that only yields must not keep the
+            // others asleep.
+            let fired = self.inner.fire_timers(now);
+            if fired || self.inner.has_ready() {
                 driver.poll();
                 continue;
             }
-            let now = self.inner.clock.now();
             if spin.again(now) {
                 if !driver.poll() {
                     std::hint::spin_loop();
@@ -233,7 +236,7 @@ impl Executor {
             if !self.inner.clock.advance_to(deadline) {
                 return Err(Stalled);
             }
-            self.inner.fire_timers();
+            self.inner.fire_timers(self.inner.clock.now());
         }
     }
 
@@ -325,8 +328,8 @@ impl Inner {
         drop(finished);
     }
 
-    fn fire_timers(&self) -> bool {
-        let now = self.clock.now();
+    /// Wakes what waits for a deadline up to `now`; true when anything did.
+    fn fire_timers(&self, now: Instant) -> bool {
         let mut fired = false;
         loop {
             let due = self.timers.borrow_mut().pop_due(now);

@@ -26,6 +26,71 @@ fn virtual_time_jumps_to_each_deadline_in_order() {
     assert_eq!(handle.now() - start, Duration::from_millis(40));
 }
 
+/// A clock that goes on by a microsecond each time it is read.
+#[derive(Default)]
+struct ReadClock(Cell<u64>);
+
+impl Clock for ReadClock {
+    fn now(&self) -> Instant {
+        self.0.set(self.0.get() + 1000);
+        Instant::from_nanos(self.0.get())
+    }
+
+    fn wall(&self) -> Timestamp {
+        Timestamp::from_nanos(0)
+    }
+
+    fn random(&self) -> u64 {
+        0
+    }
+
+    fn advance_to(&self, _deadline: Instant) -> bool {
+        false
+    }
+}
+
+/// Nothing happens outside.
+struct Quiet;
+
+impl Unpark for Quiet {
+    fn unpark(&self) {}
+}
+
+impl Driver for Quiet {
+    fn poll(&mut self) -> bool {
+        false
+    }
+
+    fn park(&mut self, _timeout: Option<Duration>) {}
+
+    fn unparker(&self) -> Arc<dyn Unpark> {
+        Arc::new(Quiet)
+    }
+}
+
+#[test]
+fn a_timer_fires_although_another_task_is_always_ready() {
+    const YIELDS_MAX: usize = 1_000_000;
+    let executor = Executor::new(Rc::new(ReadClock::default()));
+    let handle = executor.domain();
+    let sleeper = {
+        let handle = handle.clone();
+        handle.clone().spawn(async move { handle.sleep(Duration::from_millis(1)).await })
+    };
+    let inner = handle.clone();
+    let yields = executor.run(&mut Quiet, Duration::ZERO, &handle, async move {
+        let mut yields = 0;
+        while !sleeper.is_finished() && yields < YIELDS_MAX {
+            inner.yield_now().await;
+            yields += 1;
+        }
+        yields
+    });
+    // A turn polls the batch and reads the clock once; a millisecond is a thousand turns.
+    let yields = yields.unwrap();
+    assert!(yields <= 1100 * POLL_BATCH, "the sleeper slept through {yields} yields");
+}
+
 #[test]
 fn a_killed_domain_drops_its_tasks_and_their_graph_and_spawns_no_more() {
     let (executor, handle) = simulated(2);
