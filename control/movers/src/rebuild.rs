@@ -52,12 +52,20 @@ impl Default for RebuildConfig {
     }
 }
 
-/// What a search was made for: the same again finds nothing new.
+/// What a search was made for: the same again finds nothing new, unless room was made for what had
+/// none.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Situation {
     lacking: BTreeSet<TargetId>,
     lost: BTreeSet<TargetId>,
     writable: BTreeSet<TargetId>,
+}
+
+/// A search that left nothing to be tried at once.
+struct Settled {
+    situation: Situation,
+    /// Something found no place: it is searched again then.
+    again: Option<Instant>,
 }
 
 /// How a pass over one sort of things ended.
@@ -76,6 +84,15 @@ impl Pass {
     fn is_whole(&self) -> bool {
         self.waiting == 0 && self.failed == 0 && !self.more
     }
+
+    fn and(self, other: Pass) -> Pass {
+        Pass {
+            rebuilt: self.rebuilt + other.rebuilt,
+            waiting: self.waiting + other.waiting,
+            failed: self.failed + other.failed,
+            more: self.more || other.more,
+        }
+    }
 }
 
 pub struct Rebuild {
@@ -86,7 +103,7 @@ pub struct Rebuild {
     metadata_copies: usize,
     config: RebuildConfig,
     away_since: RefCell<BTreeMap<TargetId, Instant>>,
-    settled: RefCell<Option<Situation>>,
+    settled: RefCell<Option<Settled>>,
     progress: RefCell<Repair>,
 }
 
@@ -116,7 +133,7 @@ impl Rebuild {
             *self.settled.borrow_mut() = None;
             return Ok(());
         }
-        if self.settled.borrow().as_ref() == Some(&situation) {
+        if self.is_settled(&situation) {
             return Ok(());
         }
         *self.progress.borrow_mut() = Repair { running: true, ..Repair::default() };
@@ -124,11 +141,21 @@ impl Rebuild {
         let mut progress = self.progress.borrow_mut();
         (progress.running, progress.queued) = (false, 0);
         progress.phase = if outcome.is_ok() { "done".into() } else { "stopped".into() };
-        if outcome? {
-            *self.settled.borrow_mut() = Some(situation);
+        let left = outcome?;
+        if left.failed == 0 && !left.more {
+            let again = (left.waiting > 0).then(|| self.store.handle().now() + self.config.lost_after);
+            *self.settled.borrow_mut() = Some(Settled { situation, again });
         }
         tracing::info!(progress = ?*progress, "rebuilding ended");
         Ok(())
+    }
+
+    fn is_settled(&self, situation: &Situation) -> bool {
+        let now = self.store.handle().now();
+        let settled = self.settled.borrow();
+        settled
+            .as_ref()
+            .is_some_and(|settled| settled.situation == *situation && settled.again.is_none_or(|again| now < again))
     }
 
     fn situation(&self) -> Situation {
@@ -149,8 +176,8 @@ impl Rebuild {
         self.store.pool().writable().iter().map(|target| target.id()).collect()
     }
 
-    /// True when nothing is left to try in this situation.
-    async fn rebuild_all(&self, situation: &Situation) -> Result<bool, MoverError> {
+    /// What is left after everything that can be rebuilt was.
+    async fn rebuild_all(&self, situation: &Situation) -> Result<Pass, MoverError> {
         // The log first: of it, one more loss could take acknowledged metadata.
         let metadata = self.restore_copies(&[BlobKind::Log, BlobKind::Manifest, BlobKind::Run]).await;
         if metadata.is_whole() {
@@ -164,10 +191,11 @@ impl Rebuild {
                 break;
             }
         }
-        if metadata.is_whole() && hot.is_whole() && segments.is_whole() {
+        let all = metadata.and(hot).and(segments);
+        if all.is_whole() {
             self.refills.filled(self.writable(), Lacks::ALL).await;
         }
-        Ok(metadata.failed + hot.failed + segments.failed == 0 && !segments.more)
+        Ok(all)
     }
 
     fn begin(&self, phase: &str, queued: usize) {
@@ -327,7 +355,9 @@ impl Rebuild {
         };
         let held: BTreeSet<TargetId> =
             registration.shards.iter().filter(|place| !missing.contains(place)).map(|place| place.target).collect();
-        if situation.writable.is_subset(&held) { Shortage::NoTarget } else { Shortage::Left(left) }
+        let longest = missing.iter().map(|place| u64::from(place.length)).max().unwrap_or(0);
+        let has_room = |id: &TargetId| self.store.pool().get(*id).is_some_and(|target| target.free() > longest);
+        if situation.writable.difference(&held).any(has_room) { Shortage::Left(left) } else { Shortage::NoTarget }
     }
 
     async fn lookup(&self, segment: SegmentId) -> Result<Option<Registration>, MoverError> {
@@ -344,7 +374,7 @@ enum Shortage {
     None,
     /// So many more shards may be lost.
     Left(usize),
-    /// No target is free to take one.
+    /// No target that has none yet has room to take one.
     NoTarget,
     /// More than parity repairs.
     Lost,

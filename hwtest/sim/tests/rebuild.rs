@@ -4,10 +4,11 @@
 mod common;
 
 use bytes::Bytes;
-use cfs_client::Client;
+use cfs_client::{Caller, Client, NewFile, OpenFlags};
 use cfs_movers::rebuild::RebuildConfig;
 use cfs_reactor::Handle;
 use cfs_sim::world::{Death, Shape, Started, World};
+use cfs_wire::Errno;
 use common::{pattern, read_file, simulated};
 use std::rc::Rc;
 use std::time::Duration;
@@ -163,4 +164,49 @@ fn a_target_that_stays_away_is_rebuilt_on_the_others_and_one_that_comes_back_is_
         world.disk(0).fail();
         expect_files(&world, "a second target lost after the first was rebuilt").await;
     });
+}
+
+#[test]
+fn what_found_no_room_when_its_target_was_lost_is_rebuilt_once_there_is_some() {
+    simulated(35, |handle| async move {
+        let lost_after = Duration::from_secs(60);
+        let rebuild = RebuildConfig { lost_after, ..RebuildConfig::default() };
+        // Small, so that it is filled quickly.
+        let shape = Shape { targets: 4, disk_bytes: 31 << 20, rebuild, ..Shape::default() };
+        let world = cluster(&handle, shape, 35).await;
+        let mounted = world.mount("filler").await.unwrap();
+        fill(&mounted.client, b"filler").await;
+        mounted.kill();
+        world.crash_server(Death::Power);
+        world.disk(3).fail();
+        assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+        let progress = || world.node().movers().rebuild.progress();
+        handle.sleep(lost_after * 2).await;
+        let full = progress();
+        assert!(full.phase == "done" && full.waiting > 0, "there is room: the test proves nothing: {full:?}");
+        assert!(degraded(&world).await > 0);
+        let mounted = world.mount("emptier").await.unwrap();
+        mounted.client.unlink(mounted.client.root(), b"filler").await.unwrap();
+        handle.sleep(lost_after * 3).await;
+        assert_eq!(degraded(&world).await, 0, "{:?}", progress());
+        assert_eq!(progress().waiting, 0);
+        expect_files(&world, "after the second search").await;
+    });
+}
+
+/// Writes to a new file until the file system is full.
+async fn fill(client: &Rc<Client>, name: &[u8]) {
+    let new = NewFile::regular(0o644, 0o022);
+    let created = client.create(Caller::default(), client.root(), name, new, OpenFlags::default()).await;
+    let (_, file) = created.expect("a file is created");
+    let piece = pattern(9, 256 << 10);
+    let mut outcome = Ok(0);
+    for index in 0.. {
+        outcome = client.write(&file, index * piece.len() as u64, piece.clone(), false).await;
+        if outcome.is_err() {
+            break;
+        }
+    }
+    assert_eq!(outcome, Err(Errno::ENOSPC));
+    client.release(&file);
 }
