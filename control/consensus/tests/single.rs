@@ -298,7 +298,7 @@ fn shutdown_ends_what_waits() {
 /// A purge above the checkpoint is noticed after the next crash: the state has a hole.
 #[cfg(feature = "planted")]
 #[test]
-fn a_log_cut_early_is_found() {
+fn a_log_cut_early_as_planted_is_found() {
     use cfs_wire::planted::{Bug, activate};
     let lost = |bug| {
         activate(bug);
