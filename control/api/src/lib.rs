@@ -34,7 +34,8 @@ pub enum AdminCall {
         path: Vec<u8>,
         policy: Option<String>,
     },
-    /// Starts a check, or tells of the one that runs.
+    /// Starts a check, or joins one that runs with the same options; with others it is refused.
+    /// Answered, as is `CheckPoll`, by [`AdminReply::Check`].
     CheckStart {
         repair: bool,
         deep: bool,
@@ -64,6 +65,17 @@ pub enum AdminError {
     Malformed(String),
     #[error("the server cannot answer now: {0}")]
     Unavailable(String),
+    #[error("a check runs already, {}; wait for its end", check_options(*.repair, *.deep))]
+    CheckRunning { repair: bool, deep: bool },
+}
+
+fn check_options(repair: bool, deep: bool) -> &'static str {
+    match (repair, deep) {
+        (false, false) => "without --repair and --deep",
+        (true, false) => "with --repair and without --deep",
+        (false, true) => "with --deep and without --repair",
+        (true, true) => "with --repair and --deep",
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -79,6 +91,8 @@ pub struct Status {
     pub sessions: u32,
     pub degraded_reads: u64,
     pub uptime_seconds: u64,
+    /// `ok`, or `degraded`: a target is away or being refilled, or something waits for repair or
+    /// is beyond it.
     pub health: String,
     pub repair: Repair,
 }
@@ -190,6 +204,10 @@ pub struct FileExtent {
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct CheckState {
+    /// Tells this check from every other, also of a server that was restarted; 0: none was begun.
+    pub id: u32,
+    pub repair: bool,
+    pub deep: bool,
     pub running: bool,
     pub phase: String,
     pub done: u64,
@@ -213,9 +231,55 @@ pub struct CheckReport {
     pub orphans: u64,
 }
 
+impl CheckState {
+    /// What the check with this id found, once it is done. `None`: it is under way.
+    ///
+    /// # Errors
+    /// The server knows nothing of it (it was restarted), or has begun another check since.
+    pub fn result_of(&self, id: u32) -> Result<Option<&CheckReport>, CheckLost> {
+        match (self.id == id && id != 0, self.running, self.phase.as_str()) {
+            (true, true, _) => Ok(None),
+            (true, false, "done") => Ok(Some(&self.report)),
+            _ => Err(CheckLost { replaced: self.id != 0 }),
+        }
+    }
+}
+
+/// A check whose end nobody knows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the check did not finish: {}; start it again",
+    if *.replaced { "the server has begun another one since" } else { "the server was restarted" })]
+pub struct CheckLost {
+    pub replaced: bool,
+}
+
 impl CheckReport {
     /// Whether nothing is wrong and all redundancy is there.
     pub fn is_clean(&self) -> bool {
         self.problems.is_empty() && self.degraded == self.repaired
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(id: u32, running: bool, phase: &str) -> CheckState {
+        CheckState { id, running, phase: phase.to_owned(), ..CheckState::default() }
+    }
+
+    #[test]
+    fn only_the_end_of_this_very_check_is_its_result() {
+        assert_eq!(state(7, true, "segments").result_of(7), Ok(None));
+        assert_eq!(state(7, false, "done").result_of(7), Ok(Some(&CheckReport::default())));
+        // A restarted server's first state looks like the end of a check that found nothing.
+        assert_eq!(CheckState::default().result_of(7), Err(CheckLost { replaced: false }));
+        assert_eq!(CheckState::default().result_of(0), Err(CheckLost { replaced: false }));
+        assert_eq!(state(8, true, "metadata").result_of(7), Err(CheckLost { replaced: true }));
+        assert_eq!(state(8, false, "done").result_of(7), Err(CheckLost { replaced: true }));
+        assert_eq!(
+            CheckLost { replaced: false }.to_string(),
+            "the check did not finish: the server was restarted; start it again"
+        );
     }
 }

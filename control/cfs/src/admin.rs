@@ -29,10 +29,7 @@ pub async fn answer(node: &Rc<Node>, call: AdminCall) -> Result<AdminReply, Admi
             set_policy(node, &path, policy.as_deref()).await?;
             policy_of(node, &path).await.map(AdminReply::Policy)
         }
-        AdminCall::CheckStart { repair, deep } => {
-            node.start_check(repair, deep);
-            Ok(AdminReply::Check(node.check_state()))
-        }
+        AdminCall::CheckStart { repair, deep } => node.start_check(repair, deep).map(AdminReply::Check),
         AdminCall::CheckPoll => Ok(AdminReply::Check(node.check_state())),
     }
 }
@@ -41,7 +38,7 @@ fn status(node: &Node) -> Status {
     let states = node.pool().states();
     let up = states.iter().filter(|(_, state)| *state == TargetState::Up).count();
     let repair = node.movers().rebuild.progress();
-    let whole = up == states.len() && repair.refilling.is_empty();
+    let whole = up == states.len() && repair.refilling.is_empty() && repair.waiting == 0 && repair.lost == 0;
     let health = if whole { "ok" } else { "degraded" };
     Status {
         cluster: node.cluster().to_string(),

@@ -6,7 +6,7 @@ use crate::registrar::ShardRegistrar;
 use crate::replicas::{ReplicaBounds, Replicas, ReplicasError, ShardFacts};
 use crate::service::Dispatch;
 use crate::targets::{self, Targets};
-use cfs_api::{CheckReport, CheckState};
+use cfs_api::{AdminError, CheckReport, CheckState};
 use cfs_device::BlockDevice;
 use cfs_fabric::{Address, Fabric, FabricError, Listener};
 use cfs_meta::service::{MetaService, ServiceConfig};
@@ -177,17 +177,33 @@ impl Node {
 
     /// Checks everything and waits for the end.
     pub async fn check(&self, repair: bool, deep: bool) -> CheckReport {
-        while !self.check.begin() {
+        while !self.check.begin(repair, deep) {
             self.handle.sleep(Duration::from_millis(10)).await;
         }
-        self.check.run(repair, deep).await
+        self.run_check().await
     }
 
-    /// Starts a check in the background unless one runs.
-    pub fn start_check(self: &Rc<Self>, repair: bool, deep: bool) {
-        if self.check.begin() {
-            let check = self.check.clone();
-            self.handle.spawn(async move { check.run(repair, deep).await });
+    async fn run_check(&self) -> CheckReport {
+        let report = self.check.run().await;
+        if report.is_clean() {
+            self.movers.rebuild.found_whole();
+        }
+        report
+    }
+
+    /// Starts a check in the background, or joins one that runs with the same options.
+    ///
+    /// # Errors
+    /// One with other options runs: it says less, or does more, than what was asked for.
+    pub fn start_check(self: &Rc<Self>, repair: bool, deep: bool) -> Result<CheckState, AdminError> {
+        if self.check.begin(repair, deep) {
+            let node = self.clone();
+            self.handle.spawn(async move { node.run_check().await });
+        }
+        let state = self.check.state();
+        match (state.repair, state.deep) == (repair, deep) {
+            true => Ok(state),
+            false => Err(AdminError::CheckRunning { repair: state.repair, deep: state.deep }),
         }
     }
 

@@ -59,7 +59,11 @@ fn check(cli: &Cli, repair: bool, deep: bool) -> Result<ExitCode> {
     let server = Server::new(&cli.address);
     let mut state = expect_check(server.call(AdminCall::CheckStart { repair, deep })?)?;
     let progress = std::io::stderr().is_terminal() && !cli.json;
-    while state.running {
+    let id = state.id;
+    let report = loop {
+        if let Some(report) = state.result_of(id)? {
+            break report;
+        }
         connection::pause(CHECK_POLL);
         state = expect_check(server.call(AdminCall::CheckPoll)?)?;
         if progress {
@@ -67,12 +71,12 @@ fn check(cli: &Cli, repair: bool, deep: bool) -> Result<ExitCode> {
             eprint!("\r\x1b[Kchecking {}: {}{total}", state.phase, state.done);
             std::io::stderr().flush()?;
         }
-    }
+    };
     if progress {
         eprint!("\r\x1b[K");
     }
-    show::check(&state.report, cli.json)?;
-    Ok(if state.report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(3) })
+    show::check(report, cli.json)?;
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 
 fn expect_check(reply: AdminReply) -> Result<CheckState> {

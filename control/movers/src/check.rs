@@ -93,17 +93,23 @@ impl Check {
     }
 
     /// Marks a check as running; false when one already is.
-    pub fn begin(&self) -> bool {
+    pub fn begin(&self, repair: bool, deep: bool) -> bool {
         let mut state = self.state.borrow_mut();
         if state.running {
             return false;
         }
-        *state = CheckState { running: true, phase: "metadata".into(), ..CheckState::default() };
+        // Drawn, not counted: a restarted server would count the same numbers again.
+        let id = (self.store.handle().random_u64() as u32).max(1);
+        *state = CheckState { id, repair, deep, running: true, phase: "metadata".into(), ..CheckState::default() };
         true
     }
 
-    /// Runs a check to its end. Call after [`Self::begin`] answered true.
-    pub async fn run(&self, repair: bool, deep: bool) -> CheckReport {
+    /// Runs the check that [`Self::begin`] marked to its end.
+    pub async fn run(&self) -> CheckReport {
+        let (repair, deep) = {
+            let state = self.state.borrow();
+            (state.repair, state.deep)
+        };
         let mut report = CheckReport::default();
         if let Err(error) = self.run_phases(repair, deep, &mut report).await {
             report.problems.push(format!("the check could not finish: {error}"));

@@ -126,11 +126,19 @@ impl Rebuild {
         Repair { refilling, ..self.progress.borrow().clone() }
     }
 
+    /// A check found nothing wrong: what was counted as lost was garbage, or is deleted.
+    pub fn found_whole(&self) {
+        let mut progress = self.progress.borrow_mut();
+        (progress.waiting, progress.lost) = (0, 0);
+    }
+
     /// Rebuilds everything that can be, if the targets have changed since it last was.
     pub async fn round(&self) -> Result<(), MoverError> {
         let situation = self.situation();
         if situation.lacking.is_empty() && situation.lost.is_empty() {
             *self.settled.borrow_mut() = None;
+            // What waited for a target has one.
+            self.progress.borrow_mut().waiting = 0;
             return Ok(());
         }
         if self.is_settled(&situation) {

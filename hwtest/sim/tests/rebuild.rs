@@ -4,6 +4,7 @@
 mod common;
 
 use bytes::Bytes;
+use cfs_api::{AdminError, CheckLost};
 use cfs_client::{Caller, Client, NewFile, OpenFlags};
 use cfs_movers::rebuild::RebuildConfig;
 use cfs_reactor::Handle;
@@ -209,4 +210,26 @@ async fn fill(client: &Rc<Client>, name: &[u8]) {
     }
     assert_eq!(outcome, Err(Errno::ENOSPC));
     client.release(&file);
+}
+
+#[test]
+fn a_check_is_not_taken_for_one_with_other_options_nor_for_one_before_a_crash() {
+    simulated(35, |handle| async move {
+        let world = cluster(&handle, Shape::default(), 35).await;
+        let begun = world.node().start_check(false, true).unwrap();
+        assert_eq!(begun.result_of(begun.id), Ok(None));
+        assert_eq!(world.node().start_check(false, true).unwrap().id, begun.id, "the same options join it");
+        let refused = world.node().start_check(true, true).unwrap_err();
+        assert_eq!(refused, AdminError::CheckRunning { repair: false, deep: true });
+        assert_eq!(refused.to_string(), "a check runs already, with --deep and without --repair; wait for its end");
+        while world.node().check_state().running {
+            handle.sleep(Duration::from_millis(100)).await;
+        }
+        let ended = world.node().check_state();
+        assert!(ended.result_of(begun.id).unwrap().is_some_and(|report| report.is_clean() && report.segments > 0));
+        let repairing = world.node().start_check(true, false).unwrap();
+        world.crash_server(Death::Process);
+        assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+        assert_eq!(world.node().check_state().result_of(repairing.id), Err(CheckLost { replaced: false }));
+    });
 }
