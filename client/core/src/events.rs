@@ -163,7 +163,9 @@ impl Client {
             let mut state = inode.state();
             if state.is_dirty() && !planted::is(Bug::ClientKeepFencedData) {
                 let bytes = state.discard_dirty();
-                state.fail(Errno::EIO);
+                if !planted::is(Bug::ClientHideLoss) {
+                    state.fail(Errno::EIO);
+                }
                 self.dirty_inodes.borrow_mut().remove(&inode.ino);
                 self.dirty_less(bytes);
             }

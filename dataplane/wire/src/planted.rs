@@ -110,6 +110,8 @@ bugs! {
     ClientTruncateEarly,
     /// Client: keep dirty data when the session was fenced and commit it in the next one.
     ClientKeepFencedData,
+    /// Client: do not tell that dirty data was lost with a fenced session.
+    ClientHideLoss,
 }
 
 #[cfg(feature = "planted")]

@@ -148,6 +148,9 @@ pub async fn check_sideline(
     let places = |pawn: usize| -> Vec<usize> {
         listed.iter().filter(|(_, _, ino)| *ino == grounds.pawns[pawn]).map(|(place, _, _)| *place).collect()
     };
+    let in_first: Vec<Vec<u8>> =
+        listed.iter().filter(|(place, _, _)| *place == 0).map(|(_, name, _)| name.clone()).collect();
+    history.sideline.check_race(&in_first)?;
     let misnamed = listed.iter().find(|(_, name, ino)| {
         let known = grounds.pawns.iter().position(|pawn| pawn == ino);
         known.is_some_and(|pawn| pawn_name(pawn) != *name)

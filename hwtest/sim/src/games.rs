@@ -1,12 +1,16 @@
 //! What programs do at the same time, against the rules of [`crate::sideline`].
 
 use crate::report::Checker;
-use crate::sideline::{LOGS, PAWNS, RACE_NAMES, is_race_directory, pawn_name};
+use crate::sideline::{LOGS, PAWNS, RACE_NAMES, is_race_directory, pawn_name, race_name};
 use crate::workload::{Actor, list};
 use cfs_client::{Caller, LockRequest, NewFile, OpenFlags};
 use cfs_wire::Errno;
 use cfs_wire::meta::{FileKind, LockFamily, LockKind, RENAME_NOREPLACE};
 use std::time::Duration;
+
+/// How long a lock is held: some outlive a restart of the node. Less than the shortest session
+/// lease, after which a client that was not heard of loses them.
+const LOCK_HELD_MS: [u64; 5] = [0, 1, 3, 200, 2000];
 
 impl Actor {
     pub(crate) async fn play(&self) {
@@ -33,7 +37,7 @@ impl Actor {
         let written = self.client.write(&file, 0, record, false).await;
         let synced = self.client.fsync(&file, false).await;
         self.client.release(&file);
-        if matches!(written, Err(Errno::ENOSPC)) {
+        if matches!(written, Err(Errno::ENOSPC)) && self.may_be_full() {
             return Ok(());
         }
         written.map_err(error)?;
@@ -72,21 +76,24 @@ impl Actor {
         if let Err(violation) = self.history.sideline.locked(self.id, lock) {
             self.history.fail(violation);
         }
-        self.handle.sleep(Duration::from_micros(self.below(3000))).await;
+        self.handle.sleep(Duration::from_millis(self.pick(&LOCK_HELD_MS))).await;
         self.history.sideline.unlocking(self.id);
         self.client.unlock(self.grounds.lock, lock).await.map_err(|errno| format!("unlock: {errno}"))
     }
 
     async fn race(&self) -> Result<(), String> {
         let number = self.below(RACE_NAMES);
-        let name = format!("race{number}").into_bytes();
+        let name = race_name(number);
         let dir = self.grounds.dirs[0];
+        self.history.sideline.racing(self.id, number);
         if self.history.sideline.owner(number) == Some(self.id) {
             self.history.sideline.removing(number);
             let removed = match is_race_directory(number) {
                 true => self.client.rmdir(dir, &name).await,
                 false => self.client.unlink(dir, &name).await,
             };
+            self.outlive().await;
+            self.history.sideline.raced(self.id);
             return removed.map_err(|errno| format!("unlink of its own name {number}: {errno}"));
         }
         let new = NewFile { kind: FileKind::Fifo, mode: 0o600, umask: 0, rdev: 0 };
@@ -95,6 +102,7 @@ impl Actor {
             false => self.client.mknod(Caller::default(), dir, &name, new).await,
         };
         self.outlive().await;
+        self.history.sideline.raced(self.id);
         match made {
             Err(Errno::EEXIST) => Ok(()),
             Err(Errno::ENOSPC) if self.may_be_full() => Ok(()),

@@ -26,6 +26,7 @@ pub mod planted;
 pub mod report;
 pub mod ruin;
 pub mod scenario;
+mod setup;
 pub mod sideline;
 pub mod tuning;
 pub mod workload;

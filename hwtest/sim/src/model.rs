@@ -26,6 +26,8 @@ pub struct Node {
     pub ino: Option<Ino>,
     mtime: Time,
     ctime: Time,
+    /// When it was made, as first seen: nothing changes it.
+    btime: Option<Timestamp>,
     /// What is inside is not compared: the sideline's files.
     pub opaque: bool,
 }
@@ -85,6 +87,7 @@ impl Node {
 
     /// Takes over what a look has shown.
     pub fn learn_times(&mut self, attr: &Attr) {
+        self.btime.get_or_insert(attr.btime);
         // What is not committed gets its change time with the commit.
         if self.content.pending() == 0 {
             (self.mtime, self.ctime) = (Time::Is(attr.mtime), Time::Is(attr.ctime));
@@ -150,6 +153,7 @@ impl Model {
             ino: None,
             mtime: Time::Unknown,
             ctime: Time::Unknown,
+            btime: None,
             opaque: false,
         }
     }
@@ -243,6 +247,9 @@ impl Model {
         }
         if let Some(ino) = node.ino {
             differ("inode", ino.to_string(), attr.ino.to_string());
+        }
+        if let Some(made) = node.btime {
+            differ("btime", format!("{made:?}"), format!("{:?}", attr.btime));
         }
         for (what, known, found) in [("mtime", node.mtime, attr.mtime), ("ctime", node.ctime, attr.ctime)] {
             if !known.allows(found) {

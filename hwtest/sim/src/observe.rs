@@ -54,10 +54,17 @@ async fn observe_one(client: &Rc<Client>, ino: Ino) -> Result<Observed, Errno> {
         FileKind::File => observed.bytes = read_all(client, ino).await?,
         _ => {}
     }
-    for name in client.listxattr(ino).await? {
-        observed.xattrs.insert(name.to_vec(), client.getxattr(ino, &name).await?);
-    }
+    observed.xattrs = read_xattrs(client, ino).await?;
     Ok(observed)
+}
+
+/// All extended attributes of an inode.
+pub async fn read_xattrs(client: &Rc<Client>, ino: Ino) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Errno> {
+    let mut xattrs = BTreeMap::new();
+    for name in client.listxattr(ino).await? {
+        xattrs.insert(name.to_vec(), client.getxattr(ino, &name).await?);
+    }
+    Ok(xattrs)
 }
 
 /// All bytes of a file.

@@ -27,8 +27,6 @@ pub enum Checker {
     Hang,
     /// The code under test panicked.
     Panic,
-    /// Two runs of one seed differed.
-    Trace,
 }
 
 impl fmt::Display for Checker {
@@ -45,7 +43,6 @@ impl fmt::Display for Checker {
             Checker::Append => "append",
             Checker::Hang => "hang",
             Checker::Panic => "panic",
-            Checker::Trace => "trace",
         };
         f.write_str(name)
     }

@@ -6,7 +6,7 @@ use crate::content::difference;
 use crate::history::History;
 use crate::ledger::Trust;
 use crate::model::ROOT;
-use crate::observe::read_all;
+use crate::observe::{read_all, read_xattrs};
 use crate::op::{NodeId, shown};
 use crate::report::{Checker, Violation};
 use crate::workload::list;
@@ -23,17 +23,27 @@ const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// Destroys a part of what all disks hold while the node is stopped; then everything is read.
 pub async fn ruin(world: &World, history: &History, mut random: SplitMix64) -> Result<(), Violation> {
-    if random.one_in(2) {
-        lose_blobs(world, history, &mut random).await?;
+    let lost = if random.one_in(2) {
+        let lost = lose_blobs(world, history, &mut random).await?;
         world.crash_server(Death::Power);
+        lost
     } else {
         destroy_blocks(world, history, &mut random).await;
-    }
-    look_at_ruins(world, history).await
+        Loss::Anything
+    };
+    look_at_ruins(world, history, lost).await
+}
+
+/// What may be lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Loss {
+    /// Bytes of files: the node starts, and all but the bytes is answered.
+    Contents,
+    Anything,
 }
 
 /// A few blobs of one kind are gone from all targets.
-async fn lose_blobs(world: &World, history: &History, random: &mut SplitMix64) -> Result<(), Violation> {
+async fn lose_blobs(world: &World, history: &History, random: &mut SplitMix64) -> Result<Loss, Violation> {
     const KINDS: [BlobKind; 6] =
         [BlobKind::Log, BlobKind::Log, BlobKind::Run, BlobKind::Manifest, BlobKind::Hot, BlobKind::Data];
     let kind = KINDS[random.below(KINDS.len() as u64) as usize];
@@ -50,7 +60,7 @@ async fn lose_blobs(world: &World, history: &History, random: &mut SplitMix64) -
         let deleted = target.delete(held).await;
         deleted.map_err(|error| Violation::new(Checker::Store, format!("losing blobs: {error}")))?;
     }
-    Ok(())
+    Ok(if matches!(kind, BlobKind::Hot | BlobKind::Data) { Loss::Contents } else { Loss::Anything })
 }
 
 /// Some in a thousand blocks of every disk.
@@ -68,11 +78,11 @@ async fn destroy_blocks(world: &World, history: &History, random: &mut SplitMix6
     }
 }
 
-async fn look_at_ruins(world: &World, history: &History) -> Result<(), Violation> {
+async fn look_at_ruins(world: &World, history: &History, loss: Loss) -> Result<(), Violation> {
     match world.start_server().await {
         Ok(Started::Serving) => {}
         Ok(Started::Halted) => return Err(Violation::new(Checker::Hang, "a disk halted that nobody armed")),
-        Err(refused) if refused.checker == Checker::Restart => {
+        Err(refused) if refused.checker == Checker::Restart && loss == Loss::Anything => {
             history.note(format!("the node refuses: {}", refused.detail));
             return Ok(());
         }
@@ -81,13 +91,14 @@ async fn look_at_ruins(world: &World, history: &History) -> Result<(), Violation
     let mounting = world.mount("witness");
     let witness = match world.handle.timeout(PATIENCE, Box::pin(mounting)).await {
         Some(Ok(witness)) => witness,
+        Some(Err(refused)) if loss == Loss::Contents => return Err(refused),
         Some(Err(refused)) => {
             history.note(format!("nobody can mount: {}", refused.detail));
             return Ok(());
         }
         None => return Err(Violation::new(Checker::Hang, "a mount of ruined disks does not end")),
     };
-    let outcome = world.handle.timeout(PATIENCE, Box::pin(look(world, history, &witness))).await;
+    let outcome = world.handle.timeout(PATIENCE, Box::pin(look(world, history, &witness, loss))).await;
     witness.kill();
     world.ledger.verdict()?;
     outcome.unwrap_or_else(|| Err(Violation::new(Checker::Hang, "reading ruined disks does not end")))
@@ -98,16 +109,16 @@ fn is_loss(errno: Errno) -> bool {
     errno == Errno::EIO
 }
 
-/// Takes an answer apart: `None` if what was asked for is lost.
-fn answered<T>(what: &str, answer: Result<T, Errno>) -> Result<Option<T>, Violation> {
+/// Takes an answer apart: `None` if what was asked for is lost, which it must be allowed to be.
+fn answered<T>(what: &str, answer: Result<T, Errno>, loss: Loss) -> Result<Option<T>, Violation> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(errno) if is_loss(errno) => Ok(None),
+        Err(errno) if is_loss(errno) && loss == Loss::Anything => Ok(None),
         Err(errno) => Err(Violation::new(Checker::Tree, format!("{what}, which was there, answers {errno}"))),
     }
 }
 
-async fn look(world: &World, history: &History, witness: &Mounted) -> Result<(), Violation> {
+async fn look(world: &World, history: &History, witness: &Mounted, loss: Loss) -> Result<(), Violation> {
     let mut waiting: Vec<(NodeId, String)> = vec![(ROOT, "/".to_owned())];
     let mut seen: Vec<NodeId> = Vec::new();
     while let Some((id, path)) = waiting.pop() {
@@ -117,7 +128,7 @@ async fn look(world: &World, history: &History, witness: &Mounted) -> Result<(),
         seen.push(id);
         let node = history.model.borrow().node(id).clone();
         let Some(ino) = node.ino.filter(|_| !node.opaque) else { continue };
-        look_at(world, history, witness, (id, ino), &path).await?;
+        look_at(world, history, witness, (id, ino), &path, loss).await?;
         let names = node.names.iter().map(|(name, child)| (*child, format!("{path}{}/", shown(name))));
         waiting.extend(names);
     }
@@ -130,21 +141,29 @@ async fn look_at(
     witness: &Mounted,
     (id, ino): (NodeId, Ino),
     path: &str,
+    loss: Loss,
 ) -> Result<(), Violation> {
     let wrong = |checker, detail: String| Err(Violation::new(checker, format!("{path} of ruined disks: {detail}")));
     let node = history.model.borrow().node(id).clone();
     let client = witness.client.clone();
     let attr = within(world, witness, "getattr", async move { client.getattr(ino).await }).await?;
-    if let Some(located) = answered(path, attr)?
+    if let Some(located) = answered(path, attr, loss)?
         && let Err(detail) = history.model.borrow().check_attr(id, &located.attr)
     {
         return wrong(Checker::Tree, detail);
     }
     let client = witness.client.clone();
+    let xattrs = within(world, witness, "extended attributes", async move { read_xattrs(&client, ino).await }).await?;
+    if let Some(found) = answered(path, xattrs, loss)?
+        && found != node.all_xattrs()
+    {
+        return wrong(Checker::Tree, format!("extended attributes {found:?}, not {:?}", node.all_xattrs()));
+    }
+    let client = witness.client.clone();
     match node.new.kind {
         FileKind::File => {
             let bytes = within(world, witness, "reading", async move { read_all(&client, ino).await }).await?;
-            match answered(path, bytes)? {
+            match answered(path, bytes, Loss::Anything)? {
                 Some(bytes) if bytes != node.content.now() => {
                     wrong(Checker::Contents, difference(node.content.now(), &bytes))
                 }
@@ -153,10 +172,17 @@ async fn look_at(
         }
         FileKind::Directory => {
             let names = within(world, witness, "listing", async move { list(&client, ino).await }).await?;
-            let Some(found) = answered(path, names)? else { return Ok(()) };
+            let Some(found) = answered(path, names, loss)? else { return Ok(()) };
             let found: Vec<_> = found.iter().map(|(name, _)| name).collect();
             let expected: Vec<_> = node.names.keys().collect();
             if found == expected { Ok(()) } else { wrong(Checker::Tree, format!("lists {found:?}, not {expected:?}")) }
+        }
+        FileKind::Symlink => {
+            let target = within(world, witness, "readlink", async move { client.readlink(ino).await }).await?;
+            match answered(path, target, loss)? {
+                Some(target) if target != node.new.target => wrong(Checker::Contents, "another target".to_owned()),
+                _ => Ok(()),
+            }
         }
         _ => Ok(()),
     }

@@ -12,12 +12,12 @@ use crate::op::{NodeId, Op};
 use crate::plan::{BadDisk, Crash, Fault, Phase, Plan};
 use crate::report::{Checker, Failure, Summary, Toll, Violation};
 use crate::ruin::ruin;
-use crate::sideline::{
-    Grounds, LASTING_NAMES, LOGS, PAWNS, PREFIX, ballast_bytes, is_race_directory, lasting_name, pawn_name,
-};
+use crate::setup::{BALLAST_STEP, Made, Setup, ground_name};
+use crate::sideline::{Grounds, ballast_bytes, is_race_directory};
 use crate::workload::{Actor, list};
 use crate::world::{Death, Mounted, SERVER, Started, World};
-use cfs_client::{Caller, Client, NewFile, OpenFlags};
+use cfs_api::CheckReport;
+use cfs_client::{Client, OpenFile};
 use cfs_device::mem::Faults as DiskFaults;
 use cfs_fabric::mem::Faults as NetworkFaults;
 use cfs_reactor::clock::{SimClock, SplitMix64};
@@ -28,18 +28,13 @@ use futures_util::future::{Either, select};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-/// Directories each program has of its own; those under the root lie on different shards.
-const OWN_DIRECTORIES: usize = 2;
-const SHARED_DIRECTORIES: usize = 2;
 /// Longer than a lease: a commit may have to wait for a dead reader's to end.
 const WRITTEN_BACK_WITHIN: Duration = Duration::from_secs(10);
 /// The longest that the programs may take for one phase.
 const PHASE_MAX: Duration = Duration::from_secs(900);
-/// What one write of the ballast brings.
-const BALLAST_STEP: usize = 1 << 20;
 /// What the log and the ordered stores may keep of an empty file system, on all targets.
 const METADATA_MAX: u64 = 24 << 20;
 
@@ -94,12 +89,21 @@ pub fn run_plan(seed: u64, plan: Plan) -> Result<Summary, Box<Failure>> {
     }
 }
 
+/// A file that a client had open when nobody heard of it any more, and the bytes it had then.
+struct KeptOpen {
+    node: NodeId,
+    file: Rc<OpenFile>,
+    bytes: Vec<u8>,
+}
+
 /// A run under way.
 struct Run {
     plan: Plan,
     world: Rc<World>,
     history: Rc<History>,
     clients: RefCell<BTreeMap<usize, Mounted>>,
+    /// The programs of each client; they end with it.
+    actors: RefCell<BTreeMap<usize, Vec<Weak<Actor>>>>,
     own: Vec<Vec<NodeId>>,
     shared: Vec<NodeId>,
     grounds: Rc<Grounds>,
@@ -153,6 +157,7 @@ impl Run {
             world,
             history,
             clients: RefCell::default(),
+            actors: RefCell::default(),
             own,
             shared,
             grounds: Rc::new(grounds),
@@ -171,6 +176,7 @@ impl Run {
         let number = self.mounts.get() + 1;
         self.mounts.set(number);
         let mounted = self.world.mount(&format!("client{index}.{number}")).await?;
+        let mut actors = Vec::new();
         for (actor, plan) in self.plan.actors.iter().enumerate() {
             if plan.client != index {
                 continue;
@@ -195,8 +201,11 @@ impl Run {
                 is_full: std::cell::Cell::new(false),
             };
             self.history.reborn(actor.id);
-            mounted.handle.spawn(Rc::new(actor).run());
+            let actor = Rc::new(actor);
+            actors.push(Rc::downgrade(&actor));
+            mounted.handle.spawn(actor.run());
         }
+        self.actors.borrow_mut().insert(index, actors);
         self.clients.borrow_mut().insert(index, mounted);
         Ok(())
     }
@@ -438,6 +447,7 @@ impl Run {
         }
         self.finish().await?;
         let uncertain = self.uncertain(&[index]);
+        let kept = self.kept_open(index, &uncertain);
         let undone = check_tree(world, &self.history, &auditor, None, &uncertain).await?;
         // Back again, it must neither commit what it kept nor show anyone its old caches. Only a
         // call that still waits, and was not carried out before, may be in its next session.
@@ -445,10 +455,51 @@ impl Run {
         world.network.heal();
         self.history.note(format!("{name} is back"));
         world.handle.sleep(self.plan.shape.tuning.session_lease).await;
-        check_tree(world, &self.history, &auditor, None, &undone).await?;
+        let undone = check_tree(world, &self.history, &auditor, None, &undone).await?;
         auditor.kill();
         if let Some(mounted) = mounted {
+            check_tree(world, &self.history, &mounted, None, &undone).await?;
+            self.check_loss_reported(&mounted, kept).await?;
             mounted.kill();
+        }
+        Ok(())
+    }
+
+    /// What a client's programs have open of their own that no operation under way touches.
+    fn kept_open(&self, index: usize, uncertain: &[(usize, Op)]) -> Vec<KeptOpen> {
+        let model = self.history.model.borrow();
+        let mut kept = Vec::new();
+        for actor in self.actors.borrow().get(&index).into_iter().flatten().filter_map(Weak::upgrade) {
+            for (node, opened) in actor.open.borrow().iter() {
+                let touched = uncertain.iter().any(|(_, op)| op.nodes().contains(node));
+                if !opened.shared && !touched && model.holds(*node) {
+                    let bytes = model.node(*node).content.now().to_vec();
+                    kept.push(KeptOpen { node: *node, file: opened.file.clone(), bytes });
+                }
+            }
+        }
+        kept
+    }
+
+    /// Through a file that lost bytes with its session the next fsync says so, and only that one.
+    async fn check_loss_reported(&self, mounted: &Mounted, kept: Vec<KeptOpen>) -> Result<(), Violation> {
+        for KeptOpen { node, file, bytes } in kept {
+            let lost = {
+                let model = self.history.model.borrow();
+                if !model.holds(node) || model.nlink(node) == 0 {
+                    continue;
+                }
+                model.node(node).content.now() != bytes
+            };
+            let client = mounted.client.clone();
+            let synced = async move { [client.fsync(&file, false).await, client.fsync(&file, false).await] };
+            let answers = within(&self.world, mounted, "fsync after a fence", synced).await?;
+            // Where nothing is missing it may still not know that its last commit got through.
+            if answers != [Err(Errno::EIO), Ok(())] && (lost || answers != [Ok(()), Ok(())]) {
+                let lost = if lost { "lost bytes" } else { "lost nothing" };
+                let detail = format!("node {} of {} {lost}, fsync answers {answers:?}", node.0, mounted.name);
+                return Err(Violation::new(Checker::Reply, detail));
+            }
         }
         Ok(())
     }
@@ -587,6 +638,7 @@ impl Run {
         let (client, dir) = (auditor.client.clone(), self.grounds.dirs[0]);
         let names = within(&self.world, auditor, "listing", async move { list(&client, dir).await }).await?;
         let names = names.map_err(|errno| Violation::new(Checker::Reply, format!("listing the sideline: {errno}")))?;
+        self.history.sideline.check_race(&names.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>())?;
         for (name, _) in names {
             let number = name.strip_prefix(b"race").and_then(|digits| String::from_utf8_lossy(digits).parse().ok());
             let Some(number) = number.filter(|number| self.history.sideline.owner(*number).is_none()) else { continue };
@@ -602,6 +654,7 @@ impl Run {
                 .await?
                 .map_err(|errno| Violation::new(Checker::Reply, format!("unlink in the sideline: {errno}")))?;
         }
+        self.history.sideline.cleared();
         Ok(())
     }
 
@@ -675,17 +728,24 @@ impl Run {
         deleted.await?.map_err(|errno| Violation::new(Checker::Reply, format!("deleting everything: {errno}")))?;
         auditor.kill();
         const ROUNDS: u32 = 60;
+        let mut left = String::new();
         for _ in 0..ROUNDS {
             self.world.handle.sleep(Duration::from_secs(2)).await;
-            if file_blobs(&self.world) == 0 && metadata_bytes(&self.world) <= METADATA_MAX {
-                break;
+            if file_blobs(&self.world) > 0 || metadata_bytes(&self.world) > METADATA_MAX {
+                left = live_by_kind(&self.world);
+                continue;
             }
+            // The root alone; what dead clients had open goes with their leases.
+            let CheckReport { inodes, entries, orphans, segments, references, .. } =
+                check_node(&self.world, false, false).await?;
+            if (inodes, entries, orphans, segments, references) == (1, 0, 0, 0, 0) {
+                return check_clean(&self.world, "emptied").await;
+            }
+            left = format!(
+                "{inodes} inodes, {entries} entries, {orphans} orphans, {segments} segments, {references} references"
+            );
         }
-        if file_blobs(&self.world) > 0 || metadata_bytes(&self.world) > METADATA_MAX {
-            let detail = format!("with no file left there are: {}", live_by_kind(&self.world));
-            return Err(Violation::new(Checker::Space, detail));
-        }
-        check_clean(&self.world, "emptied").await
+        Err(Violation::new(Checker::Space, format!("with no file left there are: {left}")))
     }
 }
 
@@ -700,90 +760,4 @@ async fn remove_all(client: &Rc<Client>, dir: Ino) -> Result<(), Errno> {
         }
     }
     Ok(())
-}
-
-/// Makes the directories that the programs start from.
-struct Setup {
-    client: Rc<Client>,
-    /// Percent of the free space.
-    ballast: u64,
-}
-
-struct Made {
-    own: Vec<Vec<(String, Ino)>>,
-    shared: Vec<(String, Ino)>,
-    grounds: Grounds,
-}
-
-fn ground_name(number: usize) -> String {
-    format!("{}{number}", String::from_utf8_lossy(PREFIX))
-}
-
-impl Setup {
-    async fn directory(&self, dir: Ino, name: &[u8]) -> Result<Ino, Errno> {
-        let entry = self.client.mkdir(Caller::default(), dir, name, 0o755, 0).await?;
-        Ok(entry.attr.ino)
-    }
-
-    async fn top(&self, name: String) -> Result<(String, Ino), Errno> {
-        let ino = self.directory(self.client.root(), name.as_bytes()).await?;
-        Ok((name, ino))
-    }
-
-    async fn file(&self, dir: Ino, name: &[u8]) -> Result<Ino, Errno> {
-        let (new, flags) = (NewFile::regular(0o644, 0), OpenFlags::default());
-        let (entry, file) = self.client.create(Caller::default(), dir, name, new, flags).await?;
-        self.client.release(&file);
-        Ok(entry.attr.ino)
-    }
-
-    async fn make(&self, actors: usize) -> Result<Made, Errno> {
-        let mut own = Vec::new();
-        for actor in 0..actors {
-            let mut roots = Vec::new();
-            for index in 0..OWN_DIRECTORIES {
-                roots.push(self.top(format!("own{actor}-{index}")).await?);
-            }
-            own.push(roots);
-        }
-        let mut shared = Vec::new();
-        for index in 0..SHARED_DIRECTORIES {
-            shared.push(self.top(format!("shared{index}")).await?);
-        }
-        Ok(Made { own, shared, grounds: self.grounds().await? })
-    }
-
-    async fn grounds(&self) -> Result<Grounds, Errno> {
-        let dirs = [self.top(ground_name(0)).await?.1, self.top(ground_name(1)).await?.1];
-        let dir = dirs[0];
-        let lock = self.file(dir, b"lock").await?;
-        let mut logs = Vec::new();
-        for log in 0..LOGS {
-            logs.push(self.file(dir, format!("log{log}").as_bytes()).await?);
-        }
-        for number in 0..LASTING_NAMES {
-            let new = NewFile { kind: FileKind::Fifo, ..NewFile::regular(0o600, 0) };
-            self.client.mknod(Caller::default(), dir, &lasting_name(number), new).await?;
-        }
-        let mut pawns = Vec::new();
-        for pawn in 0..2 * PAWNS {
-            let name = pawn_name(pawn);
-            pawns.push(if pawn < PAWNS { self.file(dir, &name).await? } else { self.directory(dir, &name).await? });
-        }
-        let ballast = if self.ballast > 0 { Some(self.load(dirs[1]).await?) } else { None };
-        Ok(Grounds { dirs, logs, lock, pawns, ballast })
-    }
-
-    async fn load(&self, dir: Ino) -> Result<(Ino, u64), Errno> {
-        let length = self.client.statfs().await?.bytes_free / 100 * self.ballast;
-        let (new, flags) = (NewFile::regular(0o644, 0), OpenFlags::default());
-        let (entry, file) = self.client.create(Caller::default(), dir, b"ballast", new, flags).await?;
-        for offset in (0..length).step_by(BALLAST_STEP) {
-            let part = ballast_bytes(offset, (length - offset).min(BALLAST_STEP as u64) as usize);
-            self.client.write(&file, offset, part.into(), false).await?;
-        }
-        self.client.fsync(&file, false).await?;
-        self.client.release(&file);
-        Ok((entry.attr.ino, length))
-    }
 }

@@ -53,6 +53,11 @@ pub fn is_race_directory(number: u64) -> bool {
     number % 2 == 1
 }
 
+/// A name that programs race for.
+pub fn race_name(number: u64) -> Vec<u8> {
+    format!("race{number}").into_bytes()
+}
+
 /// A pawn's name.
 pub fn pawn_name(pawn: usize) -> Vec<u8> {
     format!("pawn{pawn}").into_bytes()
@@ -76,6 +81,10 @@ pub struct Sideline {
     locks: RefCell<BTreeMap<ActorId, LockRequest>>,
     /// Who was told to have created a name and has not begun to remove it.
     race: RefCell<BTreeMap<u64, ActorId>>,
+    /// The name that a program is creating or removing.
+    racing: RefCell<BTreeMap<ActorId, u64>>,
+    /// Names that somebody died with: whether they are there has to be looked up.
+    unsure: RefCell<BTreeSet<u64>>,
     /// Records by log and program: the highest begun, and those synced.
     begun: RefCell<BTreeMap<(usize, ActorId), u64>>,
     synced: RefCell<BTreeSet<(usize, ActorId, u64)>>,
@@ -122,6 +131,39 @@ impl Sideline {
     /// The program is about to remove the name.
     pub fn removing(&self, name: u64) {
         self.race.borrow_mut().remove(&name);
+    }
+
+    /// The program begins to create or to remove a name.
+    pub fn racing(&self, actor: ActorId, name: u64) {
+        self.racing.borrow_mut().insert(actor, name);
+    }
+
+    /// It was told what came of it.
+    pub fn raced(&self, actor: ActorId) {
+        self.racing.borrow_mut().remove(&actor);
+    }
+
+    /// Which names are there, now that nobody creates or removes any: those that were created and
+    /// not removed.
+    pub fn check_race(&self, names: &[Vec<u8>]) -> Result<(), Violation> {
+        let wrong = |detail: String| Err(Violation::new(Checker::Exclusion, detail));
+        for number in 0..RACE_NAMES {
+            match (self.owner(number), names.contains(&race_name(number))) {
+                (Some(owner), false) => {
+                    return wrong(format!("name {number} is gone, which {owner:?} created and nobody removed"));
+                }
+                (None, true) if !self.unsure.borrow().contains(&number) => {
+                    return wrong(format!("name {number} is there, which nobody created or somebody removed"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What somebody died with is not there any more.
+    pub fn cleared(&self) {
+        self.unsure.borrow_mut().clear();
     }
 
     /// The program begins to move a file.
@@ -190,7 +232,10 @@ impl Sideline {
     /// A program died with whatever it held.
     pub fn died(&self, actor: ActorId) {
         self.locks.borrow_mut().remove(&actor);
-        self.race.borrow_mut().retain(|_, owner| *owner != actor);
+        let begun = self.racing.borrow_mut().remove(&actor);
+        let owned =
+            self.race.borrow_mut().extract_if(.., |_, owner| *owner == actor).map(|(name, _)| name).collect::<Vec<_>>();
+        self.unsure.borrow_mut().extend(begun.into_iter().chain(owned));
         if let Some(pawn) = self.moving.borrow_mut().remove(&actor) {
             self.moves.borrow_mut().entry(pawn).or_default().unsure = true;
         }
@@ -271,6 +316,30 @@ mod tests {
         sideline.created(ActorId(0), 1).unwrap();
         sideline.created(ActorId(0), 2).unwrap();
         assert_eq!(sideline.created(ActorId(1), 1).unwrap_err().checker, Checker::Exclusion);
+    }
+
+    #[test]
+    fn a_name_is_there_if_it_was_created_and_not_removed() {
+        let sideline = Sideline::default();
+        let check = |numbers: &[u64]| {
+            let names: Vec<Vec<u8>> = numbers.iter().copied().map(race_name).collect();
+            sideline.check_race(&names).map_err(|violation| violation.detail)
+        };
+        assert_eq!(check(&[]), Ok(()));
+        assert!(check(&[1]).unwrap_err().contains("name 1 is there"));
+        sideline.created(ActorId(0), 1).unwrap();
+        assert_eq!(check(&[1]), Ok(()));
+        assert!(check(&[]).unwrap_err().contains("name 1 is gone"));
+        sideline.racing(ActorId(0), 1);
+        sideline.removing(1);
+        sideline.died(ActorId(0));
+        assert_eq!(check(&[]), Ok(()), "whoever died may have removed it");
+        assert_eq!(check(&[1]), Ok(()), "or not");
+        sideline.cleared();
+        assert!(check(&[1]).unwrap_err().contains("name 1 is there"), "nothing brings it back");
+        sideline.racing(ActorId(0), 2);
+        sideline.died(ActorId(0));
+        assert_eq!(check(&[2]), Ok(()), "whoever died may have created it");
     }
 
     #[test]
