@@ -46,10 +46,10 @@ pub struct FormatArgs {
     #[arg(long, env = "CFS_TOLERATE", value_parser = clap::value_parser!(u8).range(0..=8))]
     pub tolerate: Option<u8>,
     /// Size of each file target that does not exist yet
-    #[arg(long, value_parser = config::parse_size)]
+    #[arg(long, env = "CFS_SIZE", value_parser = config::parse_size)]
     pub size: Option<u64>,
     /// Metadata shards; fixed for ever
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, env = "CFS_SHARDS")]
     pub shards: u16,
     /// Erase whatever the targets hold
     #[arg(long)]
@@ -63,7 +63,7 @@ pub struct ReplaceArgs {
     /// The new target: a block device, or a file that does not exist yet
     pub path: PathBuf,
     /// Another target of the node; repeat for each that is left
-    #[arg(long = "target", required = true, value_delimiter = ',')]
+    #[arg(long = "target", required = true, env = "CFS_TARGETS", value_delimiter = ',')]
     pub targets: Vec<PathBuf>,
     /// Erase whatever the block device holds
     #[arg(long)]
@@ -81,6 +81,13 @@ pub struct ServerArgs {
     /// A target of this node; repeat for each
     #[arg(long = "target", env = "CFS_TARGETS", value_delimiter = ',')]
     pub targets: Vec<PathBuf>,
+    #[command(flatten)]
+    pub tuning: TuningArgs,
+}
+
+/// What every server can be told, alone or in `cfs dev`.
+#[derive(Args, Clone, Copy)]
+pub struct TuningArgs {
     /// Microseconds a reactor polls before it sleeps
     #[arg(long, env = "CFS_SPIN_US")]
     pub spin_us: Option<u64>,
@@ -106,6 +113,9 @@ pub struct MountArgs {
     /// Stay in the foreground
     #[arg(long, short = 'f')]
     pub foreground: bool,
+    /// Look at the arguments, but mount nothing (mount -f)
+    #[arg(long)]
+    pub fake: bool,
 }
 
 #[derive(Args)]
@@ -116,25 +126,27 @@ pub struct DevArgs {
     /// Where to mount; not with --replace
     #[arg(required_unless_present = "replace")]
     pub mountpoint: Option<PathBuf>,
-    /// Targets to create
-    #[arg(long, default_value_t = 3)]
-    pub targets: u16,
-    /// Redundancy: k+m (such as 2+1) or copies (such as 3x)
-    #[arg(long, default_value = "2+1", env = "CFS_EC")]
-    pub ec: Policy,
+    /// Targets to create [default: 3]
+    #[arg(long, env = "CFS_DEV_TARGETS")]
+    pub targets: Option<u16>,
+    /// Redundancy: k+m (such as 2+1) or copies (such as 3x) [default: 2+1]
+    #[arg(long, env = "CFS_EC")]
+    pub ec: Option<Policy>,
     /// Lost targets that the metadata survives: the most that any directory's policy may promise
     /// (default: what --ec promises)
     #[arg(long, env = "CFS_TOLERATE", value_parser = clap::value_parser!(u8).range(0..=8))]
     pub tolerate: Option<u8>,
-    /// Size of all targets together
-    #[arg(long, default_value = "10G", value_parser = config::parse_size)]
-    pub size: u64,
-    /// Metadata shards; fixed for ever
-    #[arg(long, default_value_t = 8)]
-    pub shards: u16,
+    /// Size of all targets together [default: 10G]
+    #[arg(long, env = "CFS_SIZE", value_parser = config::parse_size)]
+    pub size: Option<u64>,
+    /// Metadata shards; fixed for ever [default: 8]
+    #[arg(long, env = "CFS_SHARDS")]
+    pub shards: Option<u16>,
     /// Address to listen on
     #[arg(long, default_value = DEFAULT_LISTEN, env = "CFS_LISTEN")]
     pub listen: String,
+    #[command(flatten)]
+    pub tuning: TuningArgs,
     /// Instead of running: put an empty target in the place of a lost one
     #[arg(long, value_name = "TARGET")]
     pub replace: Option<u32>,

@@ -6,10 +6,13 @@ use crate::server::{self, Server, Settings};
 use crate::signals::Signals;
 use anyhow::{Context, Result, bail};
 use cfs::format::FormatSpec;
-use cfs_wire::TargetId;
+use cfs_wire::{Policy, TargetId};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+const TARGETS_DEFAULT: u16 = 3;
+const SIZE_DEFAULT: u64 = 10 << 30;
+const SHARDS_DEFAULT: u16 = 8;
 /// Where tools find the address that was bound.
 const ADDRESS_FILE: &str = "address";
 /// The name under which the last start mounted. That client ended with its process, so the next
@@ -30,7 +33,15 @@ pub fn run(args: DevArgs) -> Result<()> {
     let signals = Signals::block()?;
     let client_file = args.data.join(CLIENT_FILE);
     let dead_client = std::fs::read_to_string(&client_file).ok();
-    let settings = Settings { listen: args.listen.clone(), targets, dead_client, ..Settings::default() };
+    let settings = Settings {
+        listen: args.listen.clone(),
+        targets,
+        spin_us: args.tuning.spin_us,
+        session_lease_ms: args.tuning.session_lease_ms,
+        read_lease_ms: args.tuning.read_lease_ms,
+        repair_mib_s: args.tuning.repair_mib_s,
+        dead_client,
+    };
     let server = Server::start(settings)?;
     let address_file = args.data.join(ADDRESS_FILE);
     std::fs::write(&address_file, server.address())
@@ -63,25 +74,76 @@ fn prepare(args: &DevArgs) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(data).with_context(|| format!("cannot create {}", data.display()))?;
     let layout = data.join(LAYOUT_FILE);
     if layout.exists() {
-        return read_layout(&layout).map(|count| (0..count).map(|index| target_path(data, index)).collect());
+        let count = read_layout(&layout)?;
+        let paths: Vec<PathBuf> = (0..count).map(|index| target_path(data, index)).collect();
+        check_made_so(args, &paths)?;
+        return Ok(paths);
     }
-    let paths: Vec<PathBuf> = (0..u32::from(args.targets)).map(|index| target_path(data, index)).collect();
+    let targets = args.targets.unwrap_or(TARGETS_DEFAULT);
+    // What three targets bear: any one may be lost.
+    let policy = args.ec.map_or_else(|| Policy::new(2, 1), Ok)?;
+    let paths: Vec<PathBuf> = (0..u32::from(targets)).map(|index| target_path(data, index)).collect();
     clear_unfinished(data, &paths)?;
     let mark = data.join(FORMATTING_FILE);
     write_durably(&mark, "a format that did not finish left this; the next start begins anew\n")?;
-    let size = (args.size / u64::from(args.targets.max(1))) & !((1 << 20) - 1);
-    let spec =
-        FormatSpec { policy: args.ec, tolerate: args.tolerate, shards: args.shards, zone_bytes: None, force: false };
+    let size = target_bytes(args.size.unwrap_or(SIZE_DEFAULT), targets.into());
+    let shards = args.shards.unwrap_or(SHARDS_DEFAULT);
+    let spec = FormatSpec { policy, tolerate: args.tolerate, shards, zone_bytes: None, force: false };
     if let Err(error) = server::format_files(&paths, Some(size), spec) {
         for path in paths.iter().chain([&mark]) {
             let _ = std::fs::remove_file(path);
         }
         return Err(error);
     }
-    write_durably(&layout, &format!("targets = {}\n", args.targets))?;
+    write_durably(&layout, &format!("targets = {targets}\n"))?;
     std::fs::remove_file(&mark).with_context(|| format!("cannot remove {}", mark.display()))?;
-    println!("formatted {} targets of {} MiB, policy {}", args.targets, size >> 20, args.ec);
+    println!("formatted {targets} targets of {} MiB, policy {policy}", size >> 20);
     Ok(paths)
+}
+
+/// Of one target: whole MiB.
+fn target_bytes(all: u64, targets: u64) -> u64 {
+    (all / targets.max(1)) & !((1 << 20) - 1)
+}
+
+/// What a cluster was made with stays: a flag that says otherwise is refused, not dropped.
+fn check_made_so(args: &DevArgs, paths: &[PathBuf]) -> Result<()> {
+    let differs = |flag: &str, asked: String, made: String| -> Result<()> {
+        if asked == made {
+            return Ok(());
+        }
+        bail!(
+            "{} was made with {flag} {made}, not {asked}, and keeps it: leave {flag} out, or give another --data",
+            args.data.display()
+        )
+    };
+    if let Some(targets) = args.targets {
+        differs("--targets", targets.to_string(), paths.len().to_string())?;
+    }
+    let found = paths.iter().find_map(|path| std::fs::metadata(path).ok().filter(|found| found.is_file()));
+    if let (Some(size), Some(found)) = (args.size, found) {
+        let asked = target_bytes(size, paths.len() as u64);
+        differs("--size", shown_size(asked, paths.len()), shown_size(found.len(), paths.len()))?;
+    }
+    if args.ec.is_none() && args.tolerate.is_none() && args.shards.is_none() {
+        return Ok(());
+    }
+    // Where nothing can be read the start says so.
+    let Some(made) = server::parameters_of(paths)? else { return Ok(()) };
+    if let Some(policy) = args.ec {
+        differs("--ec", policy.to_string(), made.policy.to_string())?;
+    }
+    if let Some(tolerate) = args.tolerate {
+        differs("--tolerate", tolerate.to_string(), made.tolerated.to_string())?;
+    }
+    if let Some(shards) = args.shards {
+        differs("--shards", shards.to_string(), made.shards.to_string())?;
+    }
+    Ok(())
+}
+
+fn shown_size(target: u64, targets: usize) -> String {
+    format!("{}M", (target >> 20) * targets as u64)
 }
 
 /// Removes what a format cut by a crash left behind; targets without its mark may hold files.

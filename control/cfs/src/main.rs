@@ -101,10 +101,10 @@ fn serve(args: ServerArgs, log: Option<String>) -> Result<()> {
     let settings = server::Settings {
         listen: args.listen.or(file.listen).unwrap_or_else(|| config::DEFAULT_LISTEN.into()),
         targets,
-        spin_us: args.spin_us.or(file.spin_us),
-        session_lease_ms: args.session_lease_ms.or(file.session_lease_ms),
-        read_lease_ms: args.read_lease_ms.or(file.read_lease_ms),
-        repair_mib_s: args.repair_mib_s.or(file.repair_mib_s),
+        spin_us: args.tuning.spin_us.or(file.spin_us),
+        session_lease_ms: args.tuning.session_lease_ms.or(file.session_lease_ms),
+        read_lease_ms: args.tuning.read_lease_ms.or(file.read_lease_ms),
+        repair_mib_s: args.tuning.repair_mib_s.or(file.repair_mib_s),
         dead_client: None,
     };
     let signals = signals::Signals::block()?;

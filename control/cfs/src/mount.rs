@@ -12,14 +12,26 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-/// Under the name `mount.cfs` the arguments are `ADDRESS MOUNTPOINT [-sfnv] [-o OPTIONS]`.
-pub fn helper_arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
+/// Under the name `mount.cfs` the arguments are `ADDRESS MOUNTPOINT [-sfnv] [-o OPTIONS]`
+/// (mount(8), "external helpers"); there `-f` asks for everything but the mount.
+pub fn helper_arguments(arguments: Vec<OsString>) -> Vec<OsString> {
     let name = arguments.first().map(|program| Path::new(program).file_name().unwrap_or_default().to_owned());
-    if name.is_some_and(|name| name == "mount.cfs") {
-        arguments.retain(|argument| !["-s", "-f", "-n", "-v"].iter().any(|flag| argument == flag));
-        arguments.insert(1, "mount".into());
+    if name.is_none_or(|name| name != "mount.cfs") {
+        return arguments;
     }
-    arguments
+    let mut ours = Vec::new();
+    for (index, argument) in arguments.into_iter().enumerate() {
+        let flags = argument.to_str().and_then(|text| text.strip_prefix('-')).unwrap_or_default();
+        if !flags.is_empty() && flags.bytes().all(|flag| b"sfnv".contains(&flag)) {
+            ours.extend(flags.contains('f').then(|| OsString::from("--fake")));
+            continue;
+        }
+        ours.push(argument);
+        if index == 0 {
+            ours.push("mount".into());
+        }
+    }
+    ours
 }
 
 /// Refuses before anything is started what could not be mounted on.
@@ -38,6 +50,9 @@ pub fn check_mountpoint(mountpoint: &Path) -> Result<()> {
 pub fn run(args: MountArgs) -> Result<()> {
     check_mountpoint(&args.mountpoint)?;
     let config = configure(&args.address, &args.mountpoint, &args.options)?;
+    if args.fake {
+        return Ok(());
+    }
     if !args.foreground {
         return detach();
     }
@@ -149,4 +164,42 @@ fn parse_options(parsed: &mut MountOptions, options: &[String]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn helped(arguments: &[&str]) -> Vec<String> {
+        let arguments = helper_arguments(arguments.iter().map(OsString::from).collect());
+        arguments.into_iter().map(|argument| argument.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_mount_passes_to_its_helper_becomes_our_own_arguments() {
+        assert_eq!(
+            helped(&["/sbin/mount.cfs", "host:1", "/mnt", "-n", "-v", "-o", "rw,noatime"]),
+            ["/sbin/mount.cfs", "mount", "host:1", "/mnt", "-o", "rw,noatime"]
+        );
+        assert_eq!(helped(&["mount.cfs", "host:1", "/mnt", "-fn"]), ["mount.cfs", "mount", "host:1", "/mnt", "--fake"]);
+        // Under its own name -f is --foreground, and nothing is touched.
+        assert_eq!(helped(&["cfs", "mount", "host:1", "/mnt", "-f"]), ["cfs", "mount", "host:1", "/mnt", "-f"]);
+    }
+
+    #[test]
+    fn options_of_fstab_are_taken_and_an_unknown_one_is_named() {
+        let parse = |options: &[&str]| {
+            let mut parsed = MountOptions::default();
+            let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+            parse_options(&mut parsed, &options).map(|()| parsed).map_err(|error| format!("{error:#}"))
+        };
+        let parsed =
+            parse(&["ro", "nosuid", "nodev", "noexec", "noatime", "allow_other", "read_ahead_kib=64"]).unwrap();
+        assert!(parsed.read_only && !parsed.suid && !parsed.dev && !parsed.exec && parsed.noatime);
+        assert_eq!((parsed.allow_other, parsed.read_ahead_kib), (Some(true), 64));
+        let passed = parse(&["defaults", "_netdev", "nofail", "x-systemd.automount", "comment=a"]).unwrap();
+        assert!(!passed.read_only);
+        assert!(parse(&["rw", "noatme"]).unwrap_err().contains("mount option 'noatme' is unknown; known: ro,"));
+        assert!(parse(&["read_ahead_kib=much"]).unwrap_err().contains("read_ahead_kib=much: not a number"));
+    }
 }

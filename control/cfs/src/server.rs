@@ -13,6 +13,8 @@ use cfs_reactor::executor::SPIN_DEFAULT;
 use cfs_reactor::mailbox::{self, mailbox};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
+use cfs_store::inspect;
+use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::{ClusterId, TargetId};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -170,6 +172,21 @@ pub fn format_files(paths: &[PathBuf], size: Option<u64>, spec: FormatSpec) -> R
             devices.push(UringDevice::open(path, &ring, &handle, OpenOptions { read_only: false, create_size })?);
         }
         Ok(format_cluster(&handle, &devices, &spec).await?)
+    })
+}
+
+/// What the cluster on these targets was made with, by the first that can be read; `None`: none can.
+pub fn parameters_of(paths: &[PathBuf]) -> Result<Option<ClusterParameters>> {
+    let paths = paths.to_vec();
+    on_reactor(Duration::ZERO, move |handle, ring| async move {
+        for path in &paths {
+            let options = OpenOptions { read_only: true, create_size: None };
+            let Ok(device) = UringDevice::open(path, &ring, &handle, options) else { continue };
+            if let Ok((superblock, _)) = inspect(&*device).await {
+                return Ok(Some(superblock.parameters));
+            }
+        }
+        Ok(None)
     })
 }
 

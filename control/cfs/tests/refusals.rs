@@ -246,3 +246,37 @@ fn metadata_that_survives_less_than_the_policy_promises_is_not_formatted() {
     let message = refused(&cfs(&["format", "--size", "64M", "--ec", "2+1", "--tolerate", "3", &t0, &t1, &t2]));
     assert!(message.contains("needs 4 targets, 3 were given"), "{message}");
 }
+
+#[test]
+fn a_cluster_is_not_started_as_another_than_it_was_made() {
+    if !Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED: /dev/fuse is missing");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (data, mountpoint) = (dir.path().join("data"), dir.path().join("mnt"));
+    fs::create_dir(&data).unwrap();
+    fs::create_dir(&mountpoint).unwrap();
+    let paths: Vec<String> = (0..3).map(|index| data.join(format!("target-{index}")).display().to_string()).collect();
+    let made = cfs(&["format", "--size", "64M", "--shards", "2", &paths[0], &paths[1], &paths[2]]);
+    assert!(made.status.success());
+    fs::write(data.join("cluster.toml"), "targets = 3\n").unwrap();
+    let data = data.to_str().unwrap();
+    let flags = [
+        ("--targets", "4", "3"),
+        ("--size", "384M", "192M"),
+        ("--ec", "3x", "2+1"),
+        ("--tolerate", "2", "1"),
+        ("--shards", "8", "2"),
+    ];
+    for (flag, asked, was) in flags {
+        let line = refused(&cfs(&["dev", "--data", data, flag, asked, mountpoint.to_str().unwrap()]));
+        assert!(line.contains(&format!("was made with {flag} {was}, not {asked}")), "{line}");
+        assert!(line.contains(&format!("leave {flag} out, or give another --data")), "{line}");
+    }
+    // The twin: what it was made with is refused for nothing but its address.
+    let same = ["--targets", "3", "--size", "192M", "--ec", "2+1", "--tolerate", "1", "--shards", "2"];
+    let address = ["--listen", "nowhere", mountpoint.to_str().unwrap()];
+    let line = refused(&cfs(&[&["dev", "--data", data][..], &same, &address].concat()));
+    assert!(line.contains("nowhere"), "{line}");
+}
