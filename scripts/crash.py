@@ -15,6 +15,8 @@ VICTIMS = ["all", "server", "mount"]
 HERE = os.path.dirname(os.path.abspath(__file__))
 # A server replays its log, waits for leases of the dead, and shares the machine.
 UP_WITHIN = 90
+# Seconds: the session lease and, well within it, the client's retry window (docs/consistency.md).
+OUTAGE_BORNE = 20
 # Rounds whose files stay, so that old data lives through several crashes.
 ROUNDS_KEPT = 4
 
@@ -255,9 +257,12 @@ def crash_round(cluster, victim, name, number, rng):
         time.sleep(rng.uniform(0.3, 8))
         work.program_must_run()
         cluster.kill(victim)
+        killed = time.monotonic()
+        outage = 0
         if victim == "server":
             time.sleep(rng.uniform(0, 2))
             cluster.revive(victim)
+            outage = time.monotonic() - killed
             # The mount lives on: programs go on, or are told.
             before = journal_lines(cluster, number)
             deadline = time.monotonic() + UP_WITHIN
@@ -272,7 +277,9 @@ def crash_round(cluster, victim, name, number, rng):
     finally:
         work.end()
     met = work.writers_met()
-    seen = f"writers met {met}" if met and victim == "server" else ""
+    seen = f"writers met {met} after an outage of {outage:.0f} s" if met and victim == "server" else ""
+    if seen and outage < OUTAGE_BORNE:
+        raise Failed(f"{seen}: below {OUTAGE_BORNE} s nobody may notice")
     if victim == "server" and work.program and work.program.returncode not in (None, 0, -signal.SIGKILL):
         with open(work.output, errors="replace") as output:
             raise Failed(f"{name} failed under a server that came back:\n{output.read()[-3000:]}")
