@@ -1,10 +1,14 @@
 //! `fallocate`: holes and sizes.
 
 use crate::Client;
+use crate::calls::CallError;
 use crate::files::OpenFile;
+use crate::inode::Inode;
+use crate::session::Session;
 use cfs_wire::Errno;
 use cfs_wire::limits::FILE_BYTES_MAX;
 use cfs_wire::meta::FileWrite;
+use std::ops::Range;
 use std::rc::Rc;
 
 pub const FALLOC_KEEP_SIZE: i32 = 0x01;
@@ -28,28 +32,54 @@ impl Client {
         }
         let end = offset.checked_add(length).filter(|end| *end <= FILE_BYTES_MAX).ok_or(Errno::EFBIG)?;
         let keep_size = mode & FALLOC_KEEP_SIZE != 0;
-        let mut writes = Vec::new();
-        match mode & !FALLOC_KEEP_SIZE {
+        let hole = match mode & !FALLOC_KEEP_SIZE {
             0 if keep_size => return Ok(()),
-            0 => {}
-            FALLOC_PUNCH_HOLE if keep_size => writes.push(FileWrite::Punch { offset, length }),
-            FALLOC_ZERO_RANGE => writes.push(FileWrite::Punch { offset, length }),
+            0 => None,
+            FALLOC_PUNCH_HOLE if keep_size => Some(offset..end),
+            FALLOC_ZERO_RANGE => Some(offset..end),
             _ => return Err(Errno::EOPNOTSUPP),
-        }
-        if !keep_size {
-            writes.push(FileWrite::Extend { size: end });
-        }
+        };
+        let size = (!keep_size).then_some(FileWrite::Extend { size: end });
         let inode = &file.inode;
         let _turn = inode.order.acquire(1).await;
         let _ = self.flush_in_turn(inode).await;
         let session = self.session().await?;
-        let outcome = self.commit(&session, inode, writes, Some(self.handle.wall()), kill_privileges).await;
+        let outcome = self.punch(&session, inode, hole, size, kill_privileges).await;
         let mut state = inode.state();
         state.extents.clear();
         self.pages.borrow_mut().drop_inode(inode.ino);
         if outcome.is_err() {
             state.attr = None;
         }
-        outcome.map(|_| ()).map_err(|error| error.errno())
+        outcome.map_err(|error| error.errno())
+    }
+
+    /// Commits a hole and, with the last of it, a write behind it. A piece that holds more extents
+    /// than one commit may drop is halved; after one that does not, the next may be twice as long.
+    async fn punch(
+        self: &Rc<Self>,
+        session: &Rc<Session>,
+        inode: &Rc<Inode>,
+        hole: Option<Range<u64>>,
+        behind: Option<FileWrite>,
+        kill_privileges: bool,
+    ) -> Result<(), CallError> {
+        let Range { start: mut offset, end } = hole.unwrap_or_default();
+        let mut piece = end - offset;
+        loop {
+            let length = piece.min(end - offset);
+            let is_last = offset + length == end;
+            let punch = (length > 0).then_some(FileWrite::Punch { offset, length });
+            let writes = punch.into_iter().chain(behind.clone().filter(|_| is_last)).collect();
+            match self.commit(session, inode, writes, Some(self.handle.wall()), kill_privileges).await {
+                Ok(_) if is_last => return Ok(()),
+                Ok(_) => {
+                    offset += length;
+                    piece = piece.saturating_mul(2);
+                }
+                Err(CallError::Errno(Errno::E2BIG)) if length > 1 => piece = length / 2,
+                Err(error) => return Err(error),
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use cfs_client::{Caller, Client, ClientConfig, Invalidator, NewFile, OpenFile, OpenFlags, Whence};
 use cfs_reactor::clock::SplitMix64;
 use cfs_reactor::sync::Semaphore;
+use cfs_wire::limits::PUNCH_EXTENTS_MAX;
 use cfs_wire::meta::AttrChanges;
 use cfs_wire::{Errno, Ino};
 use common::{Server, seeds, simulate};
@@ -81,6 +82,29 @@ fn a_small_file_travels_in_its_commit_and_grows_out_of_it() {
         let other = server.client("b").await;
         let file = open(&other, "small").await;
         assert_eq!(read(&other, &file, 0, 1 << 20).await, whole);
+    });
+}
+
+#[test]
+fn a_hole_through_more_extents_than_one_commit_drops_is_made_in_pieces() {
+    simulate(3, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "riddled").await;
+        let extents = PUNCH_EXTENTS_MAX as u64 + 100;
+        for index in 0..extents {
+            write(&client, &file, index * 2, b"x").await;
+        }
+        client.fsync(&file, false).await.unwrap();
+        let size = extents * 2 - 1;
+        let mut expected = [b'x', 0].repeat(extents as usize);
+        expected.truncate(size as usize);
+        assert_eq!(read(&client, &file, 0, 1 << 20).await, expected);
+        client.fallocate(&file, 0x03, 1, size - 2, false).await.unwrap();
+        let other = server.client("b").await;
+        let file = open(&other, "riddled").await;
+        expected[1..size as usize - 1].fill(0);
+        assert_eq!(read(&other, &file, 0, 1 << 20).await, expected);
     });
 }
 

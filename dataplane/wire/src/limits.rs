@@ -34,13 +34,21 @@ pub const RPC_BODY_BYTES_MAX: usize = 2 << 20;
 pub const RPC_BULK_BYTES_MAX: usize = STORE_BYTES_MAX + PAGE;
 /// Writes in one commit; more are sent as several commits.
 pub const COMMIT_WRITES_MAX: usize = 256;
+/// Extents that the holes of one commit take away at most: 256 MiB of 64 KiB chunks, applied in
+/// some tens of milliseconds. A commit that would take more is refused with E2BIG.
+pub const PUNCH_EXTENTS_MAX: usize = 4096;
 /// Stored replies a shard keeps for one session before it refuses new requests of it.
 pub const SESSION_REPLIES_MAX: usize = 1024;
 /// Inodes released by one call: its entry is applied in well under a millisecond.
 pub const RELEASES_MAX: usize = 64;
+/// A client's name as its session records keep it: a mountpoint (PATH_MAX) and what makes it
+/// unique.
+pub const CLIENT_NAME_BYTES_MAX: usize = 4096 + 255;
 /// Data and parity shards of a policy.
 pub const DATA_SHARDS_MAX: usize = 32;
 pub const PARITY_SHARDS_MAX: usize = 8;
+/// Copies of a hot blob: one more than the losses that the widest policy survives.
+pub const HOT_COPIES_MAX: usize = PARITY_SHARDS_MAX + 1;
 /// Lanes of a target, written in its superblock at format.
 pub const LANES: u32 = 64;
 

@@ -186,7 +186,8 @@ pub enum FileWrite {
     Inline { offset: u64, bytes: Vec<u8> },
     /// Inline bytes at the end of the file.
     AppendInline { bytes: Vec<u8> },
-    /// A hole. The size stays.
+    /// A hole. The size stays. With more than `PUNCH_EXTENTS_MAX` extents in a commit's holes it
+    /// is refused with E2BIG: punch in pieces.
     Punch { offset: u64, length: u64 },
     /// Sets the size, dropping what lies beyond.
     Truncate { size: u64 },

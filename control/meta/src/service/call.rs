@@ -22,6 +22,7 @@ impl MetaService {
         if call.op.home().is_some_and(|home| home.shard() != call.shard) {
             return Err(MetaError::Malformed(format!("the operation does not belong to shard {}", call.shard)));
         }
+        state::check_op(&call.op)?;
         let session = call.id.session;
         self.heard_of(session);
         if call.op.is_read() {

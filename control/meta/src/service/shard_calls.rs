@@ -11,6 +11,7 @@ impl MetaService {
     /// Carries one out on a shard that this node leads. Nothing is recalled from clients:
     /// relocated content stays readable at its old place, or `fetch` says that it is gone.
     pub async fn shard_call(&self, shard: ShardId, op: ShardOp) -> Result<ShardReply, MetaError> {
+        state::check_shard_op(&op)?;
         let shard = self.serving(shard).await?;
         let service = self.clone();
         let work = self.inner.handle.spawn(async move {

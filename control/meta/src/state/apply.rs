@@ -1,11 +1,11 @@
 //! The way of one entry through the state machine.
 
-use super::entry::{FEATURE_LEVEL, Facts, Init, LogEntry, Outcome, Reply};
+use super::entry::{FEATURE_LEVEL, Facts, Init, LogEntry, Outcome, Refusal, Reply};
 use super::inode::S_ISGID;
 use super::namespace::Ran;
 use super::records::{Config, Counters, Inode};
 use super::view::{Attempt, Fail, View};
-use super::{Reader, StateError, keys};
+use super::{Reader, StateError, bounds, keys};
 use cfs_wire::meta::{FileKind, FileWrite, MetaCall, MetaError, MetaOp, MetaReply, MetaResult, ShardOp, ShardReply};
 use cfs_wire::{Errno, SessionId, ShardId, Timestamp};
 
@@ -17,7 +17,7 @@ pub async fn apply(reader: &dyn Reader, shard: ShardId, entry: &LogEntry) -> Res
     }
     let mut view = View::open(reader, shard).await?;
     let mark = view.mark();
-    let reply = match run(&mut view, entry).await {
+    let reply = match run_whole(&mut view, entry).await {
         Ok(reply) => reply,
         Err(Fail::Storage(error)) => return Err(error),
         Err(fail) => {
@@ -26,7 +26,6 @@ pub async fn apply(reader: &dyn Reader, shard: ShardId, entry: &LogEntry) -> Res
             refusal(fail, entry)?
         }
     };
-    view.settle_released().await?;
     Ok(view.finish(reply))
 }
 
@@ -34,9 +33,8 @@ fn refusal(fail: Fail, entry: &LogEntry) -> Result<Reply, StateError> {
     Ok(match (fail, entry) {
         (Fail::Need(reply), _) => *reply,
         (Fail::Blocked(txn), _) => Reply::Blocked { txn },
-        (Fail::Refused(error), LogEntry::Client { .. } | LogEntry::Shard { op: ShardOp::SetPolicy { .. }, .. }) => {
-            Reply::Meta(Err(error))
-        }
+        (Fail::Refused(error), LogEntry::Client { .. } | LogEntry::Shard { .. }) => Reply::Meta(Err(error)),
+        (Fail::Refused(_), LogEntry::Prepare { .. }) => Reply::Prepared(Err(Refusal::Errno(Errno::E2BIG))),
         (Fail::Changed, LogEntry::Client { .. }) => {
             Reply::Meta(Err(MetaError::Unavailable("the names changed meanwhile".to_owned())))
         }
@@ -46,6 +44,15 @@ fn refusal(fail: Fail, entry: &LogEntry) -> Result<Reply, StateError> {
             return Err(StateError::Corrupt { key: Vec::new(), reason: "the state does not fit the entry" });
         }
     })
+}
+
+/// Carries an entry out, to the last of its writes.
+async fn run_whole(view: &mut View<'_>, entry: &LogEntry) -> Attempt<Reply> {
+    bounds::check_entry(entry)?;
+    let reply = run(view, entry).await?;
+    view.settle_released().await?;
+    view.check_rows()?;
+    Ok(reply)
 }
 
 async fn run(view: &mut View<'_>, entry: &LogEntry) -> Attempt<Reply> {

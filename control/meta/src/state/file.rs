@@ -12,7 +12,7 @@ use super::records::{CommitMark, ExtentRecord, Inode, LeaseRecord, Versioned, de
 use super::view::{Attempt, Fail, View, bad_key};
 use super::{StateError, keys};
 use cfs_wire::data::{Extent, Location, Referent};
-use cfs_wire::limits::{COMMIT_WRITES_MAX, FILE_BYTES_MAX, INLINE_BYTES_MAX};
+use cfs_wire::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, PUNCH_EXTENTS_MAX};
 use cfs_wire::meta::{Commit, FileKind, FileWrite, MetaError, MetaReply};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Epoch, Errno, Ino, SessionId, Timestamp};
@@ -24,9 +24,16 @@ const PAGE_ROWS: usize = 128;
 /// Extents in one reply: with five targets each well below the body limit.
 const EXTENTS_MAX: u32 = 8192;
 
-/// Extents that the entry of a truncation drops itself: 256 MiB of 64 KiB chunks. More are
-/// released by entries of their own. In tests nearly every truncation goes that way.
-const TRIM_EXTENTS_MAX: usize = if cfg!(test) { 3 } else { 4096 };
+/// Extents that the entry of a truncation drops itself. More are released by entries of their
+/// own. In tests nearly every truncation goes that way.
+const TRIM_EXTENTS_MAX: usize = if cfg!(test) { 3 } else { PUNCH_EXTENTS_MAX };
+
+/// What the writes of one commit have come to so far.
+struct Done {
+    append_offset: Option<u64>,
+    /// Extents that they may still drop without having bytes of their own for the place.
+    room: usize,
+}
 
 fn malformed(what: &str) -> Fail {
     MetaError::Malformed(what.to_owned()).into()
@@ -103,8 +110,9 @@ impl View<'_> {
 
     /// Makes `start..end` a hole in the extents; what reaches over an edge is cut there.
     async fn punch_extents(&mut self, inode: &mut Inode, start: u64, end: u64) -> Result<(), StateError> {
+        let mut from = start;
         loop {
-            let hit = self.extents(inode.ino, start, end, PAGE_ROWS).await?;
+            let hit = self.extents(inode.ino, from, end, PAGE_ROWS).await?;
             for extent in &hit {
                 self.drop_extent(inode, extent);
                 let stop = extent_end(extent);
@@ -115,8 +123,10 @@ impl View<'_> {
                     self.add_extent(inode, &cut(extent, end, stop));
                 }
             }
-            if hit.len() < PAGE_ROWS {
-                return Ok(());
+            match hit.last() {
+                // Not from the start again: that would read over all that was deleted already.
+                Some(last) if hit.len() == PAGE_ROWS => from = extent_end(last),
+                _ => return Ok(()),
             }
         }
     }
@@ -249,9 +259,19 @@ impl View<'_> {
         }
     }
 
-    async fn write(&mut self, inode: &mut Inode, write: &FileWrite, appended: &mut Option<u64>) -> Attempt<()> {
+    /// Takes extents that overlap `start..end` out of what a commit may drop.
+    async fn take_room(&self, ino: Ino, start: u64, end: u64, room: &mut usize) -> Attempt<()> {
+        let met = self.extents(ino, start, end, *room + 1).await?.len();
+        *room = room.checked_sub(met).ok_or(Errno::E2BIG)?;
+        Ok(())
+    }
+
+    async fn write(&mut self, inode: &mut Inode, write: &FileWrite, done: &mut Done) -> Attempt<()> {
         // After a truncation in the same commit.
-        self.trim(inode, usize::MAX).await?;
+        if let Some(size) = inode.trim {
+            self.take_room(inode.ino, size, u64::MAX, &mut done.room).await?;
+            self.trim(inode, usize::MAX).await?;
+        }
         match write {
             FileWrite::Data { offset, length, location, epoch } => {
                 let (offset, length, location, epoch) = (*offset, *length, location.clone(), *epoch);
@@ -259,17 +279,18 @@ impl View<'_> {
             }
             FileWrite::Append { length, location, epoch } => {
                 let (offset, length, location, epoch) = (inode.size, *length, location.clone(), *epoch);
-                appended.get_or_insert(offset);
+                done.append_offset.get_or_insert(offset);
                 self.write_data(inode, Extent { offset, length, location, epoch }).await
             }
             FileWrite::Inline { offset, bytes } => self.write_inline(inode, *offset, bytes).await,
             FileWrite::AppendInline { bytes } => {
                 let offset = inode.size;
-                appended.get_or_insert(offset);
+                done.append_offset.get_or_insert(offset);
                 self.write_inline(inode, offset, bytes).await
             }
             FileWrite::Punch { offset, length } => {
                 let end = offset.saturating_add(*length);
+                self.take_room(inode.ino, *offset, end, &mut done.room).await?;
                 self.punch_extents(inode, *offset, end).await?;
                 clear_inline(inode, *offset, end);
                 Ok(())
@@ -300,15 +321,12 @@ impl View<'_> {
             FileKind::Directory => return Err(Errno::EISDIR.into()),
             _ => return Err(Errno::EINVAL.into()),
         }
-        if commit.writes.len() > COMMIT_WRITES_MAX {
-            return Err(malformed("too many writes in one commit"));
-        }
         self.check_lease(commit.ino, session).await?;
         self.check_trimmed(&inode)?;
         take_turn(&mut inode, session, commit.sequence)?;
-        let mut append_offset = None;
+        let mut done = Done { append_offset: None, room: PUNCH_EXTENTS_MAX };
         for write in &commit.writes {
-            self.write(&mut inode, write, &mut append_offset).await?;
+            self.write(&mut inode, write, &mut done).await?;
         }
         if commit.kill_privileges {
             let mode = inode.mode;
@@ -321,7 +339,7 @@ impl View<'_> {
             inode.modify(commit.mtime.unwrap_or(now));
         }
         self.put_inode(&inode, ChangeKind::Content);
-        Ok(MetaReply::Committed { attr: inode.attr(self.config.policy), append_offset })
+        Ok(MetaReply::Committed { attr: inode.attr(self.config.policy), append_offset: done.append_offset })
     }
 
     /// Replaces locations where the old ones still stand: what was overwritten since stays.

@@ -16,6 +16,7 @@ mod action;
 pub mod apply;
 mod attributes;
 mod audit;
+mod bounds;
 mod directory;
 pub mod entry;
 mod file;
@@ -36,14 +37,15 @@ mod view;
 mod xattr;
 
 pub use apply::apply;
+pub use bounds::{check_op, check_shard_op};
 pub use entry::{
     Action, Answer, Change, ChangeKind, Facts, FollowUp, Init, LogEntry, Outcome, ReadReply, Refusal, Reply,
     ShardReadReply, Transaction, TxnId, Verdict,
 };
 pub use memory::MemoryState;
 pub use read::{
-    check_session, lease_holder, list_orphans, list_sessions, list_transactions, parent_of, read, read_shard,
-    transaction_status,
+    check_session, lease_holder, list_orphans, list_sessions, list_transactions, parent_of,
+    read, read_shard, transaction_status,
 };
 
 use bytes::Bytes;

@@ -2,7 +2,7 @@
 
 use super::entry::{Change, ChangeKind, FollowUp, Outcome, Reply, TxnId};
 use super::records::{Config, Counters, Versioned, decode, encode};
-use super::{Reader, StateError, keys};
+use super::{Reader, StateError, bounds, keys};
 use bytes::Bytes;
 use cfs_wire::data::{Location, Referent};
 use cfs_wire::meta::MetaError;
@@ -211,6 +211,14 @@ impl<'a> View<'a> {
     pub(crate) fn next_token(&mut self) -> u64 {
         self.counters.next_token += 1;
         self.counters.next_token
+    }
+
+    /// Refuses what the ordered store would not take: the entry fails, not the replica.
+    pub(crate) fn check_rows(&self) -> Attempt<()> {
+        for (key, value) in &self.writes {
+            bounds::check_row(key, value.as_ref().map_or(0, Bytes::len))?;
+        }
+        Ok(())
     }
 
     /// What is to be written, in key order, and what changed.

@@ -2,7 +2,11 @@
 
 use super::check::check;
 use super::*;
-use cfs_wire::limits::FILE_BYTES_MAX;
+use crate::state::Reader;
+use bytes::Bytes;
+use cfs_wire::limits::{COMMIT_WRITES_MAX, FILE_BYTES_MAX, PUNCH_EXTENTS_MAX};
+use futures_util::future::{LocalBoxFuture, ready};
+use std::cell::Cell;
 
 fn new_file(shard: &mut Shard) -> Ino {
     shard.create(ROOT, "f", file()).unwrap().ino
@@ -200,4 +204,83 @@ fn a_truncation_of_many_extents_shows_at_once_and_is_finished_by_entries_of_its_
     shard.write(ino, vec![data(100, 5, 9)]).unwrap();
     assert_eq!(shard.content(ino), [expected, vec![0; 75], run_of(9, 0, 5)].concat());
     assert_eq!(now_or_never(super::super::list_orphans(&shard.state, shard.id, None, 10)), []);
+}
+
+/// Extents of one byte with a gap of one byte between, so many of them.
+fn riddled(shard: &mut Shard, extents: u64) -> Ino {
+    let ino = new_file(shard);
+    let all: Vec<FileWrite> = (0..extents).map(|index| data(index * 2, 1, u128::from(index))).collect();
+    for some in all.chunks(COMMIT_WRITES_MAX) {
+        shard.write(ino, some.to_vec()).unwrap();
+    }
+    ino
+}
+
+#[test]
+fn a_hole_through_more_extents_than_one_entry_drops_is_refused_and_pieces_of_it_are_not() {
+    let mut shard = Shard::new();
+    let many = PUNCH_EXTENTS_MAX as u64 + 1;
+    let ino = riddled(&mut shard, many);
+    let whole = FileWrite::Punch { offset: 0, length: u64::MAX };
+    let halves = [0, many].map(|offset| FileWrite::Punch { offset, length: many });
+    // All holes of a commit count together.
+    for holes in [vec![whole.clone()], halves.to_vec()] {
+        assert_eq!(errno(shard.write(ino, holes)), Errno::E2BIG);
+        assert_eq!(shard.attr(ino).unwrap().allocated, many);
+    }
+    for (half, left) in halves.into_iter().zip([many / 2, 0]) {
+        assert_eq!(shard.write(ino, vec![half]).unwrap().allocated, left);
+    }
+    shard.write(ino, vec![whole]).unwrap();
+    check(&[(shard.id, &shard.state)]).unwrap();
+}
+
+#[test]
+fn what_a_truncation_leaves_for_later_is_bounded_for_the_writes_behind_it_in_one_commit() {
+    let mut shard = Shard::new();
+    // The truncation itself drops three extents here.
+    let ino = riddled(&mut shard, PUNCH_EXTENTS_MAX as u64 + 4);
+    let anew = vec![FileWrite::Truncate { size: 0 }, data(0, 1, 1)];
+    assert_eq!(errno(shard.write(ino, anew.clone())), Errno::E2BIG);
+    shard.write(ino, vec![FileWrite::Punch { offset: 0, length: 1 }]).unwrap();
+    let attr = shard.write(ino, anew).unwrap();
+    assert_eq!((attr.size, attr.allocated), (1, 1));
+    check(&[(shard.id, &shard.state)]).unwrap();
+}
+
+/// Counts the rows that scans give.
+struct Counting<'a> {
+    state: &'a MemoryState,
+    rows: Cell<usize>,
+}
+
+impl Reader for Counting<'_> {
+    fn get<'a>(&'a self, key: &'a [u8]) -> LocalBoxFuture<'a, Result<Option<Bytes>, StateError>> {
+        self.state.get(key)
+    }
+
+    fn scan(
+        &self,
+        start: Vec<u8>,
+        end: Vec<u8>,
+        max: usize,
+    ) -> LocalBoxFuture<'_, Result<Vec<(Bytes, Bytes)>, StateError>> {
+        let found = now_or_never(self.state.scan(start, end, max));
+        self.rows.set(self.rows.get() + found.len());
+        ready(Ok(found)).boxed_local()
+    }
+}
+
+#[test]
+fn a_hole_reads_each_extent_a_fixed_number_of_times() {
+    let mut shard = Shard::new();
+    let ino = riddled(&mut shard, PUNCH_EXTENTS_MAX as u64);
+    let writes = vec![FileWrite::Punch { offset: 0, length: u64::MAX }];
+    let commit = Commit { ino, sequence: 1, writes, mtime: None, kill_privileges: false };
+    let entry = shard.next_call(ALICE, MetaOp::Commit(commit));
+    let reader = Counting { state: &shard.state, rows: Cell::new(0) };
+    let outcome = now_or_never(apply(&reader, shard.id, &entry));
+    assert!(outcome.batch.len() > 2 * PUNCH_EXTENTS_MAX, "extents and back-references go: {}", outcome.batch.len());
+    // Counted, taken out, and asked whether anything else refers to the same bytes.
+    assert!(reader.rows.get() < 4 * PUNCH_EXTENTS_MAX, "{} rows read", reader.rows.get());
 }

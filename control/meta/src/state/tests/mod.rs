@@ -2,6 +2,7 @@
 //! file system that replies are compared with, [`check`] knows what must hold between records.
 
 mod acl;
+mod bounds;
 mod check;
 mod content;
 mod liveness;
