@@ -16,6 +16,13 @@ use std::rc::Rc;
 impl Inner {
     /// Makes everything written up to the call durable; see [`crate::Kv::checkpoint`].
     pub async fn checkpoint(self: Rc<Self>) -> Result<Bytes, KvError> {
+        let outcome = self.clone().write_out().await;
+        // Also of a failure: who waits to be admitted tries the checkpoint itself then.
+        self.changed.notify_all();
+        outcome
+    }
+
+    async fn write_out(self: Rc<Self>) -> Result<Bytes, KvError> {
         let target = self.state.borrow().sequence;
         let _turn = self.flush_turn.acquire(1).await;
         self.check_open()?;

@@ -176,6 +176,9 @@ impl Kv {
     /// Waits until a write keeps memory and reads bounded: while the memtable is full and the one
     /// before it is still being written out, and while merging is far behind. Does the checkpoint
     /// itself when it is overdue (also after one failed) and nobody else does.
+    ///
+    /// # Errors
+    /// Those of that checkpoint. After a retryable one ask again a little later.
     pub async fn admit(&self) -> Result<(), KvError> {
         loop {
             let changed = self.inner.changed.notified();

@@ -211,3 +211,29 @@ fn a_restore_refuses_keys_out_of_order_and_an_abandoned_one_changes_nothing() {
         assert_eq!(medium.list(BlobKind::Run).len(), 1, "what was written for it is deleted");
     });
 }
+
+#[test]
+fn who_waits_for_a_checkpoint_that_fails_hears_of_it_and_is_admitted_once_there_is_space() {
+    simulate(async |medium, node| {
+        let kv = open(&medium, &node).await.unwrap();
+        let full = || {
+            let mut batch = Batch::new();
+            batch.put("key", vec![b'x'; config().memtable_bytes_max]);
+            batch
+        };
+        medium.fail_puts(Some(1));
+        kv.write(full(), mark(1));
+        let flushing = node.spawn({
+            let kv = kv.clone();
+            async move { kv.checkpoint().await }
+        });
+        node.yield_now().await;
+        kv.write(full(), mark(2));
+        let refused = kv.admit().await.unwrap_err();
+        assert!(refused.is_retryable(), "{refused}");
+        assert!(flushing.await.unwrap().is_err());
+        medium.fail_puts(None);
+        kv.admit().await.unwrap();
+        assert_eq!(kv.checkpoint().await.unwrap(), mark(2));
+    });
+}

@@ -13,6 +13,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
 use std::ops::Bound;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// Long against a checkpoint, short against a client's patience.
+const ADMIT_AGAIN: Duration = Duration::from_millis(100);
 
 /// The state machine of one shard over its ordered store.
 pub struct ShardMachine {
@@ -34,8 +38,25 @@ impl ShardMachine {
         ShardHandle { shard: self.shard, view, applied: self.applied.clone() }
     }
 
+    /// Waits until the store takes an entry. What time can mend, as a lack of space, is waited
+    /// for: an error would stop the group until the node is started again.
+    async fn admit(&self) -> Result<(), consensus::StateError> {
+        let mut waited = false;
+        loop {
+            match self.kv.admit().await {
+                Err(error) if error.is_retryable() => {
+                    if !std::mem::replace(&mut waited, true) {
+                        tracing::warn!(shard = %self.shard, %error, "nothing is applied until the store can be written");
+                    }
+                    self.handle.sleep(ADMIT_AGAIN).await;
+                }
+                outcome => return outcome.map_err(store_error),
+            }
+        }
+    }
+
     async fn apply_one(&self, entry: AppliedEntry) -> Result<Bytes, consensus::StateError> {
-        self.kv.admit().await.map_err(store_error)?;
+        self.admit().await?;
         let Some(payload) = entry.payload else {
             self.kv.write(Batch::new(), entry.mark);
             return Ok(Bytes::new());

@@ -15,7 +15,7 @@ use cfs_reactor::clock::SimClock;
 use cfs_reactor::sync::Semaphore;
 use cfs_reactor::{Executor, Handle};
 use cfs_wire::blobs::MirroredBlobs;
-use cfs_wire::{Ino, NodeId, ShardId, VolumeId};
+use cfs_wire::{Ino, NodeId, ShardId, Timestamp, VolumeId};
 use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
 use std::cell::{Cell, RefCell};
@@ -54,6 +54,24 @@ fn run<F: Future<Output = ()> + 'static>(
     executor.trace_hash()
 }
 
+/// A shard's first entry.
+pub fn init(now: Timestamp) -> Init {
+    Init {
+        shards: SHARDS,
+        volume: VolumeId(1),
+        root: Ino::ROOT,
+        root_mode: 0o755,
+        root_uid: 0,
+        root_gid: 0,
+        policy: cfs_wire::Policy::new(1, 0).unwrap(),
+        tolerated: 1,
+        targets: 3,
+        name_key: [7; 32],
+        feature_level: state::entry::FEATURE_LEVEL,
+        now,
+    }
+}
+
 struct Replica {
     state: RefCell<Rc<MemoryState>>,
     turn: Rc<Semaphore>,
@@ -66,6 +84,8 @@ pub struct Disk {
     /// The node dies when so many entries have been applied, before anybody hears of the last.
     die_at: Cell<Option<u64>>,
     delay_micros_max: Cell<u64>,
+    /// Another node leads all shards.
+    pub deposed: Cell<bool>,
 }
 
 struct Node {
@@ -96,6 +116,7 @@ impl Cluster {
             entries: Cell::new(0),
             die_at: Cell::new(None),
             delay_micros_max: Cell::new(2000),
+            deposed: Cell::new(false),
         };
         let cluster = Cluster {
             handle: handle.clone(),
@@ -111,25 +132,11 @@ impl Cluster {
 
     /// Initialises the shards and starts the node.
     pub async fn start(&self) {
-        let init = Init {
-            shards: SHARDS,
-            volume: VolumeId(1),
-            root: Ino::ROOT,
-            root_mode: 0o755,
-            root_uid: 0,
-            root_gid: 0,
-            policy: cfs_wire::Policy::new(1, 0).unwrap(),
-            tolerated: 1,
-            targets: 3,
-            name_key: [7; 32],
-            feature_level: state::entry::FEATURE_LEVEL,
-            now: self.handle.wall(),
-        };
         self.restart();
         while self.service().is_none() {
             self.handle.sleep(Duration::from_millis(5)).await;
         }
-        self.service().expect("just seen").initialise(&init).await.unwrap();
+        self.service().expect("just seen").initialise(&init(self.handle.wall())).await.unwrap();
     }
 
     /// Kills the node if it lives, and starts it anew from the shards' states.
@@ -281,7 +288,8 @@ struct LocalProposer {
 
 impl LocalProposer {
     async fn commit(&self, shard: ShardId, bytes: Bytes) -> Result<Bytes, ProposeError> {
-        let replica = self.disk.shards.get(&shard).ok_or(ProposeError::NotLeader { hint: None })?;
+        let replica = self.disk.shards.get(&shard).filter(|_| !self.disk.deposed.get());
+        let replica = replica.ok_or(ProposeError::NotLeader { hint: None })?;
         let _turn = replica.turn.acquire(1).await;
         let micros = self.handle.random_u64() % self.disk.delay_micros_max.get();
         self.handle.sleep(Duration::from_micros(micros)).await;
@@ -318,6 +326,6 @@ impl Proposer for LocalProposer {
     }
 
     fn leads(&self, _shard: ShardId) -> Option<u64> {
-        Some(1)
+        (!self.disk.deposed.get()).then_some(1)
     }
 }
