@@ -38,15 +38,17 @@ fn status(node: &Node) -> Status {
     let states = node.pool().states();
     let up = states.iter().filter(|(_, state)| *state == TargetState::Up).count();
     let repair = node.movers().rebuild.progress();
-    let whole = up == states.len() && repair.refilling.is_empty() && repair.waiting == 0 && repair.lost == 0;
+    let (shards, shards_led) = (node.parameters().shards, node.shards_led());
+    let rebuilt = repair.refilling.is_empty() && repair.waiting == 0 && repair.lost == 0;
+    let whole = up == states.len() && rebuilt && shards_led == shards;
     let health = if whole { "ok" } else { "degraded" };
     Status {
         cluster: node.cluster().to_string(),
         node: node.id().0,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         policy: node.parameters().policy.to_string(),
-        shards: node.parameters().shards,
-        shards_led: node.shards_led(),
+        shards,
+        shards_led,
         targets_up: up as u32,
         targets_total: states.len() as u32,
         sessions: node.sessions(),

@@ -223,6 +223,25 @@ fn a_log_at_rest_is_checkpointed_and_cut_down() {
 }
 
 #[test]
+fn a_group_that_stopped_keeps_no_other_from_its_checkpoint_nor_the_log_from_being_cut() {
+    simulate(21, |handle| async move {
+        let disks = Disks::new(2);
+        let node = start(&disks, &handle, LogConfig::default()).await.unwrap();
+        let (stopped, sound) = (ShardId(0), ShardId(1));
+        propose_all(&node.host, &handle, sound, 0..50).await;
+        disks.states[0].damaged.set(true);
+        let answer = node.host.propose(stopped, item(0)).await;
+        assert!(matches!(answer, Err(ProposeError::Stopped { .. })), "{answer:?}");
+        assert_eq!((node.host.is_leader(stopped), node.host.is_leader(sound)), (false, true));
+        assert_eq!(node.host.metrics(sound).unwrap().purged_index, None);
+        let outcome = node.host.checkpoint_all().await;
+        assert!(matches!(outcome, Err(HostError::Stopped { group, .. }) if group == stopped), "{outcome:?}");
+        let metrics = node.host.metrics(sound).unwrap();
+        assert_eq!((metrics.synced_index, metrics.purged_index), (metrics.last_log_index, metrics.last_log_index));
+    });
+}
+
+#[test]
 fn state_without_its_log_is_refused() {
     simulate(16, |handle| async move {
         let mut disks = Disks::new(1);

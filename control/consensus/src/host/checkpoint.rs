@@ -45,13 +45,26 @@ impl RaftHost {
         Ok(())
     }
 
-    /// Checkpoints every group, then cuts the log: what a clean stop does.
+    /// Checkpoints every group, then cuts the log: what a clean stop does. Goes on where a group
+    /// fails, and answers the first failure.
     pub async fn checkpoint_all(&self) -> Result<(), HostError> {
+        let mut outcome = Ok(());
         for id in self.group_ids() {
-            self.checkpoint(id).await?;
+            self.try_checkpoint(id, &mut outcome).await;
         }
-        self.log.cut().await?;
-        Ok(())
+        let cut = self.log.cut().await;
+        outcome.and(cut.map(drop).map_err(HostError::from))
+    }
+
+    /// Checkpoints one group of several: its failure is kept, if it is the first, and keeps
+    /// neither the others from their checkpoints nor the log from being cut.
+    async fn try_checkpoint(&self, id: ShardId, outcome: &mut Result<(), HostError>) {
+        if let Err(error) = self.checkpoint(id).await {
+            tracing::error!(group = %id, %error, "the group is not checkpointed; its log can't be cut");
+            if outcome.is_ok() {
+                *outcome = Err(error);
+            }
+        }
     }
 
     /// Runs for the life of the host; sleeps until an append finds the log over its limit, or
@@ -97,13 +110,14 @@ impl RaftHost {
     /// What the groups have applied since their checkpoints becomes durable state, so that the
     /// log has next to nothing to keep.
     async fn cut_at_rest(&self) -> Result<(), HostError> {
+        let mut outcome = Ok(());
         for id in self.group_ids() {
             if self.log.bytes_unpurged_of(id) > 0 {
-                self.checkpoint(id).await?;
+                self.try_checkpoint(id, &mut outcome).await;
             }
         }
-        self.log.cut_at_rest().await?;
-        Ok(())
+        let cut = self.log.cut_at_rest().await;
+        outcome.and(cut.map(drop).map_err(HostError::from))
     }
 
     /// One round: the groups with most to purge, then whatever keeps the oldest batches.
@@ -111,23 +125,24 @@ impl RaftHost {
         let mut groups: Vec<(u64, Rc<Group>)> =
             self.groups.borrow().values().map(|group| (self.log.bytes_unpurged_of(group.id), group.clone())).collect();
         groups.sort_by_key(|(bytes, group)| (std::cmp::Reverse(*bytes), group.id));
+        let mut outcome = Ok(());
         for (_, group) in groups.iter().filter(|(bytes, _)| *bytes > 0) {
             if !self.log.is_starved() && self.log.bytes_unpurged() <= self.log.limit_bytes() / 2 {
                 break;
             }
-            self.checkpoint(group.id).await?;
+            self.try_checkpoint(group.id, &mut outcome).await;
         }
         self.log.cut().await?;
         // Idle groups' short tails are copied forward by the cut; longer ones need a checkpoint.
         while self.log.is_over_limit() {
             let before = self.log.bytes_stored();
             for id in self.log.pinning() {
-                self.checkpoint(id).await?;
+                self.try_checkpoint(id, &mut outcome).await;
             }
             if self.log.cut().await? == 0 || self.log.bytes_stored() >= before {
                 break;
             }
         }
-        Ok(())
+        outcome
     }
 }

@@ -22,6 +22,8 @@ pub struct Disk {
     synced: RefCell<Contents>,
     pub checkpoints: Cell<u64>,
     pub restores: Cell<u64>,
+    /// Every entry is refused as damaged.
+    pub damaged: Cell<bool>,
 }
 
 pub struct List {
@@ -49,6 +51,9 @@ impl StateMachine for List {
     /// Replies with the item's number in the list, as eight bytes.
     fn apply(&self, entries: Vec<AppliedEntry>) -> LocalBoxFuture<'_, Result<Vec<Bytes>, StateError>> {
         async move {
+            if self.disk.damaged.get() {
+                return Err(StateError::Corrupt { detail: "as the test wants it".into() });
+            }
             let mut now = self.now.borrow_mut();
             let mut replies = Vec::new();
             for entry in entries {
