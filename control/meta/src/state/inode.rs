@@ -46,6 +46,15 @@ impl Inode {
     }
 }
 
+/// When an inode without links goes that nobody holds any more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unheld {
+    /// In the same entry, or begins to.
+    Goes,
+    /// In an entry of its own: one session may have held any number.
+    GoesLater,
+}
+
 impl View<'_> {
     /// An inode, whatever transactions are prepared.
     pub(crate) async fn inode_raw(&self, ino: Ino) -> Result<Option<Inode>, StateError> {
@@ -198,7 +207,7 @@ impl View<'_> {
     }
 
     /// Drops a session's hold; the inode goes with the last one when it has no links.
-    pub(crate) async fn drop_hold(&mut self, ino: Ino, session: SessionId) -> Attempt<()> {
+    pub(crate) async fn drop_hold(&mut self, ino: Ino, session: SessionId, unheld: Unheld) -> Attempt<()> {
         let key = keys::hold(self.shard, ino, session);
         if !self.exists(&key).await? {
             return Ok(());
@@ -208,6 +217,10 @@ impl View<'_> {
         match self.inode_raw(ino).await? {
             // A transaction is about to link it: what comes of that decides.
             Some(_) if self.exists(&keys::locked_inode(self.shard, ino)).await? => {
+                self.follow_up.push(FollowUp::Reap { ino });
+                Ok(())
+            }
+            Some(inode) if inode.nlink == 0 && unheld == Unheld::GoesLater => {
                 self.follow_up.push(FollowUp::Reap { ino });
                 Ok(())
             }

@@ -2,6 +2,7 @@
 //! Fencing takes all of it away in one entry.
 
 use super::entry::FollowUp;
+use super::inode::Unheld;
 use super::records::{LeaseRecord, SessionRecord};
 use super::view::{Attempt, View, bad_key};
 use super::{StateError, keys};
@@ -119,12 +120,12 @@ impl View<'_> {
             self.drop_locks_of_session(ino, session).await?;
         }
         for ino in self.session_inodes(keys::SESSION_HOLD, session).await? {
-            self.drop_hold(ino, session).await?;
+            self.drop_hold(ino, session, Unheld::GoesLater).await?;
         }
         Ok(())
     }
 
-    async fn session_inodes(&self, table: u8, session: SessionId) -> Result<Vec<Ino>, StateError> {
+    pub(crate) async fn session_inodes(&self, table: u8, session: SessionId) -> Result<Vec<Ino>, StateError> {
         let rows = self.scan_all(&keys::of_session(self.shard, table, session)).await?;
         let ino = |key: &[u8]| keys::u64_at(key, keys::FIELDS + 8).map(Ino::from_u64).ok_or_else(|| bad_key(key));
         rows.iter().map(|(key, _)| ino(key)).collect()
@@ -148,7 +149,7 @@ impl View<'_> {
         }
         for ino in inos {
             self.drop_lease_of_session(session, *ino).await?;
-            self.drop_hold(*ino, session).await?;
+            self.drop_hold(*ino, session, Unheld::Goes).await?;
         }
         Ok(MetaReply::Done)
     }

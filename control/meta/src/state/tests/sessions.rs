@@ -33,10 +33,35 @@ pub(super) fn fencing_takes_leases_locks_and_holds_and_reaps_what_only_they_kept
     assert_eq!(shard.attr(ino).unwrap().nlink, 0);
     check(&[(shard.id, &shard.state)]).unwrap();
     shard.entry(LogEntry::Fence { session: BOB });
+    shard.reap();
     assert_eq!(errno(shard.attr(ino)), Errno::ESTALE);
     check(&[(shard.id, &shard.state)]).unwrap();
     let commit = Commit { ino, sequence: 1, writes: vec![data(0, 1, 1)], mtime: None, kill_privileges: false };
     assert_eq!(shard.call_as(BOB, MetaOp::Commit(commit)), Err(MetaError::Fenced));
+}
+
+#[test]
+fn fencing_leaves_the_bytes_of_what_a_session_kept_to_entries_of_their_own() {
+    let mut shard = Shard::new();
+    let mut inos = Vec::new();
+    for number in 0..10 {
+        let called = format!("f{number}");
+        let ino = shard.create(ROOT, &called, file()).unwrap().ino;
+        shard.call_as(BOB, MetaOp::Open { ino }).unwrap();
+        let extents = (0..100).map(|index| data(index * 10, 10, u128::from(number * 100 + index)));
+        shard.write(ino, extents.collect()).unwrap();
+        shard.unlink(ROOT, &called).unwrap();
+        inos.push(ino);
+    }
+    let fence = shard.outcome(LogEntry::Fence { session: BOB });
+    // The session's record and its last reply, and of each file the hold, by inode and by session.
+    assert_eq!(fence.batch.len(), 2 + 2 * inos.len());
+    assert_eq!(fence.follow_up, inos.iter().map(|ino| FollowUp::Reap { ino: *ino }).collect::<Vec<_>>());
+    shard.reap();
+    for ino in inos {
+        assert_eq!(errno(shard.attr(ino)), Errno::ESTALE);
+    }
+    check(&[(shard.id, &shard.state)]).unwrap();
 }
 
 #[test]
@@ -55,6 +80,7 @@ fn an_unlinked_file_lives_until_the_last_session_releases_it() {
     shard.write(ino, vec![data(0, 5, 1)]).unwrap();
     assert_eq!(shard.attr(ino).unwrap().size, 5);
     shard.call_as(BOB, MetaOp::CloseSession).unwrap();
+    shard.reap();
     assert_eq!(errno(shard.attr(ino)), Errno::ESTALE);
     check(&[(shard.id, &shard.state)]).unwrap();
 }
