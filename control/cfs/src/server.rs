@@ -8,6 +8,7 @@ use cfs_device::BlockDevice;
 use cfs_device::uring::{OpenOptions, UringDevice};
 use cfs_fabric::Address;
 use cfs_fabric::tcp::TcpFabric;
+use cfs_meta::service::ServiceConfig;
 use cfs_reactor::clock::KernelClock;
 use cfs_reactor::executor::SPIN_DEFAULT;
 use cfs_reactor::mailbox::{self, mailbox};
@@ -18,6 +19,7 @@ use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::{ClusterId, TargetId};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -44,6 +46,32 @@ pub struct Settings {
     pub dead_client: Option<String>,
 }
 
+/// Session leases that can be kept, in milliseconds. A client shows up four times per lease: over
+/// shorter ones a busy machine would fence everybody, and after longer ones nobody waits any more
+/// for what a dead client held.
+const SESSION_LEASE_MS: RangeInclusive<u32> = 1000..=600_000;
+
+impl Settings {
+    /// Refuses values that a server can't run with; names key, value and range.
+    fn check(&self) -> Result<()> {
+        if let Some(lease) = self.session_lease_ms.filter(|lease| !SESSION_LEASE_MS.contains(lease)) {
+            bail!(
+                "session_lease_ms = {lease} is out of range; give {} to {}",
+                SESSION_LEASE_MS.start(),
+                SESSION_LEASE_MS.end()
+            );
+        }
+        let session_ms = self.session_lease_ms.map_or(ServiceConfig::default().session_lease.as_millis(), u128::from);
+        if let Some(lease) = self.read_lease_ms.filter(|lease| u128::from(*lease) > session_ms) {
+            bail!("read_lease_ms = {lease} is out of range; give 0 to {session_ms}, the session's lease");
+        }
+        if self.repair_mib_s == Some(0) {
+            bail!("repair_mib_s = 0 is out of range; give 1 or more");
+        }
+        Ok(())
+    }
+}
+
 /// A server that runs on its own thread.
 pub struct Server {
     address: String,
@@ -58,6 +86,7 @@ impl Server {
         if settings.targets.is_empty() {
             bail!("no targets: name them with --target or in the configuration file, after `cfs format`");
         }
+        settings.check()?;
         check_given_once(&settings.targets)?;
         let (stop, stopped) = mailbox(1);
         let (ready, started) = mpsc::channel();

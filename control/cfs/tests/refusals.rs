@@ -23,6 +23,29 @@ fn a_misspelt_configuration_key_is_named_with_the_nearest_one() {
 }
 
 #[test]
+fn a_setting_that_no_server_can_run_with_is_refused_with_its_range() {
+    let server = |settings: &[&str]| {
+        let target = ["server", "--listen", "127.0.0.1:0", "--target", "/nonexistent"];
+        refused(&cfs(&[&target, settings].concat()))
+    };
+    for (settings, says) in [
+        (&["--session-lease-ms", "0"][..], "session_lease_ms = 0 is out of range; give 1000 to 600000"),
+        (&["--session-lease-ms", "600001"], "session_lease_ms = 600001 is out of range; give 1000 to 600000"),
+        (&["--read-lease-ms", "20001"], "read_lease_ms = 20001 is out of range; give 0 to 20000"),
+        (
+            &["--session-lease-ms", "5000", "--read-lease-ms", "5001"],
+            "read_lease_ms = 5001 is out of range; give 0 to 5000",
+        ),
+        (&["--repair-mib-s", "0"], "repair_mib_s = 0 is out of range; give 1 or more"),
+        // The bounds themselves are taken: what is refused then is the target.
+        (&["--session-lease-ms", "1000", "--read-lease-ms", "1000", "--repair-mib-s", "1"], "/nonexistent"),
+    ] {
+        let line = server(settings);
+        assert!(line.contains(says), "{line}");
+    }
+}
+
+#[test]
 fn a_missing_configuration_file_is_named() {
     let line = refused(&cfs(&["server", "--config", "/nonexistent/cfs.toml"]));
     assert!(line.contains("/nonexistent/cfs.toml"), "{line}");
