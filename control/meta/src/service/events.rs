@@ -101,7 +101,10 @@ impl Events {
         loop {
             let (events, changed, wake) = {
                 let mut queues = self.queues.borrow_mut();
-                let queue = self.queue(&mut queues, call.session);
+                // Closed or fenced while the poll was held.
+                let Some(queue) = queues.get_mut(&call.session) else {
+                    return EventsReply { events: Vec::new(), alive: alive() };
+                };
                 let superseded = queue.polls != poll;
                 let events = if superseded { Vec::new() } else { queue.take_due(self.handle.now()) };
                 let over = superseded || self.handle.now() >= deadline || !alive();
@@ -232,6 +235,21 @@ mod tests {
             let last = events.poll(&call(number), hold, || true).await;
             assert_eq!(last, EventsReply { events: vec![], alive: true });
             assert!(ticket.is_acknowledged());
+        });
+    }
+
+    #[test]
+    fn a_poll_held_for_a_session_that_is_forgotten_ends_and_leaves_nothing_behind() {
+        simulate(|handle| async move {
+            let events = Rc::new(Events::new(&handle));
+            let held = events.clone();
+            let poll = handle.spawn(async move { held.poll(&call(0), Duration::from_secs(5), || false).await });
+            handle.sleep(Duration::from_millis(1)).await;
+            assert_eq!(events.queues.borrow().len(), 1);
+            let at = handle.now();
+            events.forget(SESSION);
+            assert_eq!(poll.await.unwrap(), EventsReply { events: vec![], alive: false });
+            assert_eq!((handle.now(), events.queues.borrow().len()), (at, 0));
         });
     }
 

@@ -13,6 +13,7 @@ use crate::state::{self, Init, LogEntry, Reply};
 use cfs_wire::SessionId;
 use cfs_wire::meta::{MetaError, MetaResult};
 use cfs_wire::planted::{self, Bug};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -22,6 +23,15 @@ const TAKE_UP_AGAIN: Duration = Duration::from_millis(50);
 
 /// Orphans looked at in one go: bounds how long the task holds the core.
 const ORPHANS_PER_SCAN: usize = 256;
+
+/// Why a session is fenced; says what it may still serve from its caches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fencing {
+    /// It was silent for a whole lease, or is dead: all that it was given is over.
+    Silent,
+    /// It may live, and serves what it has cached until it hears of it or its leases end.
+    Forced,
+}
 
 impl MetaService {
     /// Takes the shard up whenever this node leads it; runs as long as the node.
@@ -79,6 +89,8 @@ impl MetaService {
         let now = self.inner.handle.now();
         let sessions = state::list_sessions(&*shard.view(), shard.id).await.map_err(unreadable)?;
         *shard.known.borrow_mut() = sessions.into_iter().map(|(session, _client)| session).collect();
+        *shard.fenced.borrow_mut() =
+            state::list_fenced(&*shard.view(), shard.id).await.map_err(unreadable)?.into_iter().collect();
         let known = shard.known.borrow().clone();
         // Nobody could be heard before there was anybody to hear: all get a full lease to show up.
         for session in &known {
@@ -87,8 +99,26 @@ impl MetaService {
         if !planted::is(Bug::MetaForgetReaders) {
             shard.readers().restart(known, now + with_drift(self.inner.config.read_lease()));
         }
+        self.finish_fencing(shard).await?;
         self.finish_transactions(shard, Left::All).await?;
         self.reap_orphans(shard).await
+    }
+
+    /// A node that died while it fenced a session left it fenced in some shards and alive in
+    /// others. Whichever of two such shards is taken up last finds it.
+    async fn finish_fencing(&self, shard: &Shard) -> Result<(), MetaError> {
+        let mut halfway = BTreeSet::new();
+        for other in self.inner.shards.values() {
+            halfway.extend(shard.known.borrow().intersection(&other.fenced.borrow()));
+            halfway.extend(other.known.borrow().intersection(&shard.fenced.borrow()));
+        }
+        for session in &halfway {
+            self.fence(*session, Fencing::Forced).await;
+        }
+        match shard.known.borrow().intersection(&halfway).next() {
+            Some(session) => Err(MetaError::Unavailable(format!("{session} can't be fenced yet"))),
+            None => Ok(()),
+        }
     }
 
     async fn reap_orphans(&self, shard: &Rc<Shard>) -> Result<(), MetaError> {
@@ -143,13 +173,16 @@ impl MetaService {
                 continue;
             }
             let known = |session: SessionId| self.inner.shards.values().any(|shard| shard.knows(session));
-            self.inner.contacts.borrow_mut().retain(|session, at| known(*session) || *at + lease > now);
             let silent: Vec<SessionId> = {
                 let contacts = self.inner.contacts.borrow();
                 contacts.iter().filter(|(_, at)| **at + lease <= now).map(|(session, _)| *session).collect()
             };
             for session in silent {
-                self.fence(session).await;
+                if known(session) {
+                    self.fence(session, Fencing::Silent).await;
+                } else {
+                    self.forget_contact(session);
+                }
             }
         }
     }
@@ -169,25 +202,42 @@ impl MetaService {
 
     /// Fences a session in every shard of this node that knows it. What fails is tried again by
     /// the next watch.
-    pub(super) async fn fence(&self, session: SessionId) {
+    pub(super) async fn fence(&self, session: SessionId, fencing: Fencing) {
         let shards: Vec<Rc<Shard>> = self.inner.shards.values().filter(|shard| shard.knows(session)).cloned().collect();
         let mut missed = false;
         for shard in shards {
-            match self.propose(&shard, &LogEntry::Fence { session }).await {
-                Ok(_) => {
-                    shard.fenced.borrow_mut().insert(session);
-                    shard.forget(session);
-                    shard.applied.progress().notify_all();
-                    tracing::info!(shard = %shard.id, %session, "session fenced");
-                }
-                Err(_) => missed = true,
-            }
+            missed |= self.fence_in(&shard, session, fencing).await.is_err();
         }
-        if !missed {
-            self.inner.contacts.borrow_mut().remove(&session);
-            self.inner.events.forget(session);
+        if !missed && fencing == Fencing::Silent {
+            self.forget_contact(session);
         }
         self.inner.events.wake(session);
+    }
+
+    async fn fence_in(&self, shard: &Rc<Shard>, session: SessionId, fencing: Fencing) -> Result<(), MetaError> {
+        let written = match fencing {
+            Fencing::Silent => Vec::new(),
+            Fencing::Forced => state::list_leases(&*shard.view(), shard.id, session).await.map_err(unreadable)?,
+        };
+        self.propose(shard, &LogEntry::Fence { session }).await?;
+        shard.fenced.borrow_mut().insert(session);
+        match fencing {
+            Fencing::Silent => shard.forget(session),
+            Fencing::Forced => {
+                let heard = self.inner.contacts.borrow().get(&session).copied();
+                let heard = heard.unwrap_or_else(|| self.inner.handle.now());
+                shard.readers().keep(session, &written, heard + with_drift(self.inner.config.session_lease));
+                shard.shut_out(session);
+            }
+        }
+        shard.applied.progress().notify_all();
+        tracing::info!(shard = %shard.id, %session, ?fencing, "session fenced");
+        Ok(())
+    }
+
+    fn forget_contact(&self, session: SessionId) {
+        self.inner.contacts.borrow_mut().remove(&session);
+        self.inner.events.forget(session);
     }
 
     /// Fences the sessions of a client that is known to be dead, so that nobody waits for what it
@@ -196,7 +246,7 @@ impl MetaService {
         for shard in self.inner.shards.values() {
             let sessions = state::list_sessions(&*shard.view(), shard.id).await.map_err(unreadable)?;
             for (session, _) in sessions.into_iter().filter(|(_, name)| name == client) {
-                self.fence(session).await;
+                self.fence(session, Fencing::Silent).await;
             }
         }
         Ok(())
@@ -206,8 +256,7 @@ impl MetaService {
     pub(super) fn forget_session(&self, shard: &Shard, session: SessionId) {
         shard.forget(session);
         if !self.inner.shards.values().any(|shard| shard.knows(session)) {
-            self.inner.contacts.borrow_mut().remove(&session);
-            self.inner.events.forget(session);
+            self.forget_contact(session);
         }
     }
 }

@@ -113,6 +113,21 @@ impl Readers {
         others
     }
 
+    /// Whether any session but this one may serve something from a cache. Leases that are over
+    /// count until they are swept away.
+    pub fn has_other(&self, session: SessionId) -> bool {
+        let state = self.0.borrow();
+        state.counts.keys().chain(&state.suspects).any(|reader| *reader != session)
+    }
+
+    /// A session that lost its write leases unawares goes on serving these inodes until then.
+    pub fn keep(&self, session: SessionId, inos: &[Ino], until: Instant) {
+        let mut state = self.0.borrow_mut();
+        for ino in inos {
+            state.add(session, *ino, until);
+        }
+    }
+
     /// The session has dropped the inode, or its lease on it is over.
     pub fn dropped(&self, session: SessionId, ino: Ino, now: Instant) {
         let mut state = self.0.borrow_mut();
@@ -175,14 +190,7 @@ impl Read {
         if tainted || recalls > own || state.counts.values().sum::<usize>() >= LEASES_MAX {
             return false;
         }
-        let held = state.leases.entry(ino).or_default();
-        match held.iter_mut().find(|(holder, _)| *holder == session) {
-            Some((_, old)) => *old = (*old).max(until),
-            None => {
-                held.push((session, until));
-                *state.counts.entry(session).or_default() += 1;
-            }
-        }
+        state.add(session, ino, until);
         true
     }
 }
@@ -219,6 +227,17 @@ impl State {
     fn taint(&mut self, ino: Ino) {
         for tainted in self.reads.values_mut() {
             tainted.insert(ino);
+        }
+    }
+
+    fn add(&mut self, session: SessionId, ino: Ino, until: Instant) {
+        let held = self.leases.entry(ino).or_default();
+        match held.iter_mut().find(|(holder, _)| *holder == session) {
+            Some((_, old)) => *old = (*old).max(until),
+            None => {
+                held.push((session, until));
+                *self.counts.entry(session).or_default() += 1;
+            }
         }
     }
 

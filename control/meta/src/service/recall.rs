@@ -3,6 +3,7 @@
 
 use super::MetaService;
 use super::call::{BLOCKED_RECHECK, unreadable};
+use super::leader::Fencing;
 use super::names::names_of;
 use super::readers::Recall;
 use super::shard::Shard;
@@ -61,12 +62,17 @@ impl MetaService {
         let mut told = Vec::new();
         for ino in inos {
             for (other, until) in shard.readers().others(*ino, session, now) {
-                let ticket = self.inner.events.push(other, Event::Invalidate { ino: *ino });
+                // One that was fenced while it lived has nothing to acknowledge with.
+                let known = shard.knows(other);
+                let ticket = known.then(|| self.inner.events.push(other, Event::Invalidate { ino: *ino }));
                 told.push((other, *ino, until, ticket));
             }
         }
         for (other, ino, until, ticket) in told {
-            ticket.acknowledged_by(&self.inner.handle, until).await;
+            match ticket {
+                Some(ticket) => drop(ticket.acknowledged_by(&self.inner.handle, until).await),
+                None => self.inner.handle.sleep(until.saturating_since(self.inner.handle.now())).await,
+            }
             shard.readers().dropped(other, ino, self.inner.handle.now());
         }
     }
@@ -100,7 +106,8 @@ impl MetaService {
     }
 
     /// Has another session commit what it wrote under its write lease and give the lease back;
-    /// a session that does neither is fenced. True if another session held it and lives.
+    /// a session that does neither is fenced. True if another session held it and lives. Ends with
+    /// this node's leadership: what is recalled is the next leader's to give.
     pub(super) async fn recall_writer(
         &self,
         shard: &Rc<Shard>,
@@ -108,8 +115,12 @@ impl MetaService {
         session: SessionId,
     ) -> Result<bool, MetaError> {
         let started = self.inner.handle.now();
+        let term = self.inner.proposer.leads(shard.id);
         let mut asked: Option<(SessionId, Instant)> = None;
         loop {
+            if term.is_none() || self.inner.proposer.leads(shard.id) != term {
+                return Err(MetaError::NotLeader { hint: self.inner.proposer.hint(shard.id) });
+            }
             let progress = shard.applied.progress().notified();
             let acquiring = shard.acquiring.borrow().get(&ino).is_some_and(|other| *other != session);
             let holder = self.lease_holder(shard, ino).await?.filter(|holder| *holder != session);
@@ -122,7 +133,8 @@ impl MetaService {
             };
             let now = self.inner.handle.now();
             if now.saturating_since(started) > self.inner.config.write_recall_max {
-                self.fence(holder).await;
+                self.fence(holder, Fencing::Forced).await;
+                let _ = self.inner.handle.timeout(BLOCKED_RECHECK, progress).await;
                 continue;
             }
             // Asked again now and then: the client may have carried the event out just before

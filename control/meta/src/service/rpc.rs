@@ -70,6 +70,10 @@ impl MetaService {
         let session = call.session;
         let hold = Duration::from_millis(call.hold_ms.into()).min(self.inner.config.hold_max());
         let shards = || self.inner.shards.values();
+        if shards().any(|shard| shard.has_fenced(session)) {
+            // Also where another shard does not know yet: its fencing is under way.
+            return EventsReply { events: Vec::new(), alive: false };
+        }
         if !shards().any(|shard| shard.knows(session)) {
             // Fenced before this node started, or not opened yet: there is nothing to wait for.
             let alive = !self.is_fenced(session).await;

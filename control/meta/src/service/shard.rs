@@ -78,16 +78,22 @@ impl Shard {
         self.fenced.borrow().contains(&session) && !planted::is(Bug::MetaSkipFencing)
     }
 
-    /// Whether nobody but this session talks to the shard: then nothing needs recalling.
+    /// Whether nobody but this session talks to the shard, or may still serve what it was given
+    /// by it: then nothing needs recalling.
     pub fn is_alone(&self, session: SessionId) -> bool {
         let known = self.known.borrow();
-        known.len() == 1 && known.contains(&session)
+        known.len() == 1 && known.contains(&session) && !self.readers().has_other(session)
     }
 
     /// The session is gone for good, its record closed or fenced.
     pub fn forget(&self, session: SessionId) {
-        self.known.borrow_mut().remove(&session);
+        self.shut_out(session);
         self.readers().forget(session);
+    }
+
+    /// The session was fenced and does not know: its read leases go on until they are over.
+    pub fn shut_out(&self, session: SessionId) {
+        self.known.borrow_mut().remove(&session);
         self.locks.forget(session);
     }
 }

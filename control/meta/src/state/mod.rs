@@ -44,7 +44,7 @@ pub use entry::{
 };
 pub use memory::MemoryState;
 pub use read::{
-    check_session, lease_holder, list_orphans, list_sessions, list_transactions, parent_of,
+    check_session, lease_holder, list_fenced, list_leases, list_orphans, list_sessions, list_transactions, parent_of,
     read, read_shard, transaction_status,
 };
 

@@ -182,16 +182,29 @@ pub async fn list_orphans(
 /// Sessions that are not fenced, with the name their client gave. A new leader treats each as a
 /// possible holder of read leases.
 pub async fn list_sessions(reader: &dyn Reader, shard: ShardId) -> Result<Vec<(SessionId, String)>, StateError> {
+    let all = session_records(reader, shard).await?.into_iter();
+    Ok(all.filter(|(_, record)| !record.fenced).map(|(session, record)| (session, record.client)).collect())
+}
+
+/// Sessions that are fenced.
+pub async fn list_fenced(reader: &dyn Reader, shard: ShardId) -> Result<Vec<SessionId>, StateError> {
+    let all = session_records(reader, shard).await?.into_iter();
+    Ok(all.filter(|(_, record)| record.fenced).map(|(session, _)| session).collect())
+}
+
+async fn session_records(reader: &dyn Reader, shard: ShardId) -> Result<Vec<(SessionId, SessionRecord)>, StateError> {
     let view = View::open(reader, shard).await?;
     let mut list = Vec::new();
     for (key, value) in view.scan_all(&keys::table(shard, keys::SESSION)).await? {
-        let record: SessionRecord = decode(&key, &value)?;
         let session = SessionId(keys::u64_at(&key, keys::FIELDS).ok_or_else(|| bad_key(&key))?);
-        if !record.fenced {
-            list.push((session, record.client));
-        }
+        list.push((session, decode(&key, &value)?));
     }
     Ok(list)
+}
+
+/// The inodes whose write lease a session holds.
+pub async fn list_leases(reader: &dyn Reader, shard: ShardId, session: SessionId) -> Result<Vec<Ino>, StateError> {
+    View::open(reader, shard).await?.session_inodes(keys::SESSION_LEASE, session).await
 }
 
 /// The session that holds an inode's write lease.

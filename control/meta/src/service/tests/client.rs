@@ -30,6 +30,8 @@ pub struct Client {
     pub happened: Rc<Notify>,
     /// Write leases held, for stories that write under them.
     leases: RefCell<BTreeSet<Ino>>,
+    /// Recalls of write leases are heard and not followed.
+    pub stubborn: Cell<bool>,
     /// Writes that went past the lease wait until what was dirty is committed.
     writing: Mutex<()>,
     /// Size to commit before a write lease is given back.
@@ -63,6 +65,7 @@ impl Client {
             events: RefCell::default(),
             happened: Notify::new(),
             leases: RefCell::default(),
+            stubborn: Cell::new(false),
             writing: Mutex::new(()),
             dirty: RefCell::default(),
             poll: RefCell::new(None),
@@ -160,6 +163,7 @@ impl Client {
     async fn carry_out(&self, event: &Event) {
         match event {
             Event::Invalidate { ino } => self.drop_cached(*ino),
+            Event::RecallWrite { .. } if self.stubborn.get() => {}
             Event::RecallWrite { ino } => {
                 self.recalls.set(self.recalls.get() + 1);
                 let _writing = self.writing.lock().await;

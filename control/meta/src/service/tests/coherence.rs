@@ -1,9 +1,9 @@
 //! Two clients: what one was told is what the other sees.
 
 use super::client::{Client, errno};
-use super::cluster::{seeds, simulate};
-use cfs_wire::meta::{Event, MetaError, MetaOp, MetaReply};
-use cfs_wire::{Errno, Ino};
+use super::cluster::{SHARDS, seeds, simulate};
+use cfs_wire::meta::{Event, EventsCall, MetaCall, MetaError, MetaOp, MetaReply};
+use cfs_wire::{Errno, Ino, ShardId};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -142,6 +142,84 @@ pub fn a_silent_writer_is_fenced_before_its_lease_is_given_away() {
         assert_eq!(b.stat(file).await.unwrap().size, 7);
         let call = cfs_wire::meta::EventsCall { session: a.session, acknowledged: 0, hold_ms: 1000 };
         assert!(!cluster.service().unwrap().events(call).await.alive);
+    });
+}
+
+#[test]
+pub fn a_recall_ends_with_the_leadership_it_began_under() {
+    simulate(10, |cluster| async move {
+        cluster.config.borrow_mut().write_recall_max = Duration::from_secs(3);
+        cluster.start().await;
+        let a = Client::open(&cluster, 1).await;
+        let b = Client::open(&cluster, 2).await;
+        let file = a.create(Ino::ROOT, "file").await.unwrap();
+        assert!(a.acquire(file).await);
+        a.stubborn.set(true);
+        let service = cluster.service().unwrap();
+        let stat = b.next_call(MetaOp::GetAttr { ino: file });
+        let asked = cluster.handle.spawn(async move { service.call(stat).await });
+        cluster.handle.sleep(Duration::from_secs(2)).await;
+        assert!(!asked.is_finished(), "A has not given the lease back");
+        cluster.disk.deposed.set(true);
+        let answer = cluster.handle.timeout(Duration::from_secs(3), asked).await;
+        assert_eq!(answer.expect("nobody here can fence A").unwrap(), Err(MetaError::NotLeader { hint: None }));
+        cluster.disk.deposed.set(false);
+        assert_eq!(b.stat(file).await.unwrap().size, 0);
+        assert_eq!(a.truncate(file, 7).await, Err(MetaError::Fenced));
+    });
+}
+
+#[test]
+pub fn a_client_fenced_while_it_lives_counts_as_a_reader_until_its_leases_are_over() {
+    simulate(11, |cluster| async move {
+        cluster.config.borrow_mut().write_recall_max = Duration::from_secs(3);
+        cluster.start().await;
+        let a = Client::open(&cluster, 1).await;
+        let b = Client::open(&cluster, 2).await;
+        let file = a.create(Ino::ROOT, "written").await.unwrap();
+        let read = a.create(Ino::ROOT, "read").await.unwrap();
+        assert!(a.acquire(file).await);
+        a.stat(read).await.unwrap();
+        a.stubborn.set(true);
+        let started = cluster.handle.now();
+        assert_eq!(b.stat(file).await.unwrap().size, 0);
+        assert!(cluster.handle.now() - started < Duration::from_secs(5), "A was fenced by force");
+        // A is not told: its connection is gone.
+        a.vanish();
+        assert!(a.is_cached(read));
+        b.chmod(read, 0o600).await.unwrap();
+        assert!(!a.is_cached(read), "A may still serve the old mode");
+        // What A wrote it serves for as long as it thinks that it has the write lease.
+        b.truncate(file, 7).await.unwrap();
+        let waited = cluster.handle.now() - started;
+        assert!(waited > Duration::from_secs(18) && waited < Duration::from_secs(25), "{waited:?}");
+        let started = cluster.handle.now();
+        b.truncate(file, 8).await.unwrap();
+        assert!(cluster.handle.now() - started < Duration::from_millis(10), "nobody is left to wait for");
+    });
+}
+
+#[test]
+pub fn a_session_fenced_in_some_shards_when_the_node_died_is_fenced_in_all_before_it_is_heard() {
+    simulate(12, |cluster| async move {
+        cluster.start().await;
+        let a = Client::open(&cluster, 1).await;
+        a.vanish();
+        cluster.handle.sleep(Duration::from_secs(15)).await;
+        // The first shard's entry is written; the other shards' are not.
+        cluster.die_after(Some(1));
+        cluster.handle.sleep(Duration::from_secs(10)).await;
+        assert!(cluster.service().is_none(), "nothing was written: A was not fenced");
+        cluster.die_after(None);
+        cluster.restart();
+        cluster.handle.sleep(Duration::from_millis(100)).await;
+        let service = cluster.service().unwrap();
+        let call = EventsCall { session: a.session, acknowledged: 0, hold_ms: 1000 };
+        assert!(!service.events(call).await.alive);
+        for shard in (0..SHARDS).map(ShardId) {
+            let read = MetaCall { shard, ..a.next_call(MetaOp::StatFs) };
+            assert_eq!(service.call(read).await, Err(MetaError::Fenced), "{shard}");
+        }
     });
 }
 
