@@ -147,6 +147,23 @@ fn a_tail_that_was_never_answered_gets_all_its_copies() {
 }
 
 #[test]
+fn a_tail_whose_copies_find_no_room_opens_and_gets_them_once_there_is_some() {
+    simulate(11, |outer| async move {
+        let (medium, run) = written(&outer).await;
+        let last = medium.batches().last().unwrap().1;
+        medium.refuses_heals.set(true);
+        let (log, report) = open(&medium, &outer).await.unwrap();
+        assert_eq!(report.unhealed.last(), Some(&last));
+        script::check(&log, &run, "one copy less").await.unwrap();
+        outer.sleep(std::time::Duration::from_secs(3)).await;
+        assert!(medium.heals.borrow().is_empty());
+        medium.refuses_heals.set(false);
+        outer.sleep(std::time::Duration::from_secs(3)).await;
+        assert_eq!(*medium.heals.borrow(), report.unhealed);
+    });
+}
+
+#[test]
 fn a_purge_above_the_synced_mark_is_refused() {
     use cfs_consensus::types::{Entry, Raft, log_id};
     use openraft::storage::{IOFlushed, RaftLogStorage};

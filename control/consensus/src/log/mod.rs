@@ -39,6 +39,9 @@ pub const ENTRY_BYTES_MAX: usize = 900 << 10;
 /// How long to wait before a put that found no space or too few targets is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
+/// How long to wait before copies that found no room are made: checkpoints and cuts make some.
+const HEAL_AGAIN: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Debug)]
 pub struct LogConfig {
     /// Batches being put at once. Two keep the device busy while the next one fills.
@@ -112,6 +115,9 @@ impl SharedLog {
             starved: Cell::new(false),
         });
         handle.spawn(log.clone().write_batches());
+        if !report.unhealed.is_empty() {
+            handle.spawn(log.clone().heal(report.unhealed.clone()));
+        }
         // The opening batch carries the new incarnation: from here on a batch left over from
         // before, on a target that was away, is known as such.
         log.flush_marker().await?;
@@ -252,6 +258,23 @@ impl SharedLog {
         self.state.borrow_mut().push_marker(Waiter::Signal(sender));
         self.work.notify_all();
         receiver.await.unwrap_or(Err(LogError::Closed))
+    }
+
+    /// Gives batches the copies that recovery found no room for.
+    async fn heal(self: Rc<Self>, mut batches: Vec<BlobId>) {
+        while !batches.is_empty() && !self.closed.get() {
+            self.handle.sleep(HEAL_AGAIN).await;
+            let mut left = Vec::new();
+            for id in batches {
+                match self.blobs.heal(id).await {
+                    Err(error) if error.is_retryable() => left.push(id),
+                    // Cut off meanwhile.
+                    Ok(()) | Err(BlobError::NotFound(_)) => {}
+                    Err(error) => tracing::error!(%error, "a batch of the Raft log lacks a copy"),
+                }
+            }
+            batches = left;
+        }
     }
 
     async fn write_batches(self: Rc<Self>) {

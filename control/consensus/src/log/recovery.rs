@@ -31,6 +31,8 @@ pub struct RecoveryReport {
     pub torn: Vec<u64>,
     /// Batches of a cut that the crash interrupted, now deleted.
     pub obsolete: usize,
+    /// Batches that count from now on and lack copies for which there is no room yet.
+    pub unhealed: Vec<BlobId>,
 }
 
 /// A batch that could be read.
@@ -67,16 +69,23 @@ pub(super) async fn recover(blobs: &dyn MirroredBlobs, handle: &Handle) -> Resul
         good.into_iter().filter(|(at, _)| (first..=last).contains(at)).map(|(_, found)| found).collect();
     let report = discard(blobs, &listed, &kept, first, last).await?;
     // Batches above the mark were never answered and may have one copy only; they count from
-    // now on, so they get all of them.
+    // now on, so they get all of them: later, where full targets would keep the node from starting.
+    let mut unhealed = Vec::new();
     for found in kept.iter().filter(|found| found.header.sequence > durable) {
-        blobs.heal(found.id).await?;
+        match blobs.heal(found.id).await {
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(batch = found.header.sequence, %error, "the last of the Raft log lacks a copy");
+                unhealed.push(found.id);
+            }
+            outcome => outcome?,
+        }
     }
     let mut state = replay(kept, first, last)?;
     // The wall clock breaks the tie between two openings that saw the same past.
     let wall = u64::try_from(handle.wall().secs).unwrap_or(0);
     state.incarnation = (newest + 1).max(wall);
     let entries = state.groups.values().map(|group| group.entry_count()).sum();
-    let report = RecoveryReport { entries, groups: state.groups.len(), ..report };
+    let report = RecoveryReport { entries, groups: state.groups.len(), unhealed, ..report };
     Ok((state, report))
 }
 

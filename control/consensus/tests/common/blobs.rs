@@ -37,6 +37,8 @@ pub struct Medium {
     is_halted: Cell<bool>,
     /// Deletions find no space.
     pub refuses_deletes: Cell<bool>,
+    /// Copies find no room.
+    pub refuses_heals: Cell<bool>,
     pub puts: Cell<u64>,
     pub heals: RefCell<Vec<BlobId>>,
 }
@@ -52,6 +54,7 @@ impl Medium {
             halted: cfs_reactor::sync::Notify::new(),
             is_halted: Cell::new(false),
             refuses_deletes: Cell::new(false),
+            refuses_heals: Cell::new(false),
             puts: Cell::new(0),
             heals: RefCell::default(),
         })
@@ -198,6 +201,9 @@ impl MirroredBlobs for MemBlobs {
     }
 
     fn heal(&self, id: BlobId) -> LocalBoxFuture<'_, Result<(), BlobError>> {
+        if self.medium.refuses_heals.get() {
+            return async { Err(BlobError::TooFewTargets { up: 1, needed: 2 }) }.boxed_local();
+        }
         self.medium.heals.borrow_mut().push(id);
         async { Ok(()) }.boxed_local()
     }
