@@ -30,8 +30,6 @@ struct State {
     places: HashMap<Key, usize>,
     hand: usize,
     bytes: usize,
-    hits: u64,
-    misses: u64,
 }
 
 /// Evicts by the clock algorithm (second chance): near LRU, one bit a slot.
@@ -55,19 +53,9 @@ impl BlockCache {
         self.state.borrow().bytes
     }
 
-    /// Lookups that were answered, and those that were not.
-    pub fn hits_and_misses(&self) -> (u64, u64) {
-        let state = self.state.borrow();
-        (state.hits, state.misses)
-    }
-
     pub(crate) fn get(&self, blob: BlobId, offset: u32) -> Option<Cached> {
         let mut state = self.state.borrow_mut();
-        let Some(place) = state.places.get(&(blob.0, offset)).copied() else {
-            state.misses += 1;
-            return None;
-        };
-        state.hits += 1;
+        let place = state.places.get(&(blob.0, offset)).copied()?;
         let slot = &mut state.slots[place];
         slot.used = true;
         Some(slot.value.clone())

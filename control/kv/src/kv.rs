@@ -1,7 +1,6 @@
 //! The store of one group: its state and its verbs.
 
 use crate::MARK_BYTES_MAX;
-use crate::back::ScanBack;
 use crate::batch::Batch;
 use crate::config::{KvConfig, KvStats};
 use crate::error::KvError;
@@ -17,7 +16,7 @@ use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_reactor::sync::{Notify, Semaphore};
 use cfs_wire::BlobId;
-use cfs_wire::blobs::{BlobKind, MirroredBlobs};
+use cfs_wire::blobs::MirroredBlobs;
 use cfs_wire::limits::BLOB_BYTES_MAX;
 use std::cell::{Cell, RefCell};
 use std::ops::Bound;
@@ -138,17 +137,6 @@ impl Kv {
         Scan::new(&self.inner.view(), range)
     }
 
-    /// The same from the highest key down. `scan_back((Unbounded, Included(key)))` finds the entry
-    /// at or before a key.
-    pub fn scan_back(&self, range: (Bound<Bytes>, Bound<Bytes>)) -> ScanBack {
-        ScanBack::new(self.inner.view(), range)
-    }
-
-    /// The entries whose keys begin with `prefix`, as of now.
-    pub fn scan_prefix(&self, prefix: &[u8]) -> Scan {
-        self.scan(prefix_range(prefix))
-    }
-
     /// The whole store as of now.
     pub fn snapshot(&self) -> KvSnapshot {
         KvSnapshot::new(self.inner.view())
@@ -215,19 +203,6 @@ impl Kv {
         Restore::new(self.inner.clone())
     }
 
-    /// Replaces everything by these entries, which must ascend by key.
-    pub async fn restore(
-        &self,
-        applied: Bytes,
-        entries: impl IntoIterator<Item = (Bytes, Bytes)>,
-    ) -> Result<(), KvError> {
-        let mut restore = self.begin_restore();
-        for (key, value) in entries {
-            restore.push(key, value).await?;
-        }
-        restore.finish(applied).await
-    }
-
     /// Waits until no merge and no deletion is under way.
     pub async fn settle(&self) {
         self.inner.settle().await;
@@ -239,25 +214,6 @@ impl Kv {
         let _flush = self.inner.flush_turn.acquire(1).await;
         self.inner.settle().await;
         let _manifest = self.inner.manifest_turn.acquire(1).await;
-    }
-
-    /// Deletes everything the group has on the targets: manifests first, oldest first, so that a
-    /// crash on the way leaves either the newest state or none.
-    pub async fn destroy(&self) -> Result<(), KvError> {
-        self.close().await;
-        let group = self.inner.group;
-        let ours = |infos: Vec<cfs_wire::blobs::BlobInfo>| -> Vec<BlobId> {
-            infos.into_iter().filter(|info| info.owner.high == group).map(|info| info.id).collect()
-        };
-        let newest = self.inner.state.borrow_mut().manifest.take();
-        let mut manifests = ours(self.inner.blobs.list(BlobKind::Manifest).await?);
-        manifests.retain(|id| Some(*id) != newest);
-        for ids in [manifests, newest.into_iter().collect(), ours(self.inner.blobs.list(BlobKind::Run).await?)] {
-            if !ids.is_empty() {
-                self.inner.blobs.delete(ids).await?;
-            }
-        }
-        Ok(())
     }
 
     pub fn stats(&self) -> KvStats {
@@ -283,22 +239,6 @@ impl Drop for Kv {
     fn drop(&mut self) {
         self.inner.close();
     }
-}
-
-/// The bounds of all keys that begin with `prefix`.
-fn prefix_range(prefix: &[u8]) -> (Bound<Bytes>, Bound<Bytes>) {
-    let mut above = prefix.to_vec();
-    while above.last() == Some(&u8::MAX) {
-        above.pop();
-    }
-    let upper = match above.last_mut() {
-        Some(last) => {
-            *last += 1;
-            Bound::Excluded(above.into())
-        }
-        None => Bound::Unbounded,
-    };
-    (Bound::Included(Bytes::copy_from_slice(prefix)), upper)
 }
 
 impl State {

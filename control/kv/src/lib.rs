@@ -15,7 +15,6 @@
 //! open).
 #![forbid(unsafe_code)]
 
-mod back;
 mod batch;
 mod block;
 mod bloom;
@@ -41,7 +40,6 @@ mod version;
 mod view;
 mod writer;
 
-pub use back::ScanBack;
 pub use batch::Batch;
 pub use cache::BlockCache;
 pub use config::{KvConfig, KvStats};

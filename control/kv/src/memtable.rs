@@ -179,36 +179,6 @@ impl MemtableCursor {
     }
 }
 
-/// Walks downwards what is visible at a sequence, deletions included: one descent of the tree for
-/// each entry, for its walks are short.
-pub struct MemtableBackCursor {
-    memtable: Rc<Memtable>,
-    sequence: u64,
-    lower: Bound<Bytes>,
-    upper: Bound<Bytes>,
-}
-
-impl MemtableBackCursor {
-    pub fn new(memtable: Rc<Memtable>, sequence: u64, lower: Bound<Bytes>, upper: Bound<Bytes>) -> MemtableBackCursor {
-        MemtableBackCursor { memtable, sequence, lower, upper }
-    }
-
-    #[allow(clippy::should_implement_trait, reason = "a cursor beside fallible ones of the same shape")]
-    pub fn next(&mut self) -> Option<Entry> {
-        if is_empty_range(&self.lower, &self.upper) {
-            return None;
-        }
-        let entries = self.memtable.entries.borrow();
-        let bounds = (self.lower.as_ref().map(|key| &key[..]), self.upper.as_ref().map(|key| &key[..]));
-        let mut visible = entries.range::<[u8], _>(bounds).rev().filter_map(|(key, versions)| {
-            visible(versions, self.sequence).map(|value| Entry { key: key.clone(), value })
-        });
-        let entry = visible.next()?;
-        self.upper = Bound::Excluded(entry.key.clone());
-        Some(entry)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

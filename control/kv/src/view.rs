@@ -1,6 +1,5 @@
 //! Reading: a consistent picture of memtables and runs at one batch.
 
-use crate::back::ScanBack;
 use crate::bloom;
 use crate::compaction::ENTRIES_PER_TURN;
 use crate::cursor::{Merge, Reading, RunCursor, Source};
@@ -109,10 +108,6 @@ impl KvSnapshot {
 
     pub fn scan(&self, range: (Bound<Bytes>, Bound<Bytes>)) -> Scan {
         self.view.scan(range.0, range.1)
-    }
-
-    pub fn scan_back(&self, range: (Bound<Bytes>, Bound<Bytes>)) -> ScanBack {
-        ScanBack::new(self.view.clone(), range)
     }
 }
 

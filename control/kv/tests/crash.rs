@@ -9,7 +9,7 @@ use cfs_kv::{Kv, KvError};
 use cfs_reactor::clock::SimClock;
 use cfs_reactor::{Executor, Handle};
 use cfs_wire::blobs::BlobKind;
-use common::{GROUP, History, check_state, config, mark, mark_number};
+use common::{GROUP, History, check_state, config, mark, mark_number, restore};
 use futures_util::future::{Either, select};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -31,7 +31,7 @@ async fn workload(kv: Rc<Kv>, handle: Handle, witness: Rc<Witness>, batches: u64
                 let _: Result<_, _> = checkpoint_done(checkpoint).await;
             }
             let (mark, entries) = witness.history.borrow_mut().restore_step();
-            kv.restore(mark.clone(), entries).await.unwrap();
+            restore(&kv, mark.clone(), entries).await.unwrap();
             witness.synced.set(mark_number(&mark));
             continue;
         }

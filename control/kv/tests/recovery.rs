@@ -161,14 +161,8 @@ fn groups_share_the_targets_without_seeing_each_other() {
         for group in 0..5u64 {
             let kv = Kv::open_listed(blobs.clone(), &node, group, config(), &inventory).await.unwrap();
             assert_eq!(kv.get(b"key").await.unwrap(), Some(format!("of {group}").into()));
-            if group == 3 {
-                kv.destroy().await.unwrap();
-            } else {
-                kv.close().await;
-            }
+            kv.close().await;
         }
-        let left = Inventory::load(&*blobs).await.unwrap();
-        assert_eq!(left.groups().collect::<Vec<_>>(), [0, 1, 2, 4]);
     });
 }
 
@@ -190,7 +184,8 @@ fn large_values_and_long_keys_survive() {
         for number in 0..30 {
             assert_eq!(kv.get(&key(number)).await.unwrap(), Some(value(number)));
         }
-        assert_eq!(kv.scan_prefix(b"largest").collect().await.unwrap().len(), 30);
+        let largest = (Bound::Included(Bytes::from("largest")), Bound::Excluded(Bytes::from("largesu")));
+        assert_eq!(kv.scan(largest).collect().await.unwrap().len(), 30);
     });
 }
 

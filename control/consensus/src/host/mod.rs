@@ -219,22 +219,6 @@ impl RaftHost {
         leader.and_then(node_id)
     }
 
-    /// Waits until some replica leads and this one knows it.
-    pub async fn wait_leader(&self, id: ShardId) -> Result<NodeId, HostError> {
-        let group = self.group(id).ok_or(HostError::UnknownGroup(id))?;
-        let metrics = group.raft.wait(None).metrics(|metrics| metrics.current_leader.is_some(), "a leader").await;
-        let metrics = metrics.map_err(|error| HostError::Stopped { group: id, reason: error.to_string() })?;
-        let out_of_range = || HostError::Stopped { group: id, reason: "the leader's id is out of range".into() };
-        metrics.current_leader.and_then(node_id).ok_or_else(out_of_range)
-    }
-
-    /// Asks the group's leader, if it is this replica, to hand over to another.
-    pub async fn transfer_leader(&self, id: ShardId, to: NodeId) -> Result<(), HostError> {
-        let group = self.group(id).ok_or(HostError::UnknownGroup(id))?;
-        let stopped = |reason: String| HostError::Stopped { group: id, reason };
-        group.raft.trigger().transfer_leader(to.0.into()).await.map_err(|error| stopped(error.to_string()))
-    }
-
     pub fn metrics(&self, id: ShardId) -> Option<GroupMetrics> {
         let group = self.group(id)?;
         let receiver = group.raft.metrics();

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use bytes::Bytes;
-use cfs_kv::{Batch, BlockCache, Kv, KvConfig};
+use cfs_kv::{Batch, BlockCache, Kv, KvConfig, KvError};
 use cfs_reactor::clock::SplitMix64;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -98,6 +98,15 @@ impl History {
         self.states.push(state.clone());
         (mark(number), state.into_iter().collect())
     }
+}
+
+/// Replaces everything, as a snapshot that comes in does.
+pub async fn restore(kv: &Kv, applied: Bytes, entries: Vec<(Bytes, Bytes)>) -> Result<(), KvError> {
+    let mut restore = kv.begin_restore();
+    for (key, value) in entries {
+        restore.push(key, value).await?;
+    }
+    restore.finish(applied).await
 }
 
 /// Compares by scan and by point gets of present and absent keys.

@@ -145,8 +145,13 @@ impl MetaService {
                 }
             }
             PeerCall::ReleaseRenameLock { token } => {
-                self.propose(shard, &LogEntry::ReleaseRenameLock { token }).await?;
-                Ok(PeerReply::Done)
+                match self.propose(shard, &LogEntry::ReleaseRenameLock { token }).await?.outcome.reply {
+                    Reply::Done => Ok(PeerReply::Done),
+                    Reply::Blocked { txn } => {
+                        Err(MetaError::Unavailable(format!("transaction {txn} still relies on the rename lock")))
+                    }
+                    other => Err(unexpected(&other)),
+                }
             }
             PeerCall::Status { txn } => self.serve_status(shard, txn).await,
         }

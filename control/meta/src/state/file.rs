@@ -25,7 +25,8 @@ const PAGE_ROWS: usize = 128;
 const EXTENTS_MAX: u32 = 8192;
 
 /// Extents that the entry of a truncation drops itself. More are released by entries of their
-/// own. In tests nearly every truncation goes that way.
+/// own, or by the writes behind it in the same commit. In tests nearly every truncation goes that
+/// way.
 const TRIM_EXTENTS_MAX: usize = if cfg!(test) { 3 } else { PUNCH_EXTENTS_MAX };
 
 /// What the writes of one commit have come to so far.

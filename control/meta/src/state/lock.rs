@@ -8,7 +8,7 @@ use cfs_wire::meta::{LockFamily, LockKind, LockRange, MetaReply};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino, SessionId};
 
-/// Locks on one inode, all families and owners together: every request looks through them.
+/// Locks of one family on one inode, all owners together: every request looks through them.
 const LOCKS_PER_INODE_MAX: usize = 8192;
 /// Linux's ENOLCK; not in the wire's table of names.
 const ENOLCK: Errno = Errno(37);
