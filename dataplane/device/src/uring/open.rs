@@ -35,9 +35,9 @@ pub(super) struct Opened {
 
 /// The largest block size the store works with.
 const BLOCK_MAX: u32 = PAGE as u32;
-/// How long a held lock is waited for, and how often it is tried meanwhile.
-const LOCK_PATIENCE_MS: u32 = 1000;
-const LOCK_RETRY_MS: u32 = 10;
+/// How long a file or device that another holds is waited for, and how often it is tried meanwhile.
+const HELD_PATIENCE_MS: u32 = 1000;
+const HELD_RETRY_MS: u32 = 10;
 /// Superblock magics of ext2 to ext4, and of xfs.
 const UNWRITTEN_EXTENTS: [u32; 2] = [0xEF53, 0x5846_5342];
 /// The smallest: a sector.
@@ -98,7 +98,7 @@ fn open_regular(path: &Path, options: &OpenOptions, create: bool) -> DeviceResul
         true => FlockOperation::NonBlockingLockShared,
         false => FlockOperation::NonBlockingLockExclusive,
     };
-    match lock_within(&file, lock, LOCK_PATIENCE_MS) {
+    match patiently(Errno::WOULDBLOCK, || flock(&file, lock)) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => return refuse(path, "another server uses it (it holds the file's lock)"),
         Err(errno) => return refuse(path, format_args!("locking it failed: {errno}")),
@@ -126,19 +126,19 @@ fn open_regular(path: &Path, options: &OpenOptions, create: bool) -> DeviceResul
     Ok(Opened { unwritten_extents, ..finish(path, file, size, block, memory_align)? })
 }
 
-/// Waits a little for a lock: the kernel closes the files of a server that was killed only when
-/// the last of its operations are through.
-fn lock_within(file: &OwnedFd, lock: FlockOperation, patience_ms: u32) -> Result<(), Errno> {
-    for _ in 0..patience_ms / LOCK_RETRY_MS {
-        match flock(file, lock) {
-            Err(Errno::WOULDBLOCK) => {}
+/// Tries again for a little while when refused with `held`: the kernel closes the files of a server
+/// that was killed only when the last of its operations are through.
+fn patiently<T>(held: Errno, mut attempt: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for _ in 0..HELD_PATIENCE_MS / HELD_RETRY_MS {
+        match attempt() {
+            Err(errno) if errno == held => {}
             other => return other,
         }
-        let pause = Timespec { tv_sec: 0, tv_nsec: i64::from(LOCK_RETRY_MS) * 1_000_000 };
+        let pause = Timespec { tv_sec: 0, tv_nsec: i64::from(HELD_RETRY_MS) * 1_000_000 };
         // An interrupted pause is a shorter one.
         let _ = nanosleep(&pause);
     }
-    flock(file, lock)
+    attempt()
 }
 
 fn length(path: &Path, file: &OwnedFd) -> DeviceResult<u64> {
@@ -199,7 +199,8 @@ fn open_block_device(path: &Path, options: &OpenOptions) -> DeviceResult<Opened>
         return refuse(path, "it is a block device, whose size is not ours to choose");
     }
     // O_EXCL on a block device: refused while it is mounted or otherwise claimed.
-    let file = match open_file(path, access(options) | OFlags::EXCL, Mode::empty()) {
+    let open = || open_file(path, access(options) | OFlags::EXCL, Mode::empty());
+    let file = match patiently(Errno::BUSY, open) {
         Ok(file) => file,
         Err(errno) => return open_refused(path, errno),
     };
@@ -236,4 +237,26 @@ fn finish(path: &Path, file: OwnedFd, size: u64, block: u32, memory_align: u32) 
     }
     let memory_align = memory_align.max(1);
     Ok(Opened { file, size, block, memory_align, unwritten_extents: false, is_block_device: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_server_still_holds_is_waited_for_but_not_for_ever_and_nothing_else_is() {
+        let attempts = |answers: &dyn Fn(u32) -> Result<u32, Errno>| {
+            let mut made = 0;
+            let outcome = patiently(Errno::BUSY, || {
+                made += 1;
+                answers(made)
+            });
+            (outcome, made)
+        };
+        let free_at_last = |attempt| if attempt < 4 { Err(Errno::BUSY) } else { Ok(attempt) };
+        assert_eq!(attempts(&free_at_last), (Ok(4), 4));
+        let made_at_most = HELD_PATIENCE_MS / HELD_RETRY_MS + 1;
+        assert_eq!(attempts(&|_| Err(Errno::BUSY)), (Err(Errno::BUSY), made_at_most));
+        assert_eq!(attempts(&|_| Err(Errno::ACCESS)), (Err(Errno::ACCESS), 1));
+    }
 }
