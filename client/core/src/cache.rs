@@ -74,7 +74,13 @@ pub struct DirEntries {
 
 impl Client {
     pub(crate) fn inode(&self, ino: Ino) -> Rc<Inode> {
-        self.inodes.borrow_mut().entry(ino).or_insert_with(|| Inode::new(ino)).clone()
+        if let Some(known) = self.known_inode(ino) {
+            return known;
+        }
+        let inode = Inode::new(ino);
+        self.inodes.borrow_mut().insert(ino, inode.clone());
+        self.remembered();
+        inode
     }
 
     pub(crate) fn known_inode(&self, ino: Ino) -> Option<Rc<Inode>> {
@@ -188,8 +194,9 @@ impl Client {
         if !is_file || !self.pages_unsettled(&inode.state()) {
             return Ok(found);
         }
+        let stamp = self.stamps.now();
         self.tell_invalidator(ino, false).await;
-        let covered = self.may_use_cache(&inode);
+        let covered = self.may_use_cache(&inode) && self.stamps.unchanged_since(ino, stamp);
         inode.state().settle_pages(covered);
         // Changed meanwhile, they are not to be kept.
         Ok(self.located(&inode).filter(|_| covered).unwrap_or(Located { valid: Duration::ZERO, ..found }))
@@ -217,7 +224,14 @@ impl Client {
     pub(crate) fn keep_entry(&self, dir: Ino, name: &Name, ino: Option<Ino>, stamp: Stamp) {
         let inode = self.inode(dir);
         if !self.cache_left(&inode).is_zero() && self.stamps.unchanged_since(dir, stamp) {
-            inode.state().entries.insert(name.clone(), ino);
+            self.enter(&inode, name, ino);
+        }
+    }
+
+    fn enter(&self, dir: &Inode, name: &Name, ino: Option<Ino>) {
+        if dir.state().entries.insert(name.clone(), ino).is_none() {
+            self.entries_kept.set(self.entries_kept.get() + 1);
+            self.remembered();
         }
     }
 
@@ -242,11 +256,10 @@ impl Client {
         let inode = self.inode(dir);
         self.stamps.changed(dir);
         let kept = !self.cache_left(&inode).is_zero();
-        let mut state = inode.state();
-        state.attr = None;
-        state.entries.remove(name);
+        inode.state().attr = None;
+        inode.state().entries.remove(name);
         if kept {
-            state.entries.insert(name.clone(), now);
+            self.enter(&inode, name, now);
         }
     }
 

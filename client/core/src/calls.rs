@@ -140,7 +140,8 @@ impl Client {
         let (mut executed, mut opened) = (false, false);
         // A lock may be waited for as long as it takes.
         let held = matches!(call.op, MetaOp::Lock { wait: true, .. });
-        let timeout = if held { self.config.retry_window } else { self.config.call_timeout };
+        let (link, timeout) =
+            if held { (&self.wait_link, self.config.retry_window) } else { (&self.meta, self.config.call_timeout) };
         loop {
             if session.is_fenced() {
                 return Err(CallError::Fenced { executed: executed && changes });
@@ -151,7 +152,7 @@ impl Client {
                 CallError::Errno(Errno::EIO)
             })?;
             let sent = self.handle.now();
-            match self.meta.call(OP_META, encoded, Bytes::new(), timeout).await {
+            match link.call(OP_META, encoded, Bytes::new(), timeout).await {
                 Ok(message) => match body::decode::<MetaResult>(&message.body) {
                     Ok(Ok(reply)) => return Ok((reply, sent)),
                     Ok(Err(MetaError::Errno(errno))) => return Err(CallError::Errno(errno)),
@@ -166,8 +167,10 @@ impl Client {
                             continue;
                         }
                     }
-                    // Whoever answers has not carried it out; all nodes are behind one address.
-                    Ok(Err(MetaError::NotLeader { .. } | MetaError::Unavailable(_))) => {}
+                    // It was not carried out; all nodes are behind one address.
+                    Ok(Err(MetaError::NotLeader { .. })) => {}
+                    // It may have been.
+                    Ok(Err(MetaError::Unavailable(_))) => executed = true,
                     Ok(Err(MetaError::Malformed(detail))) => {
                         tracing::error!(detail, "the server does not understand a request");
                         return Err(CallError::Errno(Errno::EIO));
@@ -192,6 +195,8 @@ impl Client {
                 }
             }
             if !backoff.wait(self).await {
+                let waited = self.config.retry_window;
+                tracing::error!(?waited, shard = %call.shard, "the server does not answer: a program gets EIO");
                 return Err(CallError::Unanswered);
             }
         }

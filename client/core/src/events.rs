@@ -128,14 +128,12 @@ impl Client {
     async fn recalled(self: &Rc<Self>, ino: Ino, session: &Rc<Session>) {
         let inode = self.inode(ino);
         let turn = inode.order.acquire(1).await;
-        if !planted::is(Bug::ClientReturnLeaseDirty) {
-            // Writes that come in meanwhile are committed too: the lease ends with nothing dirty.
-            while !inode.state().dirty.is_empty() {
-                let _ = self.flush_in_turn(&inode).await;
-            }
-        }
+        // From here on writes wait for the turn: nothing that is kept comes in any more.
         inode.state().lease = None;
         inode.state().lease_denied_until = self.now() + Duration::from_secs(1);
+        if !planted::is(Bug::ClientReturnLeaseDirty) {
+            self.write_kept(&inode).await;
+        }
         self.return_lease(&inode, session).await;
         drop(turn);
         self.invalidate(ino).await;
@@ -177,13 +175,15 @@ impl Client {
             state.drop_cached();
             self.pages.borrow_mut().drop_inode(inode.ino);
         }
+        // Pages that are being read or written are dropped when that ends, which takes a new session.
         let client = self.clone();
         self.handle.spawn(async move {
             for (ino, names_given) in told {
                 client.tell_invalidator(ino, names_given).await;
             }
-            client.replace_session().await;
         });
+        let client = self.clone();
+        self.handle.spawn(async move { client.replace_session().await });
     }
 
     async fn replace_session(self: &Rc<Self>) {

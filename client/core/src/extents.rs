@@ -1,13 +1,14 @@
 //! What is known of where one file's bytes are: ranges that were asked for, and the extents and
 //! inline bytes in them.
 
+use crate::read::Whence;
 use bytes::Bytes;
 use cfs_wire::data::{Extent, Piece};
 use cfs_wire::limits::INLINE_BYTES_MAX;
 use cfs_wire::meta::ExtentsReply;
 use std::collections::BTreeMap;
 
-/// Extents kept for one file: 64 KiB chunks make this 4 GiB of file.
+/// Extents remembered of one file: 64 KiB chunks make this 4 GiB of file.
 const EXTENTS_MAX: usize = 65_536;
 
 /// Where a run of file bytes comes from.
@@ -39,11 +40,15 @@ impl ExtentCache {
         *self = ExtentCache::default();
     }
 
-    /// Takes in the answer to a question about a range that began at `offset`.
-    pub fn learn(&mut self, offset: u64, reply: &ExtentsReply) {
-        if self.extents.len() + reply.extents.len() > EXTENTS_MAX {
+    /// Forgets everything when so many more would be too many.
+    pub fn make_room(&mut self, more: usize) {
+        if self.extents.len() + more > EXTENTS_MAX {
             self.clear();
         }
+    }
+
+    /// Takes in the answer to a question about a range that began at `offset`.
+    pub fn learn(&mut self, offset: u64, reply: &ExtentsReply) {
         let end = reply.covered.max(offset);
         self.cut(offset, end);
         for extent in &reply.extents {
@@ -61,6 +66,7 @@ impl ExtentCache {
 
     /// New bytes of our own are committed there.
     pub fn replace(&mut self, extent: Extent) {
+        self.make_room(1);
         let end = extent.offset + u64::from(extent.length);
         self.cut(extent.offset, end);
         self.know(extent.offset, end);
@@ -161,6 +167,25 @@ impl ExtentCache {
     }
 }
 
+/// The first data or hole from `at` in the part of a file that a reply covers.
+pub(crate) fn place_in(reply: &ExtentsReply, at: u64, whence: Whence) -> Option<u64> {
+    let covered = reply.covered.min(reply.attr.size);
+    let inline = reply.inline.as_ref().map_or(0, |bytes| bytes.len() as u64);
+    let stored = reply.extents.iter().map(|extent| (extent.offset, extent.offset.saturating_add(extent.length.into())));
+    let mut from = at;
+    for (start, end) in std::iter::once((0, inline)).chain(stored) {
+        if end <= from {
+            continue;
+        }
+        match whence {
+            Whence::Data => return Some(start.max(from)).filter(|found| *found < covered),
+            Whence::Hole if start > from => break,
+            Whence::Hole => from = end,
+        }
+    }
+    (whence == Whence::Hole && from < covered).then_some(from)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,5 +276,28 @@ mod tests {
                 assert_eq!(seen, oracle, "seed {seed}, blob {blob}");
             }
         }
+    }
+
+    fn part(size: u64, inline: Option<usize>, extents: &[(u64, u32)], covered: u64) -> ExtentsReply {
+        let extents = extents.iter().map(|(offset, length)| extent(*offset, *length, 1)).collect();
+        let mut part = reply(extents, covered, inline.map(|length| vec![1; length]));
+        part.attr.size = size;
+        part
+    }
+
+    #[test]
+    fn data_and_holes_are_found_in_what_a_reply_covers_and_nowhere_else() {
+        let gaps = part(1000, None, &[(100, 50), (150, 50), (300, 100)], 400);
+        let data = [0, 99, 100, 199, 200, 350].map(|at| place_in(&gaps, at, Whence::Data));
+        assert_eq!(data, [Some(100), Some(100), Some(100), Some(199), Some(300), Some(350)]);
+        let holes = [0, 100, 199, 200, 300].map(|at| place_in(&gaps, at, Whence::Hole));
+        assert_eq!(holes, [Some(0), Some(200), Some(200), Some(200), None]);
+        assert_eq!(place_in(&part(1 << 50, None, &[], 1 << 60), 5, Whence::Data), None);
+        assert_eq!(place_in(&part(1 << 50, None, &[], 1 << 60), 5, Whence::Hole), Some(5));
+        let inline = part(1000, Some(10), &[(500, 10)], 1000);
+        assert_eq!(place_in(&inline, 3, Whence::Data), Some(3));
+        assert_eq!(place_in(&inline, 3, Whence::Hole), Some(10));
+        assert_eq!(place_in(&inline, 10, Whence::Data), Some(500));
+        assert_eq!(place_in(&part(10, Some(10), &[], 10), 0, Whence::Hole), None);
     }
 }

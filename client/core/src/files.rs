@@ -54,8 +54,12 @@ impl OpenFile {
 
     /// The error of a failed write-back, once.
     pub(crate) fn take_failure(&self) -> Result<(), Errno> {
-        let (count, errno) = self.inode.state().failures;
-        if self.failures_seen.replace(count) == count { Ok(()) } else { errno.map_or(Ok(()), Err) }
+        let failures = &mut self.inode.state().failures;
+        if self.failures_seen.replace(failures.count) == failures.count {
+            return Ok(());
+        }
+        failures.unseen = false;
+        failures.last.map_or(Ok(()), Err)
     }
 }
 
@@ -87,7 +91,7 @@ impl Client {
         let inode = self.inode(ino);
         let mut state = inode.state();
         state.opens += 1;
-        let failures_seen = Cell::new(state.failures.0);
+        let failures_seen = Cell::new(state.failures.count - u64::from(state.failures.unseen));
         drop(state);
         Rc::new(OpenFile { inode, flags, failures_seen, read_end: Cell::new(0), read_ahead: Cell::new(0) })
     }

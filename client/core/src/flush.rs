@@ -42,10 +42,11 @@ impl Client {
         self.flush_in_turn(inode).await
     }
 
-    /// Flushes an inode if it is known here; its failures are the open files' to report.
-    pub(crate) async fn flush_known(self: &Rc<Self>, ino: Ino) {
-        if let Some(inode) = self.known_inode(ino) {
-            let _ = self.flush_inode(&inode).await;
+    /// Flushes an inode if it is known here.
+    pub(crate) async fn flush_known(self: &Rc<Self>, ino: Ino) -> Result<(), Errno> {
+        match self.known_inode(ino) {
+            Some(inode) => self.flush_inode(&inode).await,
+            None => Ok(()),
         }
     }
 
@@ -156,7 +157,9 @@ impl Client {
             };
             match self.commit_all(session, inode, writes, mtime, kill).await {
                 Ok(attr) => return Ok(Flushed { attr, placed }),
-                Err(CallError::Errno(Errno::EFBIG)) if inline => inline = false,
+                // Too long to be inline by now; or the server is so full that it makes no inode larger,
+                // and there is room for data still.
+                Err(CallError::Errno(Errno::EFBIG | Errno::ENOSPC)) if inline => inline = false,
                 // The bytes are still here: they are stored anew under fresh references.
                 Err(CallError::Stale) if backoff.wait(self).await => {}
                 Err(error) => return Err(error),

@@ -25,6 +25,15 @@ pub(crate) struct WriteLease {
     pub session: SessionId,
 }
 
+/// Failures to write back. Each file that was open reports the last one once, and so does the next
+/// that is opened if none has: programs close a file and open it again to fsync it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Failures {
+    pub count: u64,
+    pub last: Option<Errno>,
+    pub unseen: bool,
+}
+
 pub(crate) struct InodeState {
     /// The server's attributes; believed while granted or leased.
     pub attr: Option<Attr>,
@@ -59,8 +68,7 @@ pub(crate) struct InodeState {
     /// The session that registered an open-file hold.
     pub held: Option<SessionId>,
     pub last_close: Instant,
-    /// Counts failures to write back, with the last one's error.
-    pub failures: (u64, Option<Errno>),
+    pub failures: Failures,
     /// A background flush is under way.
     pub flush_spawned: bool,
     /// The last name is gone: nothing needs to be written back once it is closed.
@@ -90,7 +98,7 @@ impl Inode {
             writes_under_way: 0,
             held: None,
             last_close: Instant::default(),
-            failures: (0, None),
+            failures: Failures::default(),
             flush_spawned: false,
             unlinked: false,
         };
@@ -176,7 +184,7 @@ impl InodeState {
 
     /// Records a failure to write back: each open file reports it once.
     pub fn fail(&mut self, errno: Errno) {
-        self.failures = (self.failures.0 + 1, Some(errno));
+        self.failures = Failures { count: self.failures.count + 1, last: Some(errno), unseen: true };
     }
 
     /// Drops what is dirty; answers how many bytes.

@@ -42,6 +42,7 @@ pub use files::{OpenFile, OpenFlags};
 pub use locks::LockRequest;
 pub use nodes::{Caller, NewFile};
 pub use read::Whence;
+pub use write::WriteFlags;
 
 use cfs_fabric::{Address, Fabric, FabricError};
 use cfs_reactor::Handle;
@@ -76,6 +77,8 @@ pub struct Client {
     data: Link,
     /// The long poll has its own, so that bulk bytes never hold up a heartbeat.
     event_link: Link,
+    /// For waits for locks: they may take every place for calls, those of whoever is to unlock too.
+    wait_link: Link,
     session: RefCell<Rc<Session>>,
     session_replaced: Rc<Notify>,
     stamps: Stamps,
@@ -90,6 +93,8 @@ pub struct Client {
     lingering: RefCell<BTreeSet<Ino>>,
     /// Dirty bytes came or went.
     dirty_changed: Rc<Notify>,
+    /// Directory entries in `inodes`, or more: counted anew by each sweep.
+    entries_kept: Cell<usize>,
     /// The last write of some inode that was under way was answered.
     writes_ended: Rc<Notify>,
     invalidator: RefCell<Option<Rc<dyn Invalidator>>>,
@@ -114,6 +119,7 @@ impl Client {
             meta,
             data: Link::new(handle, &fabric, address),
             event_link: Link::new(handle, &fabric, address),
+            wait_link: Link::new(handle, &fabric, address),
             session: RefCell::new(session),
             session_replaced: Notify::new(),
             stamps: Stamps::default(),
@@ -125,6 +131,7 @@ impl Client {
             space_asked: Cell::default(),
             lingering: RefCell::new(BTreeSet::new()),
             dirty_changed: Notify::new(),
+            entries_kept: Cell::new(0),
             writes_ended: Notify::new(),
             invalidator: RefCell::new(None),
             read_ahead_turns: Semaphore::new(config.stores_in_flight.max(1)),
@@ -163,11 +170,6 @@ impl Client {
 
     pub fn volume(&self) -> VolumeId {
         self.session.borrow().volume
-    }
-
-    /// Metadata shards of the volume.
-    pub fn shards(&self) -> u16 {
-        self.session.borrow().shards
     }
 
     /// Who drops the kernel's copies when ours are dropped.

@@ -68,9 +68,6 @@ impl Client {
         Err(Err(Errno::ENOENT))
     }
 
-    /// The kernel no longer refers to the inode. Nothing hangs on that here.
-    pub fn forget(&self, _ino: Ino) {}
-
     pub async fn readlink(self: &Rc<Self>, ino: Ino) -> Result<Vec<u8>, Errno> {
         match self.read_call(MetaOp::ReadLink { ino }).await?.reply {
             MetaReply::Target(target) => Ok(target),
@@ -80,7 +77,7 @@ impl Client {
 
     pub async fn link(self: &Rc<Self>, ino: Ino, dir: Ino, file_name: &[u8]) -> Result<LocatedEntry, Errno> {
         let entry_name = name(file_name)?;
-        self.flush_known(ino).await;
+        self.flush_known(ino).await?;
         let op = MetaOp::Link { ino, dir, name: entry_name.clone() };
         match self.change(op).await {
             Ok(answer) => {
@@ -171,8 +168,8 @@ impl Client {
         let moved = self.rename_source(dir, &from).await;
         if let Some(ino) = moved {
             // Whoever writes a new version and renames it over the old one must never find the
-            // name with neither.
-            self.flush_known(ino).await;
+            // name with neither: what can't be written replaces nothing.
+            self.flush_known(ino).await?;
         }
         let op = MetaOp::Rename { dir, name: from.clone(), to_dir, to_name: to.clone(), flags };
         match self.change(op).await {
@@ -253,8 +250,6 @@ impl Client {
         let located = self.getattr(ino).await?;
         if located.attr.kind == FileKind::Directory { Ok(()) } else { Err(Errno::ENOTDIR) }
     }
-
-    pub fn releasedir(&self, _ino: Ino) {}
 
     /// Every change of a directory was durable when it was answered.
     pub async fn fsyncdir(&self, _ino: Ino) -> Result<(), Errno> {

@@ -4,13 +4,13 @@
 use crate::Client;
 use crate::calls::Backoff;
 use crate::dirty::overlay_frozen;
-use crate::extents::{ExtentCache, Run, Source};
+use crate::extents::{ExtentCache, Run, Source, place_in};
 use crate::fetch::FetchError;
 use crate::files::OpenFile;
 use crate::inode::Inode;
 use crate::pages::{BLOCK_BYTES, Found};
 use bytes::{Bytes, BytesMut};
-use cfs_wire::limits::RPC_BULK_BYTES_MAX;
+use cfs_wire::limits::{FILE_BYTES_MAX, RPC_BULK_BYTES_MAX};
 use cfs_wire::meta::{MetaOp, MetaReply};
 use cfs_wire::{Errno, Ino};
 use std::rc::Rc;
@@ -24,9 +24,6 @@ const BLOCKS_PER_FETCH: u64 = 4;
 /// Reads this close to where the last one ended count as sequential: the kernel sends several
 /// at once, and its threads overtake each other.
 const SEQUENTIAL_SLACK: u64 = 2 << 20;
-/// What `lseek` looks at in one step.
-const SEEK_WINDOW: u64 = 1 << 30;
-
 /// What `lseek` looks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Whence {
@@ -264,7 +261,9 @@ impl Client {
             };
             self.take_attr(&reply.attr, reply.grant, &answer);
             if self.may_use_cache(inode) && self.stamps.unchanged_since(inode.ino, answer.stamp) {
-                inode.state().extents.learn(at, reply);
+                let known = &mut inode.state().extents;
+                known.make_room(reply.extents.len());
+                known.learn(at, reply);
             }
             seen.learn(at, reply);
             let size = reply.attr.size;
@@ -276,8 +275,7 @@ impl Client {
                 return Ok(Mapped { runs, size });
             }
             if reply.covered <= at {
-                tracing::error!(ino = %inode.ino, at, "the server tells nothing of a file's extents");
-                return Err(Errno::EIO);
+                return Err(told_nothing(inode.ino, at));
             }
             at = reply.covered;
         }
@@ -288,20 +286,31 @@ impl Client {
         let inode = &file.inode;
         let _ = self.flush_inode(inode).await;
         let mut at = offset;
-        loop {
-            let mapped = self.mapping(inode, at, SEEK_WINDOW).await?;
-            if at >= mapped.size {
+        while let Some(length) = FILE_BYTES_MAX.checked_sub(at) {
+            let op = MetaOp::GetExtents { ino: inode.ino, offset: at, length, extents_max: EXTENTS_PER_CALL };
+            let answer = self.read_call(op).await?;
+            let MetaReply::Extents(reply) = &answer.reply else {
+                return Err(crate::cache::unexpected(&answer.reply));
+            };
+            let size = reply.attr.size;
+            if at >= size {
                 // Every file ends in a hole.
-                let found = whence == Whence::Hole && offset < mapped.size;
-                return if found { Ok(mapped.size) } else { Err(Errno::ENXIO) };
+                let found = whence == Whence::Hole && offset < size;
+                return if found { Ok(size) } else { Err(Errno::ENXIO) };
             }
-            for run in &mapped.runs {
-                let hole = run.source == Source::Hole;
-                if hole == (whence == Whence::Hole) {
-                    return Ok(run.offset.max(offset));
-                }
+            if let Some(found) = place_in(reply, at, whence) {
+                return Ok(found);
             }
-            at = at.saturating_add(SEEK_WINDOW);
+            if reply.covered <= at {
+                return Err(told_nothing(inode.ino, at));
+            }
+            at = reply.covered;
         }
+        Err(Errno::ENXIO)
     }
+}
+
+fn told_nothing(ino: Ino, at: u64) -> Errno {
+    tracing::error!(%ino, at, "the server tells nothing of a file's extents");
+    Errno::EIO
 }

@@ -63,7 +63,18 @@ impl Client {
     }
 
     fn has_upkeep(&self) -> bool {
-        !self.dirty_inodes.borrow().is_empty() || !self.lingering.borrow().is_empty()
+        !self.dirty_inodes.borrow().is_empty() || !self.lingering.borrow().is_empty() || self.is_over_bounds()
+    }
+
+    fn is_over_bounds(&self) -> bool {
+        self.inodes.borrow().len() > INODES_MAX || self.entries_kept.get() > self.config.entries_max
+    }
+
+    /// An inode or an entry more is remembered.
+    pub(crate) fn remembered(&self) {
+        if self.is_over_bounds() {
+            self.upkeep_wanted.notify_all();
+        }
     }
 
     /// Looks after what an inode holds at the server once nobody has it open.
@@ -170,12 +181,14 @@ impl Client {
                 || state.is_dirty()
                 || state.lease.is_some()
                 || state.held.is_some()
+                || state.failures.unseen
                 || !state.entries.is_empty()
                 || state.names_given_until > now
                 || state.contended_until > now;
             // An operation under way has a reference of its own.
             needed || Rc::strong_count(inode) > 1 || !(lapsed || excess)
         });
+        self.entries_kept.set(inodes.values().map(|inode| inode.state().entries.len()).sum());
     }
 
     /// Commits everything, gives everything back and ends the session. Data that could not be

@@ -4,7 +4,7 @@
 use crate::Client;
 use crate::calls::{Backoff, CallError};
 use crate::dirty::Frozen;
-use crate::files::OpenFile;
+use crate::files::{OpenFile, OpenFlags};
 use crate::flush::Placement;
 use crate::inode::{Inode, WriteLease};
 use bytes::Bytes;
@@ -22,9 +22,20 @@ const LEASE_DENIED: Duration = Duration::from_secs(1);
 /// What other clients take is seen after so long.
 const SPACE_ASKED_EVERY: Duration = Duration::from_secs(1);
 
+/// How one write is to be done, whatever its file was opened for: pages of a mapping go to their
+/// offset, and fcntl(F_SETFL) and pwritev2(RWF_DSYNC) change what holds for a write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WriteFlags {
+    /// At the end, whatever the offset.
+    pub append: bool,
+    /// Answered when it is durable.
+    pub sync: bool,
+    /// The caller lacks CAP_FSETID.
+    pub kill_privileges: bool,
+}
+
 impl Client {
-    /// Writes `data` at `offset`, or at the end with O_APPEND; answers how much was written.
-    /// `kill_privileges`: the caller lacks CAP_FSETID.
+    /// Writes as the file was opened for. `kill_privileges`: the caller lacks CAP_FSETID.
     pub async fn write(
         self: &Rc<Self>,
         file: &OpenFile,
@@ -32,12 +43,24 @@ impl Client {
         data: Bytes,
         kill_privileges: bool,
     ) -> Result<u32, Errno> {
+        let OpenFlags { append, sync, .. } = file.flags;
+        self.write_with(file, offset, data, WriteFlags { append, sync, kill_privileges }).await
+    }
+
+    /// Writes `data` at `offset`, or at the end; answers how much was written.
+    pub async fn write_with(
+        self: &Rc<Self>,
+        file: &OpenFile,
+        offset: u64,
+        data: Bytes,
+        how: WriteFlags,
+    ) -> Result<u32, Errno> {
         let length = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
         if length == 0 {
             return Ok(0);
         }
         file.inode.state().writes_under_way += 1;
-        let outcome = self.write_bytes(file, offset, data, kill_privileges).await;
+        let outcome = self.write_bytes(file, offset, data, how).await;
         let mut state = file.inode.state();
         state.writes_under_way -= 1;
         if state.writes_under_way == 0 {
@@ -51,7 +74,7 @@ impl Client {
         file: &OpenFile,
         offset: u64,
         data: Bytes,
-        kill_privileges: bool,
+        how: WriteFlags,
     ) -> Result<(), Errno> {
         let inode = &file.inode;
         let reserved = self.reserve_space(inode, data.len()).await;
@@ -67,22 +90,23 @@ impl Client {
                     if !self.store_what_is_kept(file).await? {
                         continue;
                     }
-                    self.keep(file, offset, data, kill_privileges)?;
+                    self.keep(file, offset, data, how)?;
                     let outcome = self.write_back(inode).await;
                     file.take_failure()?;
                     return outcome.map_err(|lost| lost.error.errno());
                 }
-                self.keep(file, offset, data, kill_privileges)?;
+                self.keep(file, offset, data, how)?;
                 break;
             }
             let _turn = inode.order.acquire(1).await;
             if self.holds_lease(inode) || self.acquire_lease(inode).await? {
                 continue;
             }
-            self.write_through(file, offset, data, kill_privileges).await?;
+            self.write_kept(inode).await;
+            self.write_through(file, offset, data, how).await?;
             return Ok(());
         }
-        if file.flags.sync {
+        if how.sync {
             let outcome = self.flush_inode(inode).await;
             file.take_failure()?;
             outcome?;
@@ -95,11 +119,16 @@ impl Client {
     /// not known afterwards. Called in turn.
     async fn store_what_is_kept(self: &Rc<Self>, file: &OpenFile) -> Result<bool, Errno> {
         let inode = &file.inode;
+        self.write_kept(inode).await;
+        file.take_failure()?;
+        Ok(self.holds_lease(inode) && inode.state().attr.is_some())
+    }
+
+    /// Commits what is kept; called in turn. What cannot be committed is the open files' to report.
+    pub(crate) async fn write_kept(self: &Rc<Self>, inode: &Rc<Inode>) {
         while !inode.state().dirty.is_empty() {
             let _ = self.flush_in_turn(inode).await;
         }
-        file.take_failure()?;
-        Ok(self.holds_lease(inode) && inode.state().attr.is_some())
     }
 
     /// Whether so many bytes more may be kept unwritten: the server had room for them, and for a
@@ -140,11 +169,16 @@ impl Client {
     }
 
     /// Takes the bytes into the dirty map. Nothing is awaited, so writes are atomic to each other.
-    fn keep(self: &Rc<Self>, file: &OpenFile, offset: u64, data: Bytes, kill: bool) -> Result<(), Errno> {
+    /// Whoever keeps pages has put bytes that are appended where it took the end to be: if that is
+    /// elsewhere, these pages are not to be read.
+    fn keep(self: &Rc<Self>, file: &OpenFile, mut offset: u64, data: Bytes, how: WriteFlags) -> Result<(), Errno> {
         let inode = &file.inode;
         let mut state = inode.state();
         let size = state.attr.as_ref().map_or(0, |attr| attr.size).max(state.dirty_end());
-        let offset = if file.flags.append { size } else { offset };
+        if how.append && offset != size {
+            state.pages_version = None;
+            offset = size;
+        }
         check_end(offset, data.len())?;
         let before = state.dirty.bytes();
         if before == 0 {
@@ -153,7 +187,7 @@ impl Client {
         state.dirty.insert(offset, data);
         let after = state.dirty.bytes();
         state.written_at = Some(self.handle.wall());
-        state.kill_privileges |= kill;
+        state.kill_privileges |= how.kill_privileges;
         drop(state);
         self.dirty_bytes.set(self.dirty_bytes.get() + after - before);
         if self.dirty_inodes.borrow_mut().insert(inode.ino) {
@@ -196,10 +230,10 @@ impl Client {
         file: &OpenFile,
         offset: u64,
         data: Bytes,
-        kill: bool,
+        how: WriteFlags,
     ) -> Result<(), Errno> {
         let inode = &file.inode;
-        let append = file.flags.append;
+        let WriteFlags { append, kill_privileges, .. } = how;
         if !append {
             check_end(offset, data.len())?;
         }
@@ -218,12 +252,17 @@ impl Client {
                     placed.into_iter().map(|extent| as_write(extent, append)).collect()
                 }
             };
-            let outcome = self.commit(&session, inode, writes, mtime, kill).await;
+            let outcome = self.commit(&session, inode, writes, mtime, kill_privileges).await;
             inode.state().extents.clear();
             self.pages.borrow_mut().drop_inode(inode.ino);
             match outcome {
-                Ok(_) => return Ok(()),
-                Err(CallError::Errno(Errno::EFBIG)) if inline => inline = false,
+                Ok((_, appended)) => {
+                    if append && appended != Some(offset) {
+                        inode.state().pages_version = None;
+                    }
+                    return Ok(());
+                }
+                Err(CallError::Errno(Errno::EFBIG | Errno::ENOSPC)) if inline => inline = false,
                 Err(CallError::Stale | CallError::Fenced { executed: false }) if backoff.wait(self).await => {}
                 Err(error) => return Err(error.errno()),
             }

@@ -3,7 +3,7 @@
 mod common;
 
 use bytes::Bytes;
-use cfs_client::{Caller, Client, ClientConfig, Invalidator, NewFile, OpenFile, OpenFlags, Whence};
+use cfs_client::{Caller, Client, ClientConfig, Invalidator, NewFile, OpenFile, OpenFlags, Whence, WriteFlags};
 use cfs_reactor::clock::SplitMix64;
 use cfs_reactor::sync::Semaphore;
 use cfs_wire::limits::PUNCH_EXTENTS_MAX;
@@ -566,6 +566,160 @@ fn a_full_store_is_reported_by_fsync_and_the_next_write_succeeds_again() {
         write(&client, &file, 0, &pattern(50_000, 1)).await;
         assert_eq!(client.fsync(&file, false).await, Ok(()));
         assert_eq!(read(&client, &file, 0, 50_000).await, pattern(50_000, 1));
+    });
+}
+
+#[test]
+fn a_failure_that_no_open_file_reported_is_the_next_ones_to_report_once() {
+    simulate(8, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        let other = create(&client, "asks for the space there is").await;
+        write(&client, &other, 0, b"small").await;
+        let room = server.disk.room.replace(0);
+        write(&client, &file, 0, &pattern(50_000, 1)).await;
+        client.flush(&file).await.unwrap();
+        client.release(&file);
+        server.sleep(5000).await;
+        server.disk.room.set(room);
+        let again = open(&client, "f").await;
+        assert_eq!(client.fsync(&again, false).await, Err(Errno::ENOSPC));
+        assert_eq!(client.fsync(&again, false).await, Ok(()));
+        let later = open(&client, "f").await;
+        assert_eq!(client.fsync(&later, false).await, Ok(()));
+    });
+}
+
+#[test]
+fn what_cannot_be_written_is_not_renamed_over_what_is_there() {
+    simulate(8, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let old = create(&client, "f").await;
+        write(&client, &old, 0, b"old").await;
+        client.fsync(&old, false).await.unwrap();
+        let new = create(&client, "new").await;
+        let room = server.disk.room.replace(0);
+        write(&client, &new, 0, &pattern(50_000, 1)).await;
+        assert_eq!(client.rename(ROOT, b"new", ROOT, b"f", 0).await, Err(Errno::ENOSPC));
+        server.disk.room.set(room);
+        let again = open(&client, "f").await;
+        assert_eq!(read(&client, &again, 0, 10).await, b"old");
+        write(&client, &new, 0, b"new").await;
+        client.rename(ROOT, b"new", ROOT, b"f", 0).await.unwrap();
+        let again = open(&client, "f").await;
+        assert_eq!(read(&client, &again, 0, 10).await, b"new");
+    });
+}
+
+#[test]
+fn small_files_are_stored_as_data_where_the_server_makes_no_inode_larger() {
+    simulate(8, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        // Less than the 256th that is kept for deleting, and more than a client wants left.
+        server.disk.room.set(2 << 30);
+        write(&client, &file, 0, b"small").await;
+        assert_eq!(client.dirty_bytes(), 5);
+        client.fsync(&file, false).await.unwrap();
+        assert_eq!(server.disk.stores.get(), 1);
+        server.disk.room.set(1 << 39);
+        let other = server.client("b").await;
+        let theirs = open(&other, "f").await;
+        assert_eq!(read(&other, &theirs, 0, 10).await, b"small");
+    });
+}
+
+#[test]
+fn a_writer_that_never_pauses_gives_its_lease_back_when_it_is_recalled() {
+    simulate(13, |server| async move {
+        server.start().await;
+        server.disk.proposal_micros_max.set(5000);
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let file = create(&a, "f").await;
+        write(&a, &file, 0, &pattern(100_000, 1)).await;
+        let asked = Rc::new(Cell::new(false));
+        let (writer, busy, answered) = (a.clone(), server.clone(), asked.clone());
+        let writing = server.handle.spawn(async move {
+            for part in (1..).take_while(|_| !answered.get()) {
+                write(&writer, &file, part % 100 * 5000, &pattern(5000, part)).await;
+                busy.handle.sleep(Duration::from_micros(20)).await;
+            }
+            writer.fsync(&file, false).await
+        });
+        let begun = server.handle.now();
+        let size = b.lookup(ROOT, b"f").await.unwrap().attr.size;
+        asked.set(true);
+        assert!(size >= 100_000);
+        let took = server.handle.now() - begun;
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert_eq!(writing.await.unwrap(), Ok(()));
+    });
+}
+
+#[test]
+fn a_write_does_as_its_own_flags_say_whatever_its_file_was_opened_for() {
+    simulate(14, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        write(&client, &file, 0, b"first").await;
+        let flags = OpenFlags { append: true, ..OpenFlags::default() };
+        let appending = client.open(file.ino(), flags, false).await.unwrap();
+        write(&client, &appending, 0, b" second").await;
+        // A page of a mapping.
+        client.write_with(&appending, 0, Bytes::from_static(b"F"), WriteFlags::default()).await.unwrap();
+        assert_eq!(read(&client, &file, 0, 100).await, b"First second");
+        let append = WriteFlags { append: true, sync: true, ..WriteFlags::default() };
+        client.write_with(&file, 0, Bytes::from_static(b" third"), append).await.unwrap();
+        assert_eq!(client.dirty_bytes(), 0);
+        assert_eq!(read(&client, &file, 0, 100).await, b"First second third");
+    });
+}
+
+#[test]
+fn a_hole_of_exabytes_is_sought_through_in_one_call() {
+    simulate(15, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        write(&client, &file, 0, &pattern(100_000, 1)).await;
+        let changes = AttrChanges { size: Some(7 << 60), ..AttrChanges::default() };
+        client.setattr(file.ino(), changes).await.unwrap();
+        let reads = server.disk.reads.get();
+        assert_eq!(client.lseek(&file, 100_000, Whence::Data).await, Err(Errno::ENXIO));
+        assert_eq!(client.lseek(&file, 0, Whence::Hole).await, Ok(100_000));
+        assert!(server.disk.reads.get() - reads <= 4);
+        assert_eq!(client.lseek(&file, 7 << 60, Whence::Hole).await, Err(Errno::ENXIO));
+        assert_eq!(client.lseek(&file, u64::MAX, Whence::Data).await, Err(Errno::ENXIO));
+    });
+}
+
+#[test]
+fn a_client_that_was_given_up_goes_on_though_pages_are_locked() {
+    simulate(7, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let pages = Semaphore::new(1);
+        client.set_invalidator(Rc::new(Kernel { pages: Some(pages.clone()), ..Kernel::default() }));
+        let file = create(&client, "f").await;
+        write(&client, &file, 0, b"kept").await;
+        client.fsync(&file, false).await.unwrap();
+        let _locked = pages.acquire(1).await;
+        server.network.partition("a", "server", true);
+        server.sleep(40_000).await;
+        let other = server.client("b").await;
+        let theirs = open(&other, "f").await;
+        write(&other, &theirs, 4, b"!").await;
+        other.fsync(&theirs, false).await.unwrap();
+        server.network.heal();
+        server.sleep(10_000).await;
+        let begun = server.handle.now();
+        assert_eq!(read(&client, &file, 0, 10).await, b"kept!");
+        let took = server.handle.now() - begun;
+        assert!(took < Duration::from_secs(2), "{took:?}");
     });
 }
 

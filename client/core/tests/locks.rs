@@ -4,6 +4,7 @@ mod common;
 
 use bytes::Bytes;
 use cfs_client::{Caller, NewFile, OpenFlags};
+use cfs_fabric::CALLS_MAX;
 use cfs_wire::meta::{LockFamily, LockKind, LockRange};
 use cfs_wire::{Errno, Ino};
 use common::simulate;
@@ -66,6 +67,34 @@ fn a_lock_wait_that_holds_up_a_thousand_changes_asks_anew_and_is_granted_in_the_
         assert!(!waiting.is_finished());
         a.unlock(ino, write_lock(1, 0, 99)).await.unwrap();
         assert_eq!(waiting.await.unwrap(), Ok(()));
+    });
+}
+
+#[test]
+fn more_waits_than_a_connection_has_places_leave_room_for_the_unlock() {
+    simulate(22, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let new = NewFile::regular(0o644, 0);
+        let (entry, _file) = client.create(Caller::default(), ROOT, b"f", new, OpenFlags::default()).await.unwrap();
+        let ino = entry.attr.ino;
+        client.setlk(ino, write_lock(1, 0, 99)).await.unwrap();
+        let wait = |owner: u64| {
+            let client = client.clone();
+            server.handle.spawn(async move {
+                client.setlkw(ino, write_lock(owner, 0, 99)).await?;
+                client.unlock(ino, write_lock(owner, 0, 99)).await
+            })
+        };
+        let waiting: Vec<_> = (2..CALLS_MAX as u64 + 100).map(wait).collect();
+        server.sleep(1000).await;
+        let begun = server.handle.now();
+        client.unlock(ino, write_lock(1, 0, 99)).await.unwrap();
+        let took = server.handle.now() - begun;
+        assert!(took < Duration::from_millis(100), "{took:?}");
+        for wait in waiting {
+            assert_eq!(wait.await.unwrap(), Ok(()));
+        }
     });
 }
 

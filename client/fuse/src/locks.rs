@@ -83,11 +83,8 @@ impl Locks {
 
     /// F_UNLCK, LOCK_UN.
     pub async fn unlock(&self, ino: Ino, lock: LockRange) -> Result<(), Errno> {
-        self.client.unlock(ino, lock).await?;
-        if lock.start == 0 && lock.end == u64::MAX {
-            self.holdings.borrow_mut().remove(&Holding::of(ino, &lock));
-        }
-        Ok(())
+        // Though nothing may be left locked: another thread of the owner may be locking just now.
+        self.client.unlock(ino, lock).await
     }
 
     /// A process closes a file: its fcntl locks on the inode go.

@@ -2,7 +2,7 @@
 
 use crate::interrupts::Interruption;
 use bytes::Bytes;
-use cfs_client::Caller;
+use cfs_client::{Caller, WriteFlags};
 use cfs_wire::meta::{Attr, AttrChanges, FileKind, LockRange};
 use cfs_wire::{Errno, Ino};
 use std::time::Duration;
@@ -102,7 +102,7 @@ pub(crate) enum Operation {
         handle: Handle,
         offset: u64,
         data: Bytes,
-        kill_privileges: bool,
+        how: WriteFlags,
     },
     /// `owner`: the lock owner of the process that closes the file.
     Flush {

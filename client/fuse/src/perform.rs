@@ -126,8 +126,8 @@ impl Performer {
             Operation::Read { handle, offset, length } => {
                 client.read(&*self.file(handle)?, offset, length).await.map(Answer::Bytes)
             }
-            Operation::Write { handle, offset, data, kill_privileges } => {
-                client.write(&*self.file(handle)?, offset, data, kill_privileges).await.map(Answer::Written)
+            Operation::Write { handle, offset, data, how } => {
+                client.write_with(&*self.file(handle)?, offset, data, how).await.map(Answer::Written)
             }
             Operation::Flush { handle, owner } => {
                 let file = self.file(handle)?;
@@ -218,7 +218,9 @@ impl Performer {
     }
 
     fn keep(&self, file: Rc<OpenFile>) -> Opened {
-        let direct = file.flags.direct;
+        // Into pages the kernel writes what is appended page by page, where it takes the end to be:
+        // what two mounts append would mix.
+        let direct = file.flags.direct || file.flags.append;
         let keep_pages = !direct && self.client.pages_are_current(&file);
         let opened = Opened { handle: self.new_handle(), direct, keep_pages };
         self.files.borrow_mut().insert(opened.handle, file);

@@ -1,10 +1,10 @@
 //! From the kernel's words to what the file system is asked to do.
 
-use crate::abi::{self, Call, FileLock, LockIn, MkNodIn, Request, SetAttrIn};
+use crate::abi::{self, Call, FileLock, LockIn, MkNodIn, Request, SetAttrIn, WriteIn};
 use crate::interrupts::Interrupts;
 use crate::operation::{Asked, Handle, Operation};
 use bytes::Bytes;
-use cfs_client::{Caller, Whence};
+use cfs_client::{Caller, OpenFlags, Whence, WriteFlags};
 use cfs_wire::meta::{
     AttrChanges, FileKind, LockFamily, LockKind, LockRange, SetTime, XATTR_CLEAR_SGID, XATTR_CREATE, XATTR_REPLACE,
 };
@@ -85,6 +85,12 @@ fn name_operation(dir: Ino, call: &Call) -> Result<Operation, Errno> {
     })
 }
 
+/// What holds for this write is in its own flags; pages of a mapping come without any.
+fn write_flags(arguments: WriteIn) -> WriteFlags {
+    let OpenFlags { append, sync, .. } = OpenFlags::from_bits(arguments.flags as i32);
+    WriteFlags { append, sync, kill_privileges: arguments.write_flags & abi::WRITE_KILL_SUIDGID != 0 }
+}
+
 fn file_operation(ino: Ino, call: &Call, payload: impl FnOnce(&[u8]) -> Bytes) -> Result<Operation, Errno> {
     Ok(match *call {
         Call::Open(arguments) => Operation::Open {
@@ -99,7 +105,7 @@ fn file_operation(ino: Ino, call: &Call, payload: impl FnOnce(&[u8]) -> Bytes) -
             handle: Handle(arguments.fh),
             offset: arguments.offset,
             data: payload(data),
-            kill_privileges: arguments.write_flags & abi::WRITE_KILL_SUIDGID != 0,
+            how: write_flags(arguments),
         },
         Call::Flush(arguments) => Operation::Flush { handle: Handle(arguments.fh), owner: arguments.lock_owner },
         Call::Fsync(arguments) => Operation::Fsync {
