@@ -9,7 +9,7 @@ use crate::stamps::Stamp;
 use cfs_reactor::Instant;
 use cfs_wire::meta::{Attr, DirEntry, FileKind, Grant, MetaOp, MetaReply, Name};
 use cfs_wire::planted::{self, Bug};
-use cfs_wire::{Errno, Ino};
+use cfs_wire::{Errno, Ino, Timestamp};
 use futures_util::future::{Either, LocalBoxFuture, select};
 use std::rc::Rc;
 use std::time::Duration;
@@ -186,20 +186,32 @@ impl Client {
         current
     }
 
-    /// Attributes for who keeps pages by them: pages that may be older are dropped before.
+    /// Attributes for who is about to use the pages it keeps, and drops them where size or
+    /// modification time is another one than it knows. So where pages may be older, it is told a time
+    /// that no file has, to be asked about again. To have the pages dropped meanwhile would not do: the
+    /// kernel then takes what it is answered for outdated, the file's size too.
     pub async fn getattr_for_pages(self: &Rc<Self>, ino: Ino) -> Result<Located, Errno> {
-        let found = self.getattr(ino).await?;
+        let stamp = self.stamps.now();
+        let mut found = self.getattr(ino).await?;
         let Some(inode) = self.known_inode(ino) else { return Ok(found) };
-        let is_file = found.attr.kind == FileKind::File;
-        if !is_file || !self.pages_unsettled(&inode.state()) {
+        if found.attr.kind != FileKind::File || !self.pages_unsettled(&inode.state()) {
             return Ok(found);
         }
-        let stamp = self.stamps.now();
-        self.tell_invalidator(ino, false).await;
         let covered = self.may_use_cache(&inode) && self.stamps.unchanged_since(ino, stamp);
         inode.state().settle_pages(covered);
-        // Changed meanwhile, they are not to be kept.
-        Ok(self.located(&inode).filter(|_| covered).unwrap_or(Located { valid: Duration::ZERO, ..found }))
+        found.attr.mtime = self.another_time(found.attr.mtime);
+        found.valid = Duration::ZERO;
+        Ok(found)
+    }
+
+    /// A time that differs from this one and from those given before, by less than a second.
+    fn another_time(&self, time: Timestamp) -> Timestamp {
+        let mut nanos = (self.times_given.get() + 1) % Timestamp::NANOS_PER_SEC;
+        if nanos == time.nanos {
+            nanos = (nanos + 1) % Timestamp::NANOS_PER_SEC;
+        }
+        self.times_given.set(nanos);
+        Timestamp { nanos, ..time }
     }
 
     pub(crate) fn cached_attr(&self, ino: Ino) -> Option<Located> {
@@ -272,8 +284,8 @@ impl Client {
     }
 
     /// Someone else changed the inode: drops what is cached here and elsewhere. Pages that are being
-    /// written are waited for `PAGES_WAIT` only: the write may itself wait for the change. Until they
-    /// are dropped nobody is told attributes of the file, without which the kernel reads no page.
+    /// written are waited for `PAGES_WAIT` only: the write may itself wait for the change. Who uses them
+    /// before they are gone asks for attributes first, and drops them then.
     pub(crate) async fn invalidate(self: &Rc<Self>, ino: Ino) {
         if planted::is(Bug::ClientKeepInvalidated) {
             return;

@@ -93,6 +93,8 @@ pub struct Client {
     lingering: RefCell<BTreeSet<Ino>>,
     /// Dirty bytes came or went.
     dirty_changed: Rc<Notify>,
+    /// The nanoseconds of the last time that was made up for who keeps pages.
+    times_given: Cell<u32>,
     /// Directory entries in `inodes`, or more: counted anew by each sweep.
     entries_kept: Cell<usize>,
     /// The last write of some inode that was under way was answered.
@@ -131,6 +133,7 @@ impl Client {
             space_asked: Cell::default(),
             lingering: RefCell::new(BTreeSet::new()),
             dirty_changed: Notify::new(),
+            times_given: Cell::new(0),
             entries_kept: Cell::new(0),
             writes_ended: Notify::new(),
             invalidator: RefCell::new(None),

@@ -22,8 +22,10 @@ pub(crate) enum Operation {
         dir: Ino,
         name: Vec<u8>,
     },
+    /// `for_pages`: the kernel is about to use the pages it has.
     GetAttr {
         ino: Ino,
+        for_pages: bool,
     },
     Statx {
         ino: Ino,

@@ -160,9 +160,10 @@ impl Performer {
     async fn inode_operation(&self, operation: Operation) -> Outcome {
         let client = &self.client;
         match operation {
-            Operation::GetAttr { ino } => attributes(client.getattr_for_pages(ino).await),
+            Operation::GetAttr { ino, for_pages: true } => attributes(client.getattr_for_pages(ino).await),
+            Operation::GetAttr { ino, for_pages: false } => attributes(client.getattr(ino).await),
             Operation::Statx { ino } => {
-                let found = client.getattr_for_pages(ino).await?;
+                let found = client.getattr(ino).await?;
                 Ok(Answer::Statx { attr: found.attr, valid: found.valid })
             }
             Operation::SetAttr { ino, changes } => {

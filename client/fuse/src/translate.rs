@@ -189,7 +189,9 @@ pub(crate) fn file_lock(conflict: Option<&LockRange>) -> FileLock {
 
 fn inode_operation(ino: Ino, call: &Call) -> Result<Operation, Errno> {
     Ok(match *call {
-        Call::GetAttr => Operation::GetAttr { ino },
+        Call::GetAttr(arguments) => {
+            Operation::GetAttr { ino, for_pages: arguments.getattr_flags & abi::GETATTR_FH != 0 }
+        }
         Call::Statx => Operation::Statx { ino },
         Call::SetAttr(arguments) => Operation::SetAttr { ino, changes: changes(&arguments)? },
         Call::ReadLink => Operation::ReadLink { ino },

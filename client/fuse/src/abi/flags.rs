@@ -31,6 +31,8 @@ pub(crate) const FATTR_KILL_SUIDGID: u32 = 1 << 11;
 
 /// OPEN and CREATE: the caller lacks CAP_FSETID and truncates.
 pub(crate) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
+/// Asked for an open file: before its pages are used, never for stat.
+pub(crate) const GETATTR_FH: u32 = 1 << 0;
 pub(crate) const FOPEN_DIRECT_IO: u32 = 1 << 0;
 pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 pub(crate) const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;

@@ -26,7 +26,7 @@ pub(crate) enum Call<'a> {
     },
     /// FORGET and BATCH_FORGET: nothing hangs on what the kernel remembers.
     Forget,
-    GetAttr,
+    GetAttr(GetAttrIn),
     Statx,
     SetAttr(SetAttrIn),
     ReadLink,
@@ -179,7 +179,7 @@ fn call<'a>(header: &InHeader, body: &mut Cursor<'a>, features: Features) -> Tak
         Opcode::SetXattr | Opcode::GetXattr | Opcode::ListXattr | Opcode::RemoveXattr => {
             xattr_call(opcode, body, features)?
         }
-        Opcode::GetAttr => Call::GetAttr,
+        Opcode::GetAttr => Call::GetAttr(body.take()?),
         Opcode::Statx => Call::Statx,
         Opcode::SetAttr => Call::SetAttr(body.take()?),
         Opcode::ReadLink => Call::ReadLink,

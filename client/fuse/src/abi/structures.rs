@@ -33,6 +33,7 @@ structures! {
         nodeid: u64, generation: u64, entry_valid: u64, attr_valid: u64, entry_valid_nsec: u32, attr_valid_nsec: u32,
         attr: Attributes,
     }
+    GetAttrIn, 16 { getattr_flags: u32, dummy: u32, fh: u64 }
     AttrOut, 104 { attr_valid: u64, attr_valid_nsec: u32, dummy: u32, attr: Attributes }
 
     StatxTime, 16 { tv_sec: i64, tv_nsec: u32, reserved: i32 }

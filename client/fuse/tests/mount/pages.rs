@@ -70,6 +70,22 @@ fn a_file_that_stayed_open_is_read_as_it_is_now_though_its_size_and_time_are_the
 }
 
 #[test]
+fn a_reader_that_keeps_a_file_open_sees_each_line_that_is_added_elsewhere_at_once() {
+    let Some((mounted, second, other)) = two_mounts() else { return };
+    let writer = File::create(mounted.path("file")).unwrap();
+    writer.write_all_at(&[1; 5000], 0).unwrap();
+    let reader = File::open(second.path().join("file")).unwrap();
+    let mut content = vec![0; 30_000];
+    for size in (5000..25_000).step_by(100) {
+        assert_eq!(reader.read_at(&mut content, 0).unwrap(), size);
+        assert_eq!(content[size - 1], 1);
+        writer.write_all_at(&[1; 100], size as u64).unwrap();
+    }
+    drop((reader, other));
+    mounted.unmount();
+}
+
+#[test]
 fn two_mounts_that_write_and_read_one_file_at_once_both_see_all_of_it() {
     const ROUNDS: u64 = 100;
     const RECORD: u64 = 100;
