@@ -188,7 +188,7 @@ impl Client {
 
     /// Attributes for who is about to use the pages it keeps, and drops them where size or
     /// modification time is another one than it knows. So where pages may be older, it is told a time
-    /// that no file has, to be asked about again. To have the pages dropped meanwhile would not do: the
+    /// that the file does not have, to be asked about again. To have the pages dropped meanwhile would not do: the
     /// kernel then takes what it is answered for outdated, the file's size too.
     pub async fn getattr_for_pages(self: &Rc<Self>, ino: Ino) -> Result<Located, Errno> {
         let stamp = self.stamps.now();

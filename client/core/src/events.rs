@@ -7,6 +7,7 @@ use crate::Client;
 use crate::calls;
 use crate::inode::Inode;
 use crate::session::Session;
+use crate::write::LEASE_DENIED;
 use bytes::Bytes;
 use cfs_reactor::sync::Notify;
 use cfs_wire::meta::{Event, EventsCall, EventsReply, MetaError, MetaOp, OP_EVENTS};
@@ -130,7 +131,7 @@ impl Client {
         let turn = inode.order.acquire(1).await;
         // From here on writes wait for the turn: nothing that is kept comes in any more.
         inode.state().lease = None;
-        inode.state().lease_denied_until = self.now() + Duration::from_secs(1);
+        inode.state().lease_denied_until = self.now() + LEASE_DENIED;
         if !planted::is(Bug::ClientReturnLeaseDirty) {
             self.write_kept(&inode).await;
         }
@@ -175,11 +176,17 @@ impl Client {
             state.drop_cached();
             self.pages.borrow_mut().drop_inode(inode.ino);
         }
+        if let Some(invalidator) = self.invalidator.borrow().as_ref() {
+            if told.iter().any(|(_, names_given)| *names_given) {
+                invalidator.drop_names();
+            }
+            told.iter().for_each(|(ino, _)| invalidator.drop_attributes(*ino));
+        }
         // Pages that are being read or written are dropped when that ends, which takes a new session.
         let client = self.clone();
         self.handle.spawn(async move {
-            for (ino, names_given) in told {
-                client.tell_invalidator(ino, names_given).await;
+            for (ino, _) in told {
+                client.tell_invalidator(ino, false).await;
             }
         });
         let client = self.clone();

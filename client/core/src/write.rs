@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// A lease that another client needs is not asked for again before this: every asking is an
 /// entry in the shard's log.
-const LEASE_DENIED: Duration = Duration::from_secs(1);
+pub(crate) const LEASE_DENIED: Duration = Duration::from_secs(1);
 
 /// What other clients take is seen after so long.
 const SPACE_ASKED_EVERY: Duration = Duration::from_secs(1);

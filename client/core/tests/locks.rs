@@ -5,12 +5,10 @@ mod common;
 use bytes::Bytes;
 use cfs_client::{Caller, NewFile, OpenFlags};
 use cfs_fabric::CALLS_MAX;
+use cfs_wire::Errno;
 use cfs_wire::meta::{LockFamily, LockKind, LockRange};
-use cfs_wire::{Errno, Ino};
-use common::simulate;
+use common::{ROOT, simulate};
 use std::time::Duration;
-
-const ROOT: Ino = Ino::ROOT;
 
 fn write_lock(owner: u64, start: u64, end: u64) -> LockRange {
     LockRange { family: LockFamily::Posix, kind: LockKind::Write, start, end, owner, pid: 7 }

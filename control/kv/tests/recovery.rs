@@ -226,7 +226,8 @@ fn who_waits_for_a_checkpoint_that_fails_hears_of_it_and_is_admitted_once_there_
         kv.write(full(), mark(2));
         let refused = kv.admit().await.unwrap_err();
         assert!(refused.is_retryable(), "{refused}");
-        assert!(flushing.await.unwrap().is_err());
+        let failed = flushing.await.unwrap().unwrap_err();
+        assert!(failed.is_retryable(), "{failed}");
         medium.fail_puts(None);
         kv.admit().await.unwrap();
         assert_eq!(kv.checkpoint().await.unwrap(), mark(2));

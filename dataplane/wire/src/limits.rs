@@ -34,8 +34,8 @@ pub const RPC_BODY_BYTES_MAX: usize = 2 << 20;
 pub const RPC_BULK_BYTES_MAX: usize = STORE_BYTES_MAX + PAGE;
 /// Writes in one commit; more are sent as several commits.
 pub const COMMIT_WRITES_MAX: usize = 256;
-/// Extents that the holes of one commit take away at most: 256 MiB of 64 KiB chunks, applied in
-/// some tens of milliseconds. A commit that would take more is refused with E2BIG.
+/// Extents that the holes of one commit take away at most: 256 MiB of 64 KiB chunks. The shard does
+/// nothing else meanwhile. A commit that would take more is refused with E2BIG.
 pub const PUNCH_EXTENTS_MAX: usize = 4096;
 /// Stored replies a shard keeps for one session before it refuses new requests of it.
 pub const SESSION_REPLIES_MAX: usize = 1024;

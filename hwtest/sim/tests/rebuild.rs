@@ -5,12 +5,11 @@ mod common;
 
 use bytes::Bytes;
 use cfs_api::{AdminError, CheckLost};
-use cfs_client::{Caller, Client, NewFile, OpenFlags};
+use cfs_client::Client;
 use cfs_movers::rebuild::RebuildConfig;
 use cfs_reactor::Handle;
 use cfs_sim::world::{Death, Shape, Started, World};
-use cfs_wire::Errno;
-use common::{pattern, read_file, simulated};
+use common::{fill, pattern, read_file, simulated};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -176,7 +175,9 @@ fn what_found_no_room_when_its_target_was_lost_is_rebuilt_once_there_is_some() {
         let shape = Shape { targets: 4, disk_bytes: 31 << 20, rebuild, ..Shape::default() };
         let world = cluster(&handle, shape, 35).await;
         let mounted = world.mount("filler").await.unwrap();
-        fill(&mounted.client, b"filler").await;
+        let (file, full) = fill(&mounted.client, "filler", usize::MAX).await;
+        assert!(full);
+        mounted.client.release(&file);
         mounted.kill();
         world.crash_server(Death::Power);
         world.disk(3).fail();
@@ -193,23 +194,6 @@ fn what_found_no_room_when_its_target_was_lost_is_rebuilt_once_there_is_some() {
         assert_eq!(progress().waiting, 0);
         expect_files(&world, "after the second search").await;
     });
-}
-
-/// Writes to a new file until the file system is full.
-async fn fill(client: &Rc<Client>, name: &[u8]) {
-    let new = NewFile::regular(0o644, 0o022);
-    let created = client.create(Caller::default(), client.root(), name, new, OpenFlags::default()).await;
-    let (_, file) = created.expect("a file is created");
-    let piece = pattern(9, 256 << 10);
-    let mut outcome = Ok(0);
-    for index in 0.. {
-        outcome = client.write(&file, index * piece.len() as u64, piece.clone(), false).await;
-        if outcome.is_err() {
-            break;
-        }
-    }
-    assert_eq!(outcome, Err(Errno::ENOSPC));
-    client.release(&file);
 }
 
 #[test]

@@ -2,41 +2,15 @@
 
 mod common;
 
-use bytes::Bytes;
-use cfs_client::{Caller, Client, NewFile, OpenFile, OpenFlags};
 use cfs_reactor::Handle;
 use cfs_sim::world::Shape;
-use cfs_wire::Errno;
-use common::{cluster, simulated};
-use std::rc::Rc;
+use common::{cluster, fill, simulated};
 use std::time::Duration;
 
 const ROUNDS: usize = 20;
 /// What the free space of one target may lie below that after the first round: the log at rest
 /// (256 KiB) and, of each of the shards' ordered stores, what is not worth merging (64 KiB).
 const SLACK_BYTES: u64 = (256 << 10) + 4 * (64 << 10);
-
-/// Creates a file and writes to it until the file system is full or `most` bytes are in.
-async fn fill(client: &Rc<Client>, name: &str, most: usize) -> (Rc<OpenFile>, bool) {
-    let new = NewFile::regular(0o644, 0o022);
-    let root = client.root();
-    let created = client.create(Caller::default(), root, name.as_bytes(), new, OpenFlags::default()).await;
-    let (_, file) = created.expect("a file is created");
-    let piece = Bytes::from(vec![7; most.min(256 << 10)]);
-    let mut offset = 0;
-    while offset < most {
-        match client.write(&file, offset as u64, piece.clone(), false).await {
-            Ok(written) => offset += written as usize,
-            Err(Errno::ENOSPC) => return (file, true),
-            Err(error) => panic!("{name}: {error}"),
-        }
-    }
-    match client.fsync(&file, false).await {
-        Ok(()) => (file, false),
-        Err(Errno::ENOSPC) => (file, true),
-        Err(error) => panic!("{name}: {error}"),
-    }
-}
 
 /// Fills and empties the file system; answers the free bytes of the fullest target after each
 /// round. `keep`: a small file of each round stays.

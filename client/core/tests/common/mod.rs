@@ -3,13 +3,13 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use bytes::Bytes;
-use cfs_client::{Client, ClientConfig};
+use cfs_client::{Caller, Client, ClientConfig, NewFile, OpenFile, OpenFlags};
 use cfs_fabric::mem::MemNetwork;
 use cfs_fabric::{Address, Fabric, Listener, Message, Peer, Service};
 use cfs_meta::service::applied::decode_entry;
 use cfs_meta::service::{Applied, MetaService, NoPeers, ProposeError, Proposer, ServiceConfig, ShardHandle};
 use cfs_meta::state::{self, Init, LogEntry, MemoryState, Reader};
-use cfs_reactor::clock::SimClock;
+use cfs_reactor::clock::{SimClock, SplitMix64};
 use cfs_reactor::sync::Semaphore;
 use cfs_reactor::{Executor, Handle};
 use cfs_wire::data::{DataError, FetchCall, Location, OP_FETCH, OP_STORE, Piece, StoreCall, StoreReply};
@@ -71,6 +71,32 @@ pub struct Server {
     pub seed: u64,
     pub config: RefCell<ServiceConfig>,
     node: RefCell<Option<(Handle, Box<dyn Listener>)>>,
+}
+
+pub const ROOT: Ino = Ino::ROOT;
+
+pub async fn create(client: &Rc<Client>, name: &str) -> Rc<OpenFile> {
+    let new = NewFile::regular(0o644, 0o022);
+    client.create(Caller::default(), ROOT, name.as_bytes(), new, OpenFlags::default()).await.unwrap().1
+}
+
+pub async fn open(client: &Rc<Client>, name: &str) -> Rc<OpenFile> {
+    let entry = client.lookup(ROOT, name.as_bytes()).await.unwrap();
+    client.open(entry.attr.ino, OpenFlags::default(), false).await.unwrap()
+}
+
+pub async fn write(client: &Rc<Client>, file: &OpenFile, offset: u64, data: &[u8]) {
+    let written = client.write(file, offset, Bytes::copy_from_slice(data), false).await.unwrap();
+    assert_eq!(written as usize, data.len());
+}
+
+pub async fn read(client: &Rc<Client>, file: &OpenFile, offset: u64, length: u32) -> Vec<u8> {
+    client.read(file, offset, length).await.unwrap().to_vec()
+}
+
+pub fn pattern(length: usize, seed: u64) -> Vec<u8> {
+    let mut random = SplitMix64::new(seed);
+    (0..length).map(|_| random.next_u64() as u8).collect()
 }
 
 pub fn address() -> Address {

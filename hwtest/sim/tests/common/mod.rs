@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "no test uses all of it")]
 
 use bytes::Bytes;
-use cfs_client::{Caller, Client, NewFile, OpenFlags};
+use cfs_client::{Caller, Client, NewFile, OpenFile, OpenFlags};
 use cfs_reactor::clock::{SimClock, SplitMix64};
 use cfs_reactor::{Executor, Handle};
 use cfs_sim::world::{Shape, Started, World};
@@ -45,6 +45,28 @@ pub async fn write_file(client: &Rc<Client>, dir: Ino, name: &[u8], bytes: &Byte
     client.fsync(&file, false).await.unwrap();
     client.release(&file);
     entry.attr.ino
+}
+
+/// Creates a file and writes to it until the file system is full or `most` bytes are in.
+pub async fn fill(client: &Rc<Client>, name: &str, most: usize) -> (Rc<OpenFile>, bool) {
+    let new = NewFile::regular(0o644, 0o022);
+    let root = client.root();
+    let created = client.create(Caller::default(), root, name.as_bytes(), new, OpenFlags::default()).await;
+    let (_, file) = created.expect("a file is created");
+    let piece = Bytes::from(vec![7; most.min(256 << 10)]);
+    let mut offset = 0;
+    while offset < most {
+        match client.write(&file, offset as u64, piece.clone(), false).await {
+            Ok(written) => offset += written as usize,
+            Err(Errno::ENOSPC) => return (file, true),
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+    match client.fsync(&file, false).await {
+        Ok(()) => (file, false),
+        Err(Errno::ENOSPC) => (file, true),
+        Err(error) => panic!("{name}: {error}"),
+    }
 }
 
 /// A whole file, looked up by its name.

@@ -1,0 +1,227 @@
+//! What the kernel is told and has dropped: names, attributes, pages.
+
+mod common;
+
+use cfs_client::Invalidator;
+use cfs_reactor::sync::Semaphore;
+use cfs_wire::Ino;
+use common::{ROOT, create, open, read, simulate, write};
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Counts how often the kernel's names are dropped, and an inode's pages.
+#[derive(Default)]
+struct Kernel {
+    keeps_names: bool,
+    drops: Cell<u32>,
+    attributes_dropped: Cell<u32>,
+    invalidated: Cell<u32>,
+    /// Who has the permit has pages locked.
+    pages: Option<Rc<Semaphore>>,
+    writing: Cell<bool>,
+    invalidated_while_writing: Cell<u32>,
+}
+
+impl Invalidator for Kernel {
+    fn keeps_names(&self) -> bool {
+        self.keeps_names
+    }
+
+    fn drop_names(&self) {
+        self.drops.set(self.drops.get() + 1);
+    }
+
+    fn drop_attributes(&self, _ino: Ino) {
+        self.attributes_dropped.set(self.attributes_dropped.get() + 1);
+    }
+
+    fn invalidate(&self, _ino: Ino) -> LocalBoxFuture<'static, ()> {
+        self.invalidated.set(self.invalidated.get() + 1);
+        if self.writing.get() {
+            self.invalidated_while_writing.set(self.invalidated_while_writing.get() + 1);
+        }
+        let pages = self.pages.clone();
+        async move {
+            if let Some(pages) = pages {
+                pages.acquire(1).await;
+            }
+        }
+        .boxed_local()
+    }
+}
+
+#[test]
+fn the_kernels_names_are_dropped_once_and_not_given_again_while_another_client_changes_the_directory() {
+    simulate(5, |server| async move {
+        server.start().await;
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let kernel = Rc::new(Kernel { keeps_names: true, ..Kernel::default() });
+        b.set_invalidator(kernel.clone());
+        create(&a, "f").await;
+        assert_eq!(kernel.drops.get(), 0, "no name was given");
+        assert!(!b.lookup(ROOT, b"f").await.unwrap().entry_valid.is_zero());
+        for round in 0..4 {
+            create(&a, &format!("g{round}")).await;
+            assert_eq!(kernel.drops.get(), 1, "before the change was answered, and only where names were given");
+            assert!(b.lookup(ROOT, b"f").await.unwrap().entry_valid.is_zero());
+            assert!(matches!(b.lookup(ROOT, b"absent").await, Err(Ok(negative)) if negative.valid.is_zero()));
+            server.sleep(3000).await;
+        }
+        // Longer than two clients are taken to be at it after the last change.
+        server.sleep(3000).await;
+        assert!(!b.lookup(ROOT, b"f").await.unwrap().entry_valid.is_zero());
+        assert!(matches!(b.lookup(ROOT, b"absent").await, Err(Ok(negative)) if !negative.valid.is_zero()));
+        create(&a, "h").await;
+        assert_eq!(kernel.drops.get(), 2);
+    });
+}
+
+#[test]
+fn a_change_does_not_wait_for_locked_pages_and_who_uses_them_next_drops_them() {
+    simulate(5, |server| async move {
+        server.start().await;
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let pages = Semaphore::new(1);
+        let kernel = Rc::new(Kernel { pages: Some(pages.clone()), ..Kernel::default() });
+        b.set_invalidator(kernel.clone());
+        let file = create(&a, "f").await;
+        write(&a, &file, 0, b"old").await;
+        a.fsync(&file, false).await.unwrap();
+        let theirs = open(&b, "f").await;
+        b.getattr_for_pages(theirs.ino()).await.unwrap();
+        assert!(!b.getattr_for_pages(theirs.ino()).await.unwrap().valid.is_zero());
+        let locked = pages.acquire(1).await;
+        let (dropped, begun) = (kernel.attributes_dropped.get(), server.handle.now());
+        a.unlink(ROOT, b"f").await.unwrap();
+        let took = server.handle.now() - begun;
+        assert!(took < Duration::from_millis(200), "{took:?} of a lease of 10 s");
+        assert_eq!(kernel.attributes_dropped.get(), dropped + 2, "of the file and of its directory");
+
+        let true_time = b.getattr(theirs.ino()).await.unwrap().attr.mtime;
+        let told = b.getattr_for_pages(theirs.ino()).await.unwrap();
+        assert_eq!((told.attr.nlink, told.valid), (0, Duration::ZERO));
+        assert_ne!(told.attr.mtime, true_time);
+        assert_eq!(b.getattr_for_pages(theirs.ino()).await.unwrap().attr.mtime, true_time);
+        drop(locked);
+    });
+}
+
+#[test]
+fn the_kernel_is_asked_to_drop_pages_when_it_has_none_locked_for_a_write() {
+    simulate(6, |server| async move {
+        server.start().await;
+        server.disk.proposal_micros_max.set(50_000);
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let kernel = Rc::new(Kernel::default());
+        b.set_invalidator(kernel.clone());
+        let ours = create(&a, "f").await;
+        let theirs = open(&b, "f").await;
+        for round in 0..40u8 {
+            // A grant, which the other's write ends.
+            b.getattr_for_pages(theirs.ino()).await.unwrap();
+            let (other, other_file) = (a.clone(), ours.clone());
+            let writing = server.handle.spawn(async move { write(&other, &other_file, 0, &[round; 10]).await });
+            kernel.writing.set(true);
+            write(&b, &theirs, 10, &[round; 10]).await;
+            kernel.writing.set(false);
+            writing.await.unwrap();
+        }
+        assert!(kernel.invalidated.get() > 10, "{} times", kernel.invalidated.get());
+        assert_eq!(kernel.invalidated_while_writing.get(), 0);
+    });
+}
+
+#[test]
+fn a_kernel_that_cannot_drop_names_at_once_is_given_none() {
+    simulate(5, |server| async move {
+        server.start().await;
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let kernel = Rc::new(Kernel::default());
+        b.set_invalidator(kernel.clone());
+        create(&a, "f").await;
+        let found = b.lookup(ROOT, b"f").await.unwrap();
+        assert!(found.entry_valid.is_zero() && !found.attr_valid.is_zero());
+        assert!(matches!(b.lookup(ROOT, b"absent").await, Err(Ok(negative)) if negative.valid.is_zero()));
+        let reads = server.disk.reads.get();
+        b.lookup(ROOT, b"f").await.unwrap();
+        assert_eq!(server.disk.reads.get(), reads, "served from the client's own cache");
+        a.rename(ROOT, b"f", ROOT, b"g", 0).await.unwrap();
+        assert!(matches!(b.lookup(ROOT, b"f").await, Err(Ok(_))));
+        assert_eq!(kernel.drops.get(), 0);
+    });
+}
+
+#[test]
+fn the_kernels_pages_stay_over_a_lapsed_grant_unless_the_file_changed_meanwhile() {
+    const LAPSE_MS: u64 = 15_000;
+    simulate(5, |server| async move {
+        server.start().await;
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let kernel = Rc::new(Kernel::default());
+        b.set_invalidator(kernel.clone());
+        let written = create(&a, "f").await;
+        write(&a, &written, 0, b"one").await;
+        a.fsync(&written, false).await.unwrap();
+        let rewrite = async || {
+            write(&a, &written, 0, b"two").await;
+            a.fsync(&written, false).await.unwrap();
+        };
+        let reopen = async || {
+            let file = open(&b, "f").await;
+            let current = b.pages_are_current(&file);
+            b.release(&file);
+            current
+        };
+        assert_eq!((reopen().await, reopen().await), (false, true), "none are known at first");
+        server.sleep(LAPSE_MS).await;
+        assert!(reopen().await, "nobody changed it");
+        server.sleep(LAPSE_MS).await;
+        rewrite().await;
+        assert_eq!((reopen().await, reopen().await), (false, true));
+
+        let file = open(&b, "f").await;
+        assert!(b.pages_are_current(&file));
+        server.sleep(LAPSE_MS).await;
+        let before = kernel.invalidated.get();
+        b.getattr_for_pages(file.ino()).await.unwrap();
+        assert_eq!(kernel.invalidated.get(), before);
+        server.sleep(LAPSE_MS).await;
+        rewrite().await;
+        let before = kernel.invalidated.get();
+        assert!(b.getattr(file.ino()).await.unwrap().valid.is_zero(), "pages are to be asked about");
+        let told = b.getattr_for_pages(file.ino()).await.unwrap();
+        let after = b.getattr_for_pages(file.ino()).await.unwrap();
+        assert_ne!(told.attr.mtime, after.attr.mtime, "another time has them dropped");
+        assert!(told.valid.is_zero() && !after.valid.is_zero());
+        assert_eq!(kernel.invalidated.get(), before);
+    });
+}
+
+#[test]
+fn a_client_that_was_given_up_goes_on_though_pages_are_locked() {
+    simulate(7, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let pages = Semaphore::new(1);
+        client.set_invalidator(Rc::new(Kernel { pages: Some(pages.clone()), ..Kernel::default() }));
+        let file = create(&client, "f").await;
+        write(&client, &file, 0, b"kept").await;
+        client.fsync(&file, false).await.unwrap();
+        let _locked = pages.acquire(1).await;
+        server.network.partition("a", "server", true);
+        server.sleep(40_000).await;
+        let other = server.client("b").await;
+        let theirs = open(&other, "f").await;
+        write(&other, &theirs, 4, b"!").await;
+        other.fsync(&theirs, false).await.unwrap();
+        server.network.heal();
+        server.sleep(10_000).await;
+        let begun = server.handle.now();
+        assert_eq!(read(&client, &file, 0, 10).await, b"kept!");
+        let took = server.handle.now() - begun;
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    });
+}

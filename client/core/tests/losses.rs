@@ -1,0 +1,147 @@
+//! Written data that cannot be stored: who hears of it, and what is kept.
+
+mod common;
+
+use bytes::Bytes;
+use cfs_client::ClientConfig;
+use cfs_wire::Errno;
+use common::{ROOT, create, open, pattern, read, simulate, write};
+
+#[test]
+fn dirty_data_of_a_fenced_session_is_reported_once_on_each_open_file_and_never_committed() {
+    simulate(7, |server| async move {
+        server.start().await;
+        let config = cfs_client::ClientConfig {
+            write_back_after: std::time::Duration::from_secs(3600),
+            ..cfs_client::ClientConfig::default()
+        };
+        let client = server.client_with("a", config).await;
+        let file = create(&client, "f").await;
+        let second = open(&client, "f").await;
+        write(&client, &file, 0, b"safe").await;
+        client.fsync(&file, false).await.unwrap();
+        write(&client, &file, 0, b"lost").await;
+        server.network.partition("a", "server", true);
+        // Longer than the session's lease, which the server then ends for another client.
+        server.sleep(40_000).await;
+        let other = server.client("b").await;
+        let theirs = open(&other, "f").await;
+        write(&other, &theirs, 4, b"!").await;
+        other.fsync(&theirs, false).await.unwrap();
+        server.network.heal();
+        server.sleep(10_000).await;
+        assert_eq!(client.fsync(&file, false).await, Err(Errno::EIO));
+        assert_eq!(client.fsync(&file, false).await, Ok(()));
+        assert_eq!(client.flush(&second).await, Err(Errno::EIO));
+        assert_eq!(client.flush(&second).await, Ok(()));
+        assert_eq!(read(&client, &file, 0, 10).await, b"safe!");
+        write(&client, &file, 0, b"more").await;
+        client.fsync(&file, false).await.unwrap();
+        assert_eq!(read(&other, &theirs, 0, 10).await, b"more!");
+    });
+}
+
+#[test]
+fn a_full_store_is_reported_by_fsync_and_the_next_write_succeeds_again() {
+    simulate(8, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        let other = create(&client, "asks for the space there is").await;
+        write(&client, &other, 0, b"small").await;
+        let room = server.disk.room.replace(0);
+        write(&client, &file, 0, &pattern(50_000, 1)).await;
+        assert_eq!(client.fsync(&file, false).await, Err(Errno::ENOSPC));
+        assert_eq!(client.getattr(file.ino()).await.unwrap().attr.size, 0);
+        server.disk.room.set(room);
+        write(&client, &file, 0, &pattern(50_000, 1)).await;
+        assert_eq!(client.fsync(&file, false).await, Ok(()));
+        assert_eq!(read(&client, &file, 0, 50_000).await, pattern(50_000, 1));
+    });
+}
+
+#[test]
+fn a_failure_that_no_open_file_reported_is_the_next_ones_to_report_once() {
+    simulate(8, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        let other = create(&client, "asks for the space there is").await;
+        write(&client, &other, 0, b"small").await;
+        let room = server.disk.room.replace(0);
+        write(&client, &file, 0, &pattern(50_000, 1)).await;
+        client.flush(&file).await.unwrap();
+        client.release(&file);
+        server.sleep(5000).await;
+        server.disk.room.set(room);
+        let again = open(&client, "f").await;
+        assert_eq!(client.fsync(&again, false).await, Err(Errno::ENOSPC));
+        assert_eq!(client.fsync(&again, false).await, Ok(()));
+        let later = open(&client, "f").await;
+        assert_eq!(client.fsync(&later, false).await, Ok(()));
+    });
+}
+
+#[test]
+fn what_cannot_be_written_is_not_renamed_over_what_is_there() {
+    simulate(8, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let old = create(&client, "f").await;
+        write(&client, &old, 0, b"old").await;
+        client.fsync(&old, false).await.unwrap();
+        let new = create(&client, "new").await;
+        let room = server.disk.room.replace(0);
+        write(&client, &new, 0, &pattern(50_000, 1)).await;
+        assert_eq!(client.rename(ROOT, b"new", ROOT, b"f", 0).await, Err(Errno::ENOSPC));
+        server.disk.room.set(room);
+        let again = open(&client, "f").await;
+        assert_eq!(read(&client, &again, 0, 10).await, b"old");
+        write(&client, &new, 0, b"new").await;
+        client.rename(ROOT, b"new", ROOT, b"f", 0).await.unwrap();
+        let again = open(&client, "f").await;
+        assert_eq!(read(&client, &again, 0, 10).await, b"new");
+    });
+}
+
+#[test]
+fn small_files_are_stored_as_data_where_the_server_makes_no_inode_larger() {
+    simulate(8, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        // Less than the 256th that is kept for deleting, and more than a client wants left.
+        server.disk.room.set(2 << 30);
+        write(&client, &file, 0, b"small").await;
+        assert_eq!(client.dirty_bytes(), 5);
+        client.fsync(&file, false).await.unwrap();
+        assert_eq!(server.disk.stores.get(), 1);
+        server.disk.room.set(1 << 39);
+        let other = server.client("b").await;
+        let theirs = open(&other, "f").await;
+        assert_eq!(read(&other, &theirs, 0, 10).await, b"small");
+    });
+}
+
+#[test]
+fn a_write_without_room_is_refused_alone_and_nobody_else_hears_of_it() {
+    simulate(12, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        let second = open(&client, "f").await;
+        // Beyond the margin there is room for the first write and for half of the second.
+        server.disk.room.set(ClientConfig::default().space_margin_bytes + 150_000);
+        write(&client, &file, 0, &pattern(100_000, 1)).await;
+        assert_eq!(client.dirty_bytes(), 100_000);
+        server.disk.room.set(150_000);
+        let refused = client.write(&second, 100_000, Bytes::from(pattern(100_000, 2)), false).await;
+        assert_eq!(refused, Err(Errno::ENOSPC));
+        assert_eq!(client.fsync(&second, false).await, Ok(()));
+        assert_eq!(client.fsync(&file, false).await, Ok(()));
+        assert_eq!(read(&client, &file, 0, 300_000).await, pattern(100_000, 1));
+        let other = server.client("b").await;
+        let theirs = open(&other, "f").await;
+        assert_eq!(read(&other, &theirs, 0, 300_000).await, pattern(100_000, 1));
+    });
+}
