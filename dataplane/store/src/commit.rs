@@ -264,7 +264,7 @@ impl Core {
             let ready = self.state.borrow().zones.get(zone).state == ZoneState::Free { ready: true };
             if !ready {
                 let generation = self.write_generation(zone).await?;
-                *self.state.borrow_mut().zones.get_mut(zone) = Zone::free(Some(generation), true);
+                self.state.borrow_mut().zone_reset(zone, generation);
             }
             let mut state = self.state.borrow_mut();
             state.zones.get_mut(zone).stream = stream;

@@ -1,9 +1,9 @@
 //! Torn or corrupt: decides what the breaks in the zones' chains mean.
 //!
 //! Every append carries how far each open zone was durable when it was written. The largest
-//! such mark over the whole target (headers found behind a break included) rules: a chain that breaks before it, or before the end that
-//! the zone's footer states, met corruption; one that breaks at or behind it has a torn tail,
-//! which nobody was ever told is durable.
+//! such mark over the whole target (headers found behind a break included) rules: a chain that
+//! breaks before it, or before the end that the zone's footer states, met corruption; one that
+//! breaks at or behind it has a torn tail, which nobody was ever told is durable.
 
 use crate::layout::ZONE_FOOTER_BYTES;
 use crate::layout::ZONE_HEADER_BYTES;
@@ -208,12 +208,16 @@ async fn verdict(
         let resealed = scan.summary == SummaryFound::Damaged && !damaged;
         return if resealed { Verdict::ToSeal } else { Verdict::Sealed };
     }
-    if damaged || marks.lost_footer(scan) {
+    if marks.lost_footer(scan) {
+        // It was sealed: all of it was durable, whatever a payload looks like now.
         return Verdict::ToSeal;
     }
     let torn = cut_torn_tail(device, superblock, scan, marks.durable(scan.zone)).await;
-    if torn || scan.reason == Break::Started {
+    if torn || (scan.reason == Break::Started && !damaged) {
         report.torn_tails.push((ZoneNo(scan.zone), scan.position));
+    }
+    if damaged {
+        return Verdict::ToSeal;
     }
     match (scan.appends.is_empty(), torn) {
         (true, false) => Verdict::Free,

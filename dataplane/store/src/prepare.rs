@@ -28,8 +28,13 @@ impl Core {
             let taken = self.state.borrow_mut().zones.take_unready(ZONES_AHEAD);
             let Some(zone) = taken else { return };
             // A failure has fenced the device.
-            let generation = self.write_generation(zone).await.ok();
-            self.state.borrow_mut().zones.prepared(generation);
+            let written = self.write_generation(zone).await;
+            let mut state = self.state.borrow_mut();
+            if let Ok(generation) = written {
+                state.zone_reset(zone, generation);
+            }
+            state.zones.prepared();
+            drop(state);
             self.changed.notify_all();
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A scan hops from header to header. Where the chain breaks it only says so; whether that is
 //! the end, a torn tail or corruption needs the marks of the whole target and is decided in
-//! [`crate::recovery`], which may then ask the scan to look for the next valid header.
+//! [`crate::judge`], which may then ask the scan to look for the next valid header.
 
 use crate::commit::FLIGHTS_MAX;
 use crate::group::PAYLOAD_BYTES_MAX;
@@ -179,19 +179,25 @@ impl ZoneScan {
         };
     }
 
-    /// Nothing recognisable in the header's place: an append of this target behind it tells a
-    /// damaged zone from one never used.
+    /// Nothing recognisable in the header's place: an append of this target behind it, or a footer,
+    /// tells a damaged zone from one never used.
     async fn header_without_magic(&mut self, window: &mut Window<'_>) -> Header {
         let page = window.read(ZONE_HEADER_BYTES, PAGE_BYTES).await.unwrap_or_default();
         let length = Stamp::peek_bytes(Role::Append, &page).unwrap_or(PAGE_BYTES);
         let structure = window.read(ZONE_HEADER_BYTES, length).await.unwrap_or_default();
-        match Stamp::decode(Role::Append, &structure) {
-            Ok(stamp) if stamp.is_of(window.superblock, self.zone, ZONE_HEADER_BYTES) => {
+        let footer_offset = window.superblock.zone_bytes - ZONE_FOOTER_BYTES;
+        let footer = window.read(footer_offset, PAGE_BYTES).await.unwrap_or_default();
+        let append = (Stamp::decode(Role::Append, &structure), ZONE_HEADER_BYTES);
+        let footer = (ZoneFooter::decode(&footer).map(|footer| footer.stamp), footer_offset);
+        let mut header = Header::Void;
+        for (stamp, offset) in [append, footer] {
+            let Ok(stamp) = stamp else { continue };
+            if stamp.is_of(window.superblock, self.zone, offset) {
                 self.sequence_max = self.sequence_max.max(stamp.sequence);
-                Header::Damaged
+                header = Header::Damaged;
             }
-            _ => Header::Void,
         }
+        header
     }
 
     async fn read_footer(&mut self, device: &dyn BlockDevice, superblock: &Superblock) {

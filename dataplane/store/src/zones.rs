@@ -308,13 +308,9 @@ impl ZoneTable {
         self.preparing
     }
 
-    /// Gives back what [`ZoneTable::take_unready`] gave: as the next to be taken, with its
-    /// generation if it has one now.
-    pub fn prepared(&mut self, generation: Option<Generation>) {
+    /// Gives back what [`ZoneTable::take_unready`] gave: as the next to be taken.
+    pub fn prepared(&mut self) {
         let Some(zone) = self.preparing.take() else { return };
-        if generation.is_some() {
-            *self.get_mut(zone) = Zone::free(generation, true);
-        }
         self.free.push_front(zone);
     }
 

@@ -102,6 +102,76 @@ fn a_payload_torn_above_the_mark_is_dropped_and_below_it_kept_and_reported_by_re
 }
 
 #[test]
+fn a_torn_append_is_dropped_also_from_a_zone_that_has_damage_before_it() {
+    run(10, |handle| async move {
+        let disk = formatted(&handle, 16, 10).await;
+        let store = open(&disk, &handle).await;
+        put(&store, 1, BlobKind::Data, 6000).await.unwrap();
+        put(&store, 2, BlobKind::Data, 6000).await.unwrap();
+        // In another stream's zone: its header knows that both are durable.
+        put(&store, 3, BlobKind::Log, 10).await.unwrap();
+        put(&store, 4, BlobKind::Data, 6000).await.unwrap();
+        let extent = 3 * PAGE;
+        disk.corrupt(at(0, FIRST + 40), 4, 1);
+        let torn = FIRST + 2 * extent;
+        disk.corrupt(at(0, torn + PAGE + 5), 1, 1);
+        let mut store = reopen(store, &disk, &handle).await;
+        let region = CorruptRegion { zone: ZoneNo(0), offset: FIRST, length: extent, damage: Damage::Appends };
+        assert_eq!(store.recovery().corrupt, vec![region]);
+        assert_eq!(store.recovery().torn_tails, vec![(ZoneNo(0), torn)]);
+        for context in ["first time", "second time"] {
+            expect_absent(&store, 1, context).await;
+            expect_blob(&store, 2, 6000, context).await;
+            expect_blob(&store, 3, 10, context).await;
+            expect_absent(&store, 4, context).await;
+            store = reopen(store, &disk, &handle).await;
+        }
+    });
+}
+
+#[test]
+fn a_deletion_is_forgotten_with_the_generation_it_guarded_against_also_where_the_header_was_lost() {
+    run(11, |handle| async move {
+        let disk = formatted(&handle, 16, 11).await;
+        let store = open(&disk, &handle).await;
+        put(&store, 1, BlobKind::Data, 6000).await.unwrap();
+        put(&store, 2, BlobKind::Data, 6000).await.unwrap();
+        delete(&store, &[1]).await.unwrap();
+        disk.corrupt(at(0, 0), FIRST as usize, 1);
+        let store = reopen(store, &disk, &handle).await;
+        // What the zone holds is not believed, but could be if its header came back.
+        assert_eq!(store.space().tombstones, 1);
+        let mut next = 10;
+        while store.space().tombstones > 0 && put(&store, next, BlobKind::Data, 60_000).await.is_ok() {
+            next += 1;
+        }
+        assert_eq!(store.space().tombstones, 0, "the zone has a new generation, or the target is full");
+        let store = reopen(store, &disk, &handle).await;
+        expect_absent(&store, 1, "deleted").await;
+    });
+}
+
+#[test]
+fn a_sealed_zone_whose_beginning_is_lost_is_damaged_and_not_empty() {
+    run(12, |handle| async move {
+        let disk = formatted(&handle, 20, 12).await;
+        let store = open(&disk, &handle).await;
+        for id in 1..=6 {
+            put(&store, id, BlobKind::Data, 60_000).await.unwrap();
+        }
+        handle.sleep(std::time::Duration::from_secs(1)).await;
+        // The newest header does not count the zone among the open ones.
+        put(&store, 7, BlobKind::Data, 10).await.unwrap();
+        disk.corrupt(at(0, 0), (FIRST + PAGE) as usize, 1);
+        let store = reopen(store, &disk, &handle).await;
+        let region = CorruptRegion { zone: ZoneNo(0), offset: 0, length: ZONE, damage: Damage::ZoneHeader };
+        assert_eq!(store.recovery().corrupt, vec![region]);
+        expect_absent(&store, 1, "voided").await;
+        expect_blob(&store, 6, 60_000, "another zone").await;
+    });
+}
+
+#[test]
 fn one_damaged_zone_header_is_mended_and_two_void_the_zone() {
     run(4, |handle| async move {
         let disk = formatted(&handle, 16, 4).await;
@@ -135,6 +205,8 @@ fn a_damaged_footer_loses_nothing() {
             put(&store, id, BlobKind::Data, 60_000).await.unwrap();
         }
         handle.sleep(std::time::Duration::from_secs(1)).await;
+        // The newest header knows the zone as sealed.
+        put(&store, 7, BlobKind::Data, 10).await.unwrap();
         disk.corrupt(at(0, ZONE - PAGE), 100, 1);
         let store = reopen(store, &disk, &handle).await;
         let damage: Vec<_> = store.recovery().corrupt.iter().map(|region| (region.zone, region.damage)).collect();
