@@ -3,7 +3,7 @@
 use crate::registrar::ShardRegistrar;
 use cfs_movers::collector::Collector;
 use cfs_movers::orphans::OrphanSearch;
-use cfs_movers::packer::Packer;
+use cfs_movers::packer::{Packed, Packer};
 use cfs_movers::rebuild::Rebuild;
 use cfs_movers::{MoverError, ShardCalls};
 use cfs_reactor::Handle;
@@ -103,10 +103,11 @@ impl Movers {
         }
     }
 
-    /// The packer's pause; true when it was cut short because hot blobs have met their limit.
+    /// The packer's pause; true when it was cut short because hot blobs have met their limit or a
+    /// writer found no room.
     async fn pack_pause(&self, timer: &Handle, pause: Duration) -> bool {
-        let (limit_met, due) = (pin!(self.store.hot_limit_met()), pin!(timer.sleep(pause)));
-        matches!(select(limit_met, due).await, Either::Left(_))
+        let (called, due) = (pin!(self.store.packer_called()), pin!(timer.sleep(pause)));
+        matches!(select(called, due).await, Either::Left(_))
     }
 
     /// Starts the loops. They end with the domain.
@@ -123,11 +124,14 @@ impl Movers {
         handle.spawn(async move {
             loop {
                 let pressed = movers.pack_pause(&timer, intervals.pack).await;
-                let packed = movers.packer.round(pressed).await;
-                let useful = packed.as_ref().is_ok_and(|packed| packed.extents > 0);
-                report("packer", packed);
-                // The hot blobs that were packed go with the collector's next rounds; where there
-                // was nothing to pack, calling again would find no more.
+                let mut useful = packed_something(movers.packer.round(pressed).await);
+                // What was packed or compacted goes with the collector's next rounds, and makes room to
+                // compact more.
+                while useful && movers.store.is_short_of_room() {
+                    timer.sleep(intervals.collect).await;
+                    useful = packed_something(movers.packer.make_room().await);
+                }
+                // Where there was nothing to do, calling again would find no more.
                 if pressed {
                     timer.sleep(if useful { intervals.collect } else { intervals.pack }).await;
                 }
@@ -167,6 +171,13 @@ impl Movers {
             }
         });
     }
+}
+
+/// Whether the packer did anything.
+fn packed_something(outcome: Result<Packed, MoverError>) -> bool {
+    let useful = outcome.as_ref().is_ok_and(|packed| packed.extents > 0);
+    report("packer", outcome);
+    useful
 }
 
 fn report<T: std::fmt::Debug>(mover: &'static str, outcome: Result<T, MoverError>) {

@@ -6,10 +6,10 @@
 use crate::{MoverError, ShardCalls, all_shards, call};
 use cfs_store::segment::SegmentStore;
 use cfs_wire::blobs::BlobKind;
-use cfs_wire::data::{Extent, FetchCall, Piece, Referent, Registration, StoreCall};
+use cfs_wire::data::{DataError, Extent, FetchCall, Piece, Referent, Registration, Slot, StoreCall};
 use cfs_wire::limits::{CHUNK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_SLOTS_MAX};
 use cfs_wire::meta::{ShardOp, ShardReply};
-use cfs_wire::{BlobId, Ino, Policy, VolumeId};
+use cfs_wire::{BlobId, Ino, Policy, SegmentId, VolumeId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -17,8 +17,11 @@ use std::rc::Rc;
 /// Extents of one file looked at per call.
 const EXTENTS_BATCH: u32 = 512;
 /// A segment is compacted when at most this share of its bytes lives (percent): rewriting half
-/// a segment frees as much as it writes, less does better.
+/// a segment frees as much as it writes, less does better. Where room is short, any share but all.
 const LIVE_PERCENT_MAX: u64 = 50;
+/// Segments compacted in one round, those with the smallest living share: more wait for the next,
+/// which finds them and those that died meanwhile.
+const COMPACTED_MAX: usize = 256;
 
 /// What a round did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -27,6 +30,20 @@ pub struct Packed {
     pub bytes: u64,
     pub segments_compacted: u64,
 }
+
+impl Packed {
+    /// What a round came to that ended so. Where it got something done before there was no room any
+    /// more, the room comes back with what it replaced.
+    fn ended(self, outcome: Result<(), MoverError>) -> Result<Packed, MoverError> {
+        match outcome {
+            Err(MoverError::Data(DataError::NoSpace)) if self.extents > 0 => Ok(self),
+            outcome => outcome.map(|()| self),
+        }
+    }
+}
+
+/// Segments by their living share, each with its dead slots.
+type LeastLiving = BTreeMap<(u64, SegmentId), (Registration, Vec<u16>)>;
 
 /// An extent on its way into a new segment.
 struct Candidate {
@@ -48,10 +65,27 @@ impl Packer {
         Packer { calls, store, volume, seen: RefCell::default() }
     }
 
-    /// Packs what is cold; with `pressed`, when hot blobs have met their limit, what is not as well.
+    /// Packs what is cold, and compacts; with `pressed`, when hot blobs have met their limit or a
+    /// writer found no room, packs what is not cold as well.
     pub async fn round(&self, pressed: bool) -> Result<Packed, MoverError> {
         let mut packed = Packed::default();
-        let inodes = self.hot_inodes(pressed);
+        let mut outcome = self.pack_hot(pressed, &mut packed).await;
+        // Compaction may need less room than that, and makes more.
+        if matches!(outcome, Ok(()) | Err(MoverError::Data(DataError::NoSpace))) {
+            outcome = self.compact(&mut packed).await;
+        }
+        packed.ended(outcome)
+    }
+
+    /// Compacts only.
+    pub async fn make_room(&self) -> Result<Packed, MoverError> {
+        let mut packed = Packed::default();
+        let outcome = self.compact(&mut packed).await;
+        packed.ended(outcome)
+    }
+
+    async fn pack_hot(&self, all: bool, packed: &mut Packed) -> Result<(), MoverError> {
+        let inodes = self.hot_inodes(all);
         let mut batch = Batch::default();
         for (ino, blobs) in inodes {
             let mut offset = 0;
@@ -61,14 +95,12 @@ impl Packer {
                 offset = last.offset + u64::from(last.length);
                 for extent in extents {
                     if matches!(extent.location.referent(), Referent::Hot(blob) if blobs.contains(&blob)) {
-                        self.add(&mut batch, Candidate { ino, policy, extent }, &mut packed).await?;
+                        self.add(&mut batch, Candidate { ino, policy, extent }, packed).await?;
                     }
                 }
             }
         }
-        self.flush(&mut batch, &mut packed).await?;
-        self.compact(&mut packed).await?;
-        Ok(packed)
+        self.flush(&mut batch, packed).await
     }
 
     /// Hot blobs that were there a round ago, or all, by the inode that owns them.
@@ -158,8 +190,20 @@ impl Packer {
         Ok(())
     }
 
-    /// Rewrites the living chunks of segments that are mostly dead.
+    /// Rewrites the living chunks of segments that are mostly dead; where room is short, of any in
+    /// which something is dead.
     async fn compact(&self, packed: &mut Packed) -> Result<(), MoverError> {
+        let percent_max = if self.store.is_short_of_room() { 99 } else { LIVE_PERCENT_MAX };
+        for (registration, dead) in self.least_living(percent_max).await?.into_values() {
+            self.compact_segment(&registration, &dead, packed).await?;
+        }
+        Ok(())
+    }
+
+    /// Segments of which something lives, but no more than `percent_max`, and their dead slots; by
+    /// their living share.
+    async fn least_living(&self, percent_max: u64) -> Result<LeastLiving, MoverError> {
+        let mut found = LeastLiving::new();
         for shard in all_shards(&*self.calls) {
             let mut after = None;
             loop {
@@ -169,8 +213,13 @@ impl Packer {
                 };
                 after = list.last().map(|(registration, _)| registration.segment);
                 for (registration, dead) in list {
-                    if is_mostly_dead(&registration, &dead) && !self.store.is_in_flight(registration.segment) {
-                        self.compact_segment(&registration, &dead, packed).await?;
+                    let percent = live_percent(&registration, &dead);
+                    let segment = registration.segment;
+                    if (1..=percent_max).contains(&percent) && !self.store.is_in_flight(segment) {
+                        found.insert((percent, segment), (registration, dead));
+                    }
+                    if found.len() > COMPACTED_MAX {
+                        found.pop_last();
                     }
                 }
                 if end || after.is_none() {
@@ -178,7 +227,7 @@ impl Packer {
                 }
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     async fn compact_segment(
@@ -225,14 +274,10 @@ struct Batch {
     slots: usize,
 }
 
-fn is_mostly_dead(registration: &Registration, dead: &[u16]) -> bool {
-    let total: u64 = registration.slots.iter().map(|slot| u64::from(slot.stored)).sum();
-    let live: u64 = registration
-        .slots
-        .iter()
-        .enumerate()
-        .filter(|(slot, _)| !dead.contains(&(*slot as u16)))
-        .map(|(_, slot)| u64::from(slot.stored))
-        .sum();
-    live > 0 && live * 100 <= total * LIVE_PERCENT_MAX
+/// What share of a segment's bytes lives, in percent rounded up: 0 when nothing does.
+fn live_percent(registration: &Registration, dead: &[u16]) -> u64 {
+    let bytes = |slots: &mut dyn Iterator<Item = &Slot>| slots.map(|slot| u64::from(slot.stored)).sum::<u64>();
+    let total = bytes(&mut registration.slots.iter());
+    let living = registration.slots.iter().enumerate().filter(|(slot, _)| !dead.contains(&(*slot as u16)));
+    (bytes(&mut living.map(|(_, slot)| slot)) * 100).div_ceil(total.max(1))
 }

@@ -1,10 +1,17 @@
-//! Space comes back after deletes, however often.
+//! Space comes back after deletes, however often, and also when what was deleted lay between what
+//! stays.
 
 mod common;
 
+use bytes::Bytes;
+use cfs_client::{Caller, Client, NewFile, OpenFlags};
 use cfs_reactor::Handle;
+use cfs_reactor::clock::SplitMix64;
+use cfs_sim::tuning::Tuning;
 use cfs_sim::world::Shape;
-use common::{cluster, fill, simulated};
+use cfs_wire::Errno;
+use common::{cluster, fill, pattern, read_file, simulated};
+use std::rc::Rc;
 use std::time::Duration;
 
 const ROUNDS: usize = 20;
@@ -66,4 +73,86 @@ fn twenty_rounds_of_filling_and_emptying_end_with_the_space_of_the_first() {
 fn a_small_file_that_stays_each_round_is_noticed() {
     let free = run(4, true);
     assert!(lost(&free).is_some(), "{free:?}");
+}
+
+/// Of a small file: it is written as a hot blob, and packed with others.
+const SMALL: usize = 40_000;
+const TRIES: usize = 20;
+
+/// Makes a small file; false when there is no room for it.
+async fn small_file(client: &Rc<Client>, number: u64) -> bool {
+    let name = number.to_string();
+    let new = NewFile::regular(0o644, 0o022);
+    let made = client.create(Caller::default(), client.root(), name.as_bytes(), new, OpenFlags::default()).await;
+    let file = match made {
+        Ok((_, file)) => file,
+        Err(Errno::ENOSPC) => return false,
+        Err(error) => panic!("{name}: {error}"),
+    };
+    let written = client.write(&file, 0, pattern(number, SMALL), false).await;
+    let synced = client.fsync(&file, false).await;
+    client.release(&file);
+    match written.and(synced) {
+        Ok(()) => true,
+        Err(Errno::ENOSPC) => {
+            client.unlink(client.root(), name.as_bytes()).await.unwrap();
+            false
+        }
+        Err(error) => panic!("{name}: {error}"),
+    }
+}
+
+/// Fills the file system with small files and lets them be packed, deletes `part` of a hundred of
+/// them, and asks again for room for a tenth as many; how many of those could be made.
+async fn refill(handle: Handle, part: u64) -> (usize, usize) {
+    let mut tuning = Tuning { hot_percent_max: 60, ..Tuning::default() };
+    tuning.movers.pack = Duration::from_secs(5);
+    let world = cluster(&handle, Shape { disk_bytes: 31 << 20, tuning, ..Shape::default() }, 6).await;
+    let mounted = world.mount("writer").await.unwrap();
+    let client = &mounted.client;
+    let (mut files, mut next, mut refused) = (Vec::new(), 0, 0);
+    while refused < TRIES {
+        next += 1;
+        match small_file(client, next).await {
+            true => files.push(next),
+            // Packed they take less.
+            false => {
+                refused += 1;
+                handle.sleep(Duration::from_secs(5)).await;
+            }
+        }
+    }
+    let mut random = SplitMix64::new(7);
+    let (gone, stay): (Vec<u64>, Vec<u64>) = files.iter().partition(|_| random.below(100) < part);
+    for number in gone {
+        client.unlink(client.root(), number.to_string().as_bytes()).await.unwrap();
+    }
+    let wanted = files.len() / 10;
+    let mut made = 0;
+    for _ in 0..TRIES + wanted {
+        next += 1;
+        match made < wanted && small_file(client, next).await {
+            true => made += 1,
+            false => handle.sleep(Duration::from_secs(5)).await,
+        }
+    }
+    for number in stay {
+        let bytes = read_file(client, client.root(), number.to_string().as_bytes()).await.unwrap();
+        assert!(bytes == pattern(number, SMALL), "file {number}");
+    }
+    (made, wanted)
+}
+
+#[test]
+fn a_third_of_all_small_files_leaves_room_for_others_although_no_segment_is_mostly_dead() {
+    let (made, wanted) = simulated(32, |handle| refill(handle, 33));
+    assert!(wanted > 15, "{wanted} is a test of nothing");
+    assert_eq!(made, wanted);
+}
+
+/// The twin: with everything alive there is nothing to be had.
+#[test]
+fn without_deletes_there_is_no_room() {
+    let (made, wanted) = simulated(32, |handle| refill(handle, 0));
+    assert!(made < wanted / 4, "{made} of {wanted}");
 }

@@ -1,6 +1,6 @@
 //! Hot blobs: a small write in m+1 copies, not registered anywhere but in the extent.
 
-use super::{BlobTarget, SegmentStore};
+use super::{BlobTarget, MOVERS_ROOM, SegmentStore};
 use crate::StoreError;
 use bytes::Bytes;
 use cfs_wire::BlobId;
@@ -19,18 +19,9 @@ impl SegmentStore {
                 && space.index_bytes_of(BlobKind::Hot) < self.config.hot_index_bytes_max
         });
         if !room {
-            self.hot_limit_met.set(true);
-            self.hot_limit.notify_all();
+            self.call_packer();
         }
         room
-    }
-
-    /// Waits until a writer has met the limit of hot blobs since the last answer: the packer is
-    /// behind.
-    pub async fn hot_limit_met(&self) {
-        while !self.hot_limit_met.take() {
-            self.hot_limit.notified().await;
-        }
     }
 
     /// Durable on m+1 distinct targets when answered.
@@ -39,19 +30,10 @@ impl SegmentStore {
         let owner = Owner { high: call.volume.0.into(), low: call.ino.as_u64() };
         let copies = call.policy.copies();
         let length = bytes.len() as u32;
-        let targets = self.put_copies(blob, BlobKind::Hot, owner, copies, bytes).await?;
+        let crowded = self.check_room(length.into(), copies, MOVERS_ROOM)?;
+        let placed = place_copies(&self.pool, blob, BlobKind::Hot, owner, copies, bytes, crowded).await;
+        let targets = placed.map_err(|failure| failure.into_data_error())?;
         Ok(Piece { length, location: Location::Hot { blob, targets: targets.into(), offset: 0 } })
-    }
-
-    async fn put_copies(
-        &self,
-        blob: BlobId,
-        kind: BlobKind,
-        owner: Owner,
-        copies: usize,
-        bytes: Bytes,
-    ) -> Result<Vec<cfs_wire::TargetId>, DataError> {
-        place_copies(&self.pool, blob, kind, owner, copies, bytes).await.map_err(|failure| failure.into_data_error())
     }
 }
 
@@ -72,8 +54,8 @@ impl PlaceFailure {
     }
 }
 
-/// Puts one blob on `copies` distinct targets, trying others for those that fail. On failure
-/// the copies already made are deleted.
+/// Puts one blob on `copies` distinct targets that are not `crowded`, trying others for those that
+/// fail. On failure the copies already made are deleted.
 pub(super) async fn place_copies(
     pool: &super::TargetPool,
     blob: BlobId,
@@ -81,20 +63,24 @@ pub(super) async fn place_copies(
     owner: Owner,
     copies: usize,
     bytes: Bytes,
+    crowded: Vec<cfs_wire::TargetId>,
 ) -> Result<Vec<cfs_wire::TargetId>, PlaceFailure> {
     let geometry = ShardGeometry { data: 1, parity: (copies - 1) as u8, index: 0 };
     let mut held: Vec<Rc<dyn BlobTarget>> = Vec::with_capacity(copies);
-    let mut tried = Vec::new();
-    let mut failure = None;
+    let mut full = !crowded.is_empty();
+    let mut tried = crowded;
+    let mut refused = None;
     while held.len() < copies {
         let picked = pool.pick(copies - held.len(), &tried);
         if picked.len() < copies - held.len() {
             // Best effort: a copy that stays is an orphan, and the collector knows those.
             join_all(held.iter().map(|target| target.delete(vec![blob]))).await;
             let up = pool.writable().len();
-            return Err(match failure {
-                Some(error) if up >= copies => classify(error),
-                _ => PlaceFailure::TooFew { up, needed: copies },
+            return Err(match refused {
+                _ if full && up >= copies => PlaceFailure::NoSpace,
+                Some(error) => PlaceFailure::Other(error),
+                // Devices failed: they take no more writes, so the next attempt is without them.
+                None => PlaceFailure::TooFew { up, needed: copies },
             });
         }
         let puts = picked.iter().map(|target| target.put(blob, kind, owner, geometry, bytes.clone()));
@@ -103,13 +89,13 @@ pub(super) async fn place_copies(
             tried.push(target.id());
             match outcome {
                 Ok(()) => held.push(target),
-                Err(error) => failure = Some(error),
+                Err(StoreError::NoSpace { .. }) => full = true,
+                Err(error) if error.is_device_failure() => {
+                    tracing::warn!(%blob, target = %target.id(), %error, "a copy was not written");
+                }
+                Err(error) => refused = Some(error),
             }
         }
     }
     Ok(held.iter().map(|target| target.id()).collect())
-}
-
-fn classify(error: StoreError) -> PlaceFailure {
-    if matches!(error, StoreError::NoSpace { .. }) { PlaceFailure::NoSpace } else { PlaceFailure::Other(error) }
 }

@@ -83,7 +83,7 @@ impl MirroredBlobs for Mirror {
             let id = BlobId(self.handle.random_u128());
             let needed = payload.len() as u64;
             let copies = if planted::is(Bug::LogSingleCopy) { 1 } else { self.copies };
-            match place_copies(&self.pool, id, kind, owner, copies, payload).await {
+            match place_copies(&self.pool, id, kind, owner, copies, payload, Vec::new()).await {
                 Ok(_) => Ok(id),
                 Err(PlaceFailure::TooFew { up, needed }) => Err(BlobError::TooFewTargets { up, needed }),
                 Err(PlaceFailure::NoSpace) => Err(BlobError::NoSpace { kind, needed }),

@@ -22,14 +22,16 @@ mod write;
 
 pub use endpoint::DataService;
 pub use mirror::Mirror;
-pub use pool::{BlobTarget, LocalTarget, TargetPool, TargetState};
+pub use pool::{BlobTarget, LocalTarget, MOVERS_ROOM, TargetPool, TargetState};
 pub use repair::Repaired;
 
+use crate::Space;
 use cfs_codec::{Erasure, Geometry};
 use cfs_reactor::Handle;
 use cfs_reactor::collections::HashMap;
 use cfs_reactor::sync::{Notify, Semaphore};
 use cfs_wire::data::{DataError, Registration};
+use cfs_wire::limits::BLOB_BYTES_MAX;
 use cfs_wire::{Epoch, SegmentId};
 use futures_util::future::LocalBoxFuture;
 use std::cell::{Cell, RefCell};
@@ -84,9 +86,9 @@ pub struct SegmentStore {
     registrations: RefCell<HashMap<SegmentId, Rc<Registration>>>,
     /// Segments between their first put and their answer: not orphans although unregistered.
     in_flight: RefCell<BTreeSet<SegmentId>>,
-    /// A writer met the limit of hot blobs, and the packer was not told yet.
-    hot_limit_met: Cell<bool>,
-    hot_limit: Rc<Notify>,
+    /// A writer met the limit of hot blobs or found no room, and the packer was not told yet.
+    packer_is_called: Cell<bool>,
+    packer_call: Rc<Notify>,
     /// Reads that found damage; the scrubber asks for it.
     damaged: RefCell<BTreeSet<SegmentId>>,
     degraded_reads: Cell<u64>,
@@ -109,8 +111,8 @@ impl SegmentStore {
             codecs: RefCell::default(),
             registrations: RefCell::default(),
             in_flight: RefCell::default(),
-            hot_limit_met: Cell::new(false),
-            hot_limit: Notify::new(),
+            packer_is_called: Cell::new(false),
+            packer_call: Notify::new(),
             damaged: RefCell::default(),
             degraded_reads: Cell::new(0),
             repairs: Semaphore::new(1),
@@ -133,6 +135,27 @@ impl SegmentStore {
     /// Whether a segment is being stored right now.
     pub fn is_in_flight(&self, segment: SegmentId) -> bool {
         self.in_flight.borrow().contains(&segment)
+    }
+
+    fn call_packer(&self) {
+        self.packer_is_called.set(true);
+        self.packer_call.notify_all();
+    }
+
+    /// Waits until a writer has met the limit of hot blobs, or found no room, since the last
+    /// answer: the packer is behind.
+    pub async fn packer_called(&self) {
+        while !self.packer_is_called.take() {
+            self.packer_call.notified().await;
+        }
+    }
+
+    /// Whether a target has so little room left that dead slots are worth what the living rest of
+    /// their segment costs to rewrite: a 16th of what it can hold, but a shard more than is kept for
+    /// the packer itself.
+    pub fn is_short_of_room(&self) -> bool {
+        let short = |space: Space| space.free < (space.capacity / 16).max(MOVERS_ROOM + BLOB_BYTES_MAX as u64);
+        self.pool.writable().iter().any(|target| short(target.space()))
     }
 
     /// Reads so far that had to rebuild through parity or take another copy.

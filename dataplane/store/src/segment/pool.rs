@@ -4,12 +4,17 @@ use crate::{Space, StoreError, TargetStore};
 use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
+use cfs_wire::limits::BLOB_BYTES_MAX;
 use cfs_wire::{BlobId, TargetId};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+
+/// Room on every target that only the packer may take, a shard of the largest segment: it stores the
+/// living rest of a segment anew before the old one goes.
+pub const MOVERS_ROOM: u64 = BLOB_BYTES_MAX as u64;
 
 /// The verbs of one target, whether on this executor or behind a mailbox.
 pub trait BlobTarget: 'static {
@@ -162,8 +167,15 @@ impl TargetPool {
         drawn.into_iter().take(count).map(|(_, target)| target).collect()
     }
 
-    /// Bytes free for file data: what the targets have, before redundancy is taken off.
+    /// Writable targets that have no more than `room` bytes left.
+    pub fn crowded(&self, room: u64) -> Vec<TargetId> {
+        let writable = self.writable();
+        writable.iter().filter(|target| target.free() <= room).map(|target| target.id()).collect()
+    }
+
+    /// Bytes free for file data: what clients may take of the targets, before redundancy is taken
+    /// off.
     pub fn free(&self) -> u64 {
-        self.writable().iter().map(|target| target.free()).sum()
+        self.writable().iter().map(|target| target.free().saturating_sub(MOVERS_ROOM)).sum()
     }
 }

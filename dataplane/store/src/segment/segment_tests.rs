@@ -8,6 +8,7 @@ use cfs_reactor::clock::{SimClock, SplitMix64};
 use cfs_wire::blobs::{BlobError, BlobInfo, BlobKind, MirroredBlobs, Owner, ShardGeometry};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::data::{FetchCall, Location, Piece, StoreCall};
+use cfs_wire::limits::CHUNK_BYTES;
 use cfs_wire::{BlobId, ClusterId, DeviceId, Ino, NodeId, Policy, TargetId, VolumeId};
 use futures_util::FutureExt;
 
@@ -325,8 +326,8 @@ fn hot_blobs_end_at_their_share_of_a_target_or_of_memory_and_begin_again_below_i
             let (first, rest) = hot.split_at(expected as usize);
             assert!(first.iter().all(|hot| *hot), "{config:?}: {hot:?}");
             assert!(rest.iter().all(|hot| !*hot), "{config:?}: {hot:?}");
-            assert!(bench.store.hot_limit_met().now_or_never().is_some(), "the packer is called");
-            assert!(bench.store.hot_limit_met().now_or_never().is_none(), "once");
+            assert!(bench.store.packer_called().now_or_never().is_some(), "the packer is called");
+            assert!(bench.store.packer_called().now_or_never().is_none(), "once");
             let one = bench.pool.readable()[0].list(BlobKind::Hot)[0];
             for target in bench.pool.readable() {
                 target.delete(vec![one.id]).await.unwrap();
@@ -338,7 +339,7 @@ fn hot_blobs_end_at_their_share_of_a_target_or_of_memory_and_begin_again_below_i
     run(12, |handle| async move {
         let bench = bench(handle, 2).await;
         assert!(small_writes(&bench, 100).await.into_iter().all(|hot| hot));
-        assert!(bench.store.hot_limit_met().now_or_never().is_none());
+        assert!(bench.store.packer_called().now_or_never().is_none());
     });
 }
 
@@ -361,7 +362,8 @@ fn mirrored_blobs_are_deleted_from_targets_that_are_full_to_the_last_put() {
         let bench = bench(handle.clone(), 2).await;
         let mirror = Mirror::new(&handle, bench.pool.clone(), 2);
         // Everything ordinary, then what only metadata may take.
-        while bench.store.store(&call("2x"), random_bytes(1, 1 << 20)).await.is_ok() {}
+        let chunks = || vec![random_bytes(1, CHUNK_BYTES); 16];
+        while bench.store.store_chunks(&call("2x"), chunks()).await.is_ok() {}
         let mut ids = fill_mirror(&mirror, BlobKind::Run, 200_000).await;
         ids.extend(fill_mirror(&mirror, BlobKind::Log, 3000).await);
         assert!(ids.len() > 50, "{} blobs", ids.len());
@@ -381,12 +383,16 @@ fn mirrored_blobs_are_deleted_from_targets_that_are_full_to_the_last_put() {
     });
 }
 
-/// A target whose reserve for deletions is used up too.
-struct Stuffed(Rc<LocalTarget>);
+/// A target that refuses some of what it is asked, and gives a reason of its own.
+struct Unwilling {
+    target: Rc<LocalTarget>,
+    put: Option<StoreError>,
+    delete: Option<StoreError>,
+}
 
-impl BlobTarget for Stuffed {
+impl BlobTarget for Unwilling {
     fn id(&self) -> TargetId {
-        self.0.id()
+        self.target.id()
     }
     fn put(
         &self,
@@ -396,28 +402,34 @@ impl BlobTarget for Stuffed {
         geometry: ShardGeometry,
         payload: Bytes,
     ) -> LocalBoxFuture<'_, Result<(), StoreError>> {
-        self.0.put(id, kind, owner, geometry, payload)
+        match self.put.clone() {
+            Some(refusal) => async { Err(refusal) }.boxed_local(),
+            None => self.target.put(id, kind, owner, geometry, payload),
+        }
     }
     fn get(&self, id: BlobId, offset: u32, length: u32) -> LocalBoxFuture<'_, Result<Bytes, StoreError>> {
-        self.0.get(id, offset, length)
+        self.target.get(id, offset, length)
     }
-    fn delete(&self, _: Vec<BlobId>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
-        async { Err(StoreError::NoSpace { kind: BlobKind::Log, needed: 4096 }) }.boxed_local()
+    fn delete(&self, ids: Vec<BlobId>) -> LocalBoxFuture<'_, Result<(), StoreError>> {
+        match self.delete.clone() {
+            Some(refusal) => async { Err(refusal) }.boxed_local(),
+            None => self.target.delete(ids),
+        }
     }
     fn stat(&self, id: BlobId) -> Option<BlobInfo> {
-        self.0.stat(id)
+        self.target.stat(id)
     }
     fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
-        self.0.list(kind)
+        self.target.list(kind)
     }
     fn free(&self) -> u64 {
-        self.0.free()
+        self.target.free()
     }
     fn space(&self) -> crate::Space {
-        self.0.space()
+        self.target.space()
     }
     fn failure(&self) -> Option<String> {
-        self.0.failure()
+        self.target.failure()
     }
 }
 
@@ -428,7 +440,9 @@ fn a_mirrored_deletion_without_space_for_it_is_refused_and_goes_through_later() 
         let bench = bench(handle.clone(), 2).await;
         let mirror = Mirror::new(&handle, bench.pool.clone(), 2);
         let target = open_target(&handle, &bench.disks[1]).await;
-        bench.pool.add(Rc::new(Stuffed(target.clone())));
+        // Its reserve for deletions is used up too.
+        let refusal = StoreError::NoSpace { kind: BlobKind::Log, needed: 4096 };
+        bench.pool.add(Rc::new(Unwilling { target: target.clone(), put: None, delete: Some(refusal) }));
         let id = mirror.put(BlobKind::Log, Owner { high: 0, low: 1 }, random_bytes(1, 5000)).await.unwrap();
         let refused = mirror.delete(vec![id]).await;
         assert_eq!(refused, Err(BlobError::NoSpace { kind: BlobKind::Log, needed: 4096 }));
@@ -437,4 +451,42 @@ fn a_mirrored_deletion_without_space_for_it_is_refused_and_goes_through_later() 
         mirror.delete(vec![id]).await.unwrap();
         assert_eq!(mirror.list(BlobKind::Log).await.unwrap(), []);
     });
+}
+
+/// What storing a log batch and a small write comes to when the third target takes them and the
+/// first two answer so.
+async fn refusals(handle: Handle, first: StoreError, second: StoreError) -> (BlobError, DataError) {
+    let bench = bench(handle.clone(), 3).await;
+    for (index, refusal) in [first, second].into_iter().enumerate() {
+        let target = open_target(&handle, &bench.disks[index]).await;
+        bench.pool.add(Rc::new(Unwilling { target, put: Some(refusal), delete: None }));
+    }
+    let mirror = Mirror::new(&handle, bench.pool.clone(), 2);
+    let batch = mirror.put(BlobKind::Log, Owner { high: 0, low: 1 }, random_bytes(1, 5000)).await.unwrap_err();
+    let write = bench.store.store(&call("2x"), random_bytes(2, 5000)).await.unwrap_err();
+    (batch, write)
+}
+
+#[test]
+fn copies_that_find_no_room_on_one_target_and_a_failing_device_on_another_may_be_tried_again() {
+    let full = || StoreError::NoSpace { kind: BlobKind::Log, needed: 8192 };
+    let failing = || {
+        let device = "disk".to_owned();
+        let (operation, detail) = ("write", "input/output error".to_owned());
+        StoreError::Device(cfs_device::DeviceError::Io { device, operation, offset: 0, length: 4096, detail })
+    };
+    // Whichever of them was asked last.
+    for seed in 40..50 {
+        let (batch, write) = run(seed, move |handle| refusals(handle, full(), failing()));
+        assert_eq!(batch, BlobError::NoSpace { kind: BlobKind::Log, needed: 5000 }, "seed {seed}");
+        assert_eq!(write, DataError::NoSpace, "seed {seed}");
+    }
+    let (batch, write) = run(50, move |handle| refusals(handle, failing(), failing()));
+    assert_eq!(batch, BlobError::TooFewTargets { up: 3, needed: 2 });
+    assert!(batch.is_retryable());
+    assert_eq!(write, DataError::TooFewTargets { up: 3, needed: 2 });
+    // The twin: what trying again won't change is not to be tried again.
+    let (batch, write) = run(51, move |handle| refusals(handle, StoreError::Closed, StoreError::Closed));
+    assert!(matches!(batch, BlobError::Unreadable { .. }) && !batch.is_retryable(), "{batch}");
+    assert!(matches!(write, DataError::Unreadable(_)), "{write}");
 }

@@ -1,7 +1,7 @@
 //! `store`: from bytes to durable pieces.
 
 use super::layout::{self, Layout};
-use super::{BlobTarget, SegmentStore};
+use super::{BlobTarget, MOVERS_ROOM, SegmentStore};
 use crate::StoreError;
 use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
@@ -9,7 +9,7 @@ use cfs_wire::blobs::{BlobKind, Owner, ShardGeometry};
 use cfs_wire::data::{DataError, Piece, Registration, ShardPlace, StoreCall, StoreReply};
 use cfs_wire::limits::{PAGE, STORE_BYTES_MAX};
 use cfs_wire::planted::{self, Bug};
-use cfs_wire::{BlobId, Epoch, SegmentId};
+use cfs_wire::{BlobId, Epoch, SegmentId, TargetId};
 use futures_util::future::{join, join_all, try_join_all};
 use std::rc::Rc;
 
@@ -69,7 +69,8 @@ impl SegmentStore {
         let step = layout::segment_bytes_max(data);
         let runs = (0..bytes.len()).step_by(step).map(|at| bytes.slice(at..(at + step).min(bytes.len())));
         let stored =
-            try_join_all(runs.map(|run| self.store_segment(call, epoch, data, layout::lay_out(&run, data)))).await?;
+            try_join_all(runs.map(|run| self.store_segment(call, epoch, layout::lay_out(&run, data), MOVERS_ROOM)));
+        let stored = stored.await?;
         Ok(StoreReply { epoch, pieces: stored.into_iter().flatten().collect() })
     }
 
@@ -84,13 +85,13 @@ impl SegmentStore {
     }
 
     /// Stores given chunks (each 1 byte to `CHUNK_BYTES`, together at most one segment) as one
-    /// segment; the reply has one piece per chunk.
+    /// segment; the reply has one piece per chunk. For movers: it takes the room kept for them too.
     pub async fn store_chunks(&self, call: &StoreCall, chunks: Vec<Bytes>) -> Result<StoreReply, DataError> {
         let epoch = self.registrar.epoch();
         let data = self.data_shards(call)?;
         let layout = layout::pack(&chunks, data)
             .ok_or_else(|| DataError::Malformed(format!("{} chunks do not fit one segment", chunks.len())))?;
-        let pieces = self.store_segment(call, epoch, data, layout).await?;
+        let pieces = self.store_segment(call, epoch, layout, 0).await?;
         Ok(StoreReply { epoch, pieces })
     }
 
@@ -98,16 +99,19 @@ impl SegmentStore {
         &self,
         call: &StoreCall,
         epoch: Epoch,
-        data: usize,
         layout: Layout,
+        kept: u64,
     ) -> Result<Vec<Piece>, DataError> {
         let segment = SegmentId(self.handle.random_u128());
         let _in_flight = InFlight::new(self, segment);
         let parity = call.policy.parity();
         let Layout { shards: data_shards, slots } = layout;
+        let data = data_shards.len();
         let parity_shards = self.encode(data, parity, &data_shards)?;
-        self.check_room(&data_shards, parity)?;
-        let shards = self.assign(data_shards, parity_shards)?;
+        let longest = data_shards.iter().map(Bytes::len).max().unwrap_or(0) as u64;
+        let needed = data_shards.iter().filter(|shard| !shard.is_empty()).count() + parity;
+        let crowded = self.check_room(longest, needed, kept)?;
+        let shards = self.assign(data_shards, parity_shards, &crowded)?;
         let registration = Registration {
             segment,
             volume: call.volume,
@@ -123,7 +127,7 @@ impl SegmentStore {
             }
             self.registrar.register(registration.clone()).await
         };
-        let (placed, registered) = join(self.put_shards(&registration, shards), register).await;
+        let (placed, registered) = join(self.put_shards(&registration, shards, crowded), register).await;
         let outcome = match (placed, registered) {
             (Ok(places), Ok(())) => self.settle(&registration, places).await,
             (Ok(places), Err(error)) => {
@@ -141,13 +145,17 @@ impl SegmentStore {
         Ok(pieces)
     }
 
-    /// Refuses before anything is put or registered what would not find room: on a full cluster
-    /// each attempt would otherwise cost two entries of the log.
-    fn check_room(&self, shards: &[Bytes], parity: usize) -> Result<(), DataError> {
-        let longest = shards.iter().map(Bytes::len).max().unwrap_or(0) as u64;
-        let needed = shards.iter().filter(|shard| !shard.is_empty()).count() + parity;
-        let roomy = self.pool.writable().iter().filter(|target| target.free() > longest + PAGE as u64).count();
-        if roomy < needed { Err(DataError::NoSpace) } else { Ok(()) }
+    /// Refuses before anything is put or registered what would not find room, `kept` bytes left
+    /// over, on `needed` targets: on a full cluster each attempt would otherwise cost two entries
+    /// of the log. Answers the targets that have no room for `longest` bytes.
+    pub(super) fn check_room(&self, longest: u64, needed: usize, kept: u64) -> Result<Vec<TargetId>, DataError> {
+        let up = self.pool.writable().len();
+        let crowded = self.pool.crowded(longest + PAGE as u64 + kept);
+        if up >= needed && up - crowded.len() < needed {
+            self.call_packer();
+            return Err(DataError::NoSpace);
+        }
+        Ok(crowded)
     }
 
     fn encode(&self, data: usize, parity: usize, shards: &[Bytes]) -> Result<Vec<Bytes>, DataError> {
@@ -163,15 +171,15 @@ impl SegmentStore {
         Ok(buffers.into_iter().map(DmaBuf::freeze).collect())
     }
 
-    /// Gives each shard that has bytes its own target.
-    fn assign(&self, data: Vec<Bytes>, parity: Vec<Bytes>) -> Result<Vec<Shard>, DataError> {
+    /// Gives each shard that has bytes its own target, none of the `crowded` ones.
+    fn assign(&self, data: Vec<Bytes>, parity: Vec<Bytes>, crowded: &[TargetId]) -> Result<Vec<Shard>, DataError> {
         let count = data.len();
         let kinds = data.into_iter().map(|shard| (BlobKind::Data, shard));
         let kinds = kinds.chain(parity.into_iter().map(|shard| (BlobKind::Parity, shard)));
         let stored: Vec<(usize, (BlobKind, Bytes))> =
             kinds.enumerate().filter(|(_, (_, payload))| !payload.is_empty()).collect();
         debug_assert!(stored.iter().take(count).any(|(_, (kind, _))| *kind == BlobKind::Data));
-        let mut targets = self.pool.pick(stored.len(), &[]);
+        let mut targets = self.pool.pick(stored.len(), crowded);
         if targets.len() < stored.len() {
             return Err(DataError::TooFewTargets { up: targets.len() as u32, needed: stored.len() as u32 });
         }
@@ -188,12 +196,13 @@ impl SegmentStore {
         Ok(stored.into_iter().zip(targets).map(shard).collect())
     }
 
-    /// Puts every shard, re-placing those that fail; all are durable when this answers. On
-    /// failure it tells which places may hold something.
+    /// Puts every shard, re-placing those that fail on targets that are not `crowded`; all are
+    /// durable when this answers. On failure it tells which places may hold something.
     async fn put_shards(
         &self,
         registration: &Registration,
         mut shards: Vec<Shard>,
+        crowded: Vec<TargetId>,
     ) -> Result<Vec<ShardPlace>, (Vec<ShardPlace>, DataError)> {
         if planted::is(Bug::SegmentAckEarly)
             && let Some(last) = shards.last()
@@ -208,7 +217,8 @@ impl SegmentStore {
             return Ok(shards.iter().map(Shard::place).collect());
         }
         let mut pending: Vec<usize> = (0..shards.len()).collect();
-        let mut tried: Vec<cfs_wire::TargetId> = shards.iter().map(|shard| shard.target.id()).collect();
+        let mut tried = crowded;
+        tried.extend(shards.iter().map(|shard| shard.target.id()));
         while !pending.is_empty() {
             let outcomes = join_all(pending.iter().map(|at| put(registration, &shards[*at]))).await;
             let mut failed = Vec::new();
