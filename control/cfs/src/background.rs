@@ -5,6 +5,7 @@ use cfs_movers::collector::Collector;
 use cfs_movers::orphans::OrphanSearch;
 use cfs_movers::packer::{Packed, Packer};
 use cfs_movers::rebuild::Rebuild;
+use cfs_movers::scrub::Scrub;
 use cfs_movers::{MoverError, ShardCalls};
 use cfs_reactor::Handle;
 use cfs_store::segment::SegmentStore;
@@ -22,8 +23,10 @@ pub struct MoverIntervals {
     pub pack: Duration,
     pub orphans: Duration,
     pub epoch: Duration,
-    /// Segments that reads found damaged are repaired, and what lost targets held is rebuilt.
+    /// What was found damaged is repaired, and what lost targets held is rebuilt.
     pub repair: Duration,
+    /// Within this time everything is read once.
+    pub scrub: Duration,
 }
 
 impl Default for MoverIntervals {
@@ -35,6 +38,8 @@ impl Default for MoverIntervals {
             // Longer than any client keeps stored bytes before it commits them.
             epoch: Duration::from_secs(120),
             repair: Duration::from_secs(10),
+            // 1.7 MB per second and TB. Two copies of one thing rarely rot within a week.
+            scrub: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }
@@ -46,6 +51,7 @@ pub struct Movers {
     pub orphans: OrphanSearch,
     pub packer: Packer,
     pub rebuild: Rebuild,
+    pub scrub: Scrub,
     pub registrar: Rc<ShardRegistrar>,
     pub store: Rc<SegmentStore>,
 }
@@ -89,18 +95,6 @@ impl Movers {
 
     async fn shard_call(&self, shard: ShardId, op: ShardOp) -> Result<ShardReply, MoverError> {
         self.calls.shard_call(shard, op).await.map_err(|error| MoverError::Shard { shard, error })
-    }
-
-    /// Repairs the segments that reads found damaged. What can't be repaired now (a target is
-    /// away and there is no other) is found again by the next read, or by a check.
-    async fn repair_damaged(&self) {
-        for segment in self.store.take_damaged() {
-            let Some(registration) = self.store.describe(segment).await else { continue };
-            match self.store.repair_segment(&registration, true).await {
-                Ok(repaired) => tracing::info!(%segment, ?repaired, "a damaged segment was repaired"),
-                Err(error) => tracing::warn!(%segment, %error, "a damaged segment is not repaired yet"),
-            }
-        }
     }
 
     /// The packer's pause; true when it was cut short because hot blobs have met their limit or a
@@ -149,7 +143,7 @@ impl Movers {
         handle.spawn(async move {
             loop {
                 timer.sleep(intervals.repair).await;
-                movers.repair_damaged().await;
+                movers.rebuild.repair_damaged().await;
             }
         });
         let (movers, timer) = (self.clone(), handle.clone());
@@ -157,6 +151,12 @@ impl Movers {
             loop {
                 report("rebuild", movers.rebuild.round().await);
                 timer.sleep(intervals.repair).await;
+            }
+        });
+        let movers = self.clone();
+        handle.spawn(async move {
+            loop {
+                movers.scrub.pass(intervals.scrub).await;
             }
         });
         let timer = handle.clone();

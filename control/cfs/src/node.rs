@@ -15,6 +15,7 @@ use cfs_movers::collector::Collector;
 use cfs_movers::orphans::OrphanSearch;
 use cfs_movers::packer::Packer;
 use cfs_movers::rebuild::{Rebuild, RebuildConfig};
+use cfs_movers::scrub::Scrub;
 use cfs_movers::{MoverError, ShardCalls};
 use cfs_reactor::{Handle, Instant};
 use cfs_store::TargetStore;
@@ -137,7 +138,15 @@ impl Node {
             calls: calls.clone(),
             orphans: OrphanSearch::new(calls.clone(), store.clone(), collector.clone()),
             packer: Packer::new(calls.clone(), store.clone(), VOLUME),
-            rebuild: Rebuild::new(calls.clone(), store.clone(), targets.membership.clone(), copies, config.rebuild),
+            rebuild: Rebuild::new(
+                calls.clone(),
+                store.clone(),
+                targets.membership.clone(),
+                copies,
+                targets.damaged,
+                config.rebuild,
+            ),
+            scrub: Scrub::new(store.clone()),
             collector,
             registrar,
             store: store.clone(),

@@ -3,7 +3,8 @@
 //! - [`collector`] finds out what no inode references any more (by freezing it in every shard)
 //!   and deletes it; [`orphans`] finds what was stored but never referenced.
 //! - [`check`] compares all metadata with all blobs and restores redundancy.
-//! - [`rebuild`] puts back what lost targets held.
+//! - [`rebuild`] puts back what lost targets held, and repairs what was found damaged;
+//!   [`scrub`] finds what nobody reads.
 //! - [`packer`] turns cold hot blobs, and the living rest of mostly dead segments, into new
 //!   segments.
 //!
@@ -16,6 +17,7 @@ pub mod collector;
 pub mod orphans;
 pub mod packer;
 pub mod rebuild;
+pub mod scrub;
 
 use cfs_wire::ShardId;
 use cfs_wire::blobs::BlobKind;

@@ -9,7 +9,7 @@
 
 use crate::collector::{Collected, Collector};
 use crate::{MoverError, ShardCalls, all_shards, call};
-use cfs_store::segment::SegmentStore;
+use cfs_store::segment::{SegmentStore, segment_of};
 use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::data::Referent;
 use cfs_wire::meta::{ShardOp, ShardReply, registration_shard};
@@ -56,8 +56,7 @@ impl OrphanSearch {
         for target in self.store.pool().writable() {
             for kind in [BlobKind::Data, BlobKind::Parity] {
                 for info in target.list(kind) {
-                    let segment = SegmentId((u128::from(info.owner.high) << 64) | u128::from(info.owner.low));
-                    segments.entry(segment).or_default().push(info);
+                    segments.entry(segment_of(info.owner)).or_default().push(info);
                 }
             }
         }

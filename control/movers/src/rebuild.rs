@@ -1,5 +1,6 @@
 //! Rebuilding what lost targets held: on the empty target in the place of a lost one, or, when a
-//! target stays away, on those that are left. The least redundant first, at a bounded rate.
+//! target stays away, on those that are left. The least redundant first, at a bounded rate. And what
+//! was found damaged: by an opening, which then is a reason to search, by a read or by a scrub.
 //!
 //! What is to be rebuilt is not remembered but found: by comparing what registrations and headers
 //! promise with what the targets' indexes hold. Remembered, by [`Refills`], is only which targets
@@ -9,13 +10,13 @@ use crate::{MoverError, ShardCalls, all_shards, call, least_copies};
 use cfs_api::Repair;
 use cfs_reactor::Instant;
 use cfs_store::Lacks;
-use cfs_store::segment::{MOVERS_ROOM, SegmentStore, TargetState};
+use cfs_store::segment::{Damaged, MOVERS_ROOM, SegmentStore, TargetState};
 use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::data::{DataError, Registration};
 use cfs_wire::meta::{ShardOp, ShardReply, registration_shard};
 use cfs_wire::{BlobId, SegmentId, TargetId};
 use futures_util::future::LocalBoxFuture;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::rc::Rc;
 use std::time::Duration;
@@ -59,6 +60,8 @@ struct Situation {
     lacking: BTreeSet<TargetId>,
     lost: BTreeSet<TargetId>,
     writable: BTreeSet<TargetId>,
+    /// Targets may have lost blobs, and which is not known.
+    damaged: bool,
 }
 
 /// A search that left nothing to be tried at once.
@@ -102,22 +105,27 @@ pub struct Rebuild {
     /// Of everything the log and the ordered stores consist of.
     metadata_copies: usize,
     config: RebuildConfig,
+    /// Until a search has found everything whole.
+    damaged: Cell<bool>,
     away_since: RefCell<BTreeMap<TargetId, Instant>>,
     settled: RefCell<Option<Settled>>,
     progress: RefCell<Repair>,
 }
 
 impl Rebuild {
-    /// `metadata_copies`: m+1, m being the largest any policy of the cluster promises.
+    /// `metadata_copies`: m+1, m being the largest any policy of the cluster promises. `damaged`: a
+    /// target was opened without blobs that had been durable.
     pub fn new(
         calls: Rc<dyn ShardCalls>,
         store: Rc<SegmentStore>,
         refills: Rc<dyn Refills>,
         metadata_copies: usize,
+        damaged: bool,
         config: RebuildConfig,
     ) -> Rebuild {
         let (away_since, settled, progress) = Default::default();
-        Rebuild { calls, store, refills, metadata_copies, config, away_since, settled, progress }
+        let damaged = Cell::new(damaged);
+        Rebuild { calls, store, refills, metadata_copies, config, damaged, away_since, settled, progress }
     }
 
     /// What is being done, and how far it is.
@@ -135,7 +143,7 @@ impl Rebuild {
     /// Rebuilds everything that can be, if the targets have changed since it last was.
     pub async fn round(&self) -> Result<(), MoverError> {
         let situation = self.situation();
-        if situation.lacking.is_empty() && situation.lost.is_empty() {
+        if situation.lacking.is_empty() && situation.lost.is_empty() && !situation.damaged {
             *self.settled.borrow_mut() = None;
             // What waited for a target has one.
             self.progress.borrow_mut().waiting = 0;
@@ -150,12 +158,39 @@ impl Rebuild {
         (progress.running, progress.queued) = (false, 0);
         progress.phase = if outcome.is_ok() { "done".into() } else { "stopped".into() };
         let left = outcome?;
+        if left.is_whole() {
+            self.damaged.set(false);
+        }
         if left.failed == 0 && !left.more {
             let again = (left.waiting > 0).then(|| self.store.handle().now() + self.config.lost_after);
             *self.settled.borrow_mut() = Some(Settled { situation, again });
         }
         tracing::info!(progress = ?*progress, "rebuilding ended");
         Ok(())
+    }
+
+    /// Repairs what reads and scrubs found damaged. What can't be repaired now (a target is away and
+    /// there is no other) is found again by the next read, scrub or check.
+    pub async fn repair_damaged(&self) {
+        for damaged in self.store.pool().take_damaged() {
+            let outcome = match damaged {
+                Damaged::Segment(segment) => {
+                    let Some(registration) = self.store.describe(segment).await else { continue };
+                    self.store.repair_segment(&registration, true).await.map_err(|error| error.to_string())
+                }
+                Damaged::Copies(id) => {
+                    let targets = self.store.pool().readable();
+                    let Some(info) = targets.iter().find_map(|target| target.stat(id)) else { continue };
+                    let least = least_copies(info.kind, self.metadata_copies);
+                    let repaired = self.store.repair_copies(&info, least, true).await;
+                    repaired.ok_or_else(|| "no sound copy is left, or no target for another".to_owned())
+                }
+            };
+            match outcome {
+                Ok(repaired) => tracing::info!(?damaged, ?repaired, "damage was repaired"),
+                Err(error) => tracing::warn!(?damaged, error, "damage is not repaired yet"),
+            }
+        }
     }
 
     fn is_settled(&self, situation: &Situation) -> bool {
@@ -177,7 +212,8 @@ impl Rebuild {
                 lost.insert(id);
             }
         }
-        Situation { lacking: self.refills.lacking().into_keys().collect(), lost, writable: self.writable() }
+        let lacking = self.refills.lacking().into_keys().collect();
+        Situation { lacking, lost, writable: self.writable(), damaged: self.damaged.get() }
     }
 
     fn writable(&self) -> BTreeSet<TargetId> {

@@ -47,5 +47,5 @@ pub use layout::roster::{Lacks, Member, Roster};
 pub use layout::superblock::{Identity, Superblock};
 pub use recovery::{CorruptRegion, Damage, RecoveryReport};
 pub use roster::{inspect, write_roster};
-pub use scrub::ScrubReport;
+pub use scrub::Scrubbed;
 pub use store::{Space, TargetStore};

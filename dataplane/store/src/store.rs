@@ -6,7 +6,7 @@ use crate::error::StoreError;
 use crate::layout::PAGE_BYTES;
 use crate::layout::superblock::{Identity, Superblock};
 use crate::recovery::{self, RecoveryReport};
-use crate::scrub::ScrubReport;
+use crate::scrub::Scrubbed;
 use crate::state::{Entry, footprint, index_bytes};
 use crate::zones::{Stream, Tier};
 use bytes::Bytes;
@@ -209,9 +209,10 @@ impl TargetStore {
         blobs
     }
 
-    /// Reads and verifies everything live, yielding; at most `bytes_per_second` if given.
-    pub async fn scrub(&self, bytes_per_second: Option<u64>) -> ScrubReport {
-        self.core.scrub(bytes_per_second).await
+    /// Reads and verifies everything live, yielding; at most `bytes_per_second` if given. Hands over
+    /// what does not verify, or can't be read, as it is found.
+    pub async fn scrub(&self, bytes_per_second: Option<u64>, found: &dyn Fn(&BlobInfo)) -> Scrubbed {
+        self.core.scrub(bytes_per_second, found).await
     }
 
     pub fn space(&self) -> Space {

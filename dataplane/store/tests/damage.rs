@@ -385,7 +385,6 @@ fn a_damaged_blob_is_moved_by_the_collector_and_stays_recognisable() {
         );
         assert_eq!(store.get(BlobId(1), 4096, 5000).await.unwrap(), payload(1, 20_000).slice(4096..9096));
         expect_blob(&store, 2, 20_000, "neighbour").await;
-        let damaged = store.scrub(None).await.corrupt;
-        assert_eq!(damaged, vec![info(1, BlobKind::Data, 20_000)]);
+        assert_eq!(scrubbed(&store).await, vec![info(1, BlobKind::Data, 20_000)]);
     });
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use cfs_device::BlockDevice;
-use cfs_store::{FormatOptions, Identity, StoreError, TargetStore, format, probe};
+use cfs_store::{FormatOptions, Identity, Scrubbed, StoreError, TargetStore, format, probe};
 use cfs_wire::blobs::{BlobKind, Owner, ShardGeometry};
 use cfs_wire::{BlobId, TargetId};
 use common::*;
@@ -176,8 +176,10 @@ fn scrub_and_reads_find_rot_and_a_put_of_the_same_bytes_heals_it() {
         for id in 1..=3 {
             put(&store, id, BlobKind::Data, 20_000).await.unwrap();
         }
-        let clean = store.scrub(Some(1 << 30)).await;
-        assert_eq!((clean.blobs, clean.bytes, clean.is_clean()), (3, 60_000, true));
+        let started = handle.now();
+        let clean = store.scrub(Some(20_000), &|info| panic!("{info:?} is sound")).await;
+        assert_eq!(clean, Scrubbed { blobs: 3, bytes: 60_000, damaged: 0 });
+        assert_eq!((handle.now() - started).as_secs(), 3, "at 20,000 bytes per second");
         let space = store.space();
         // Blob 2 is the second append of the first data zone: header, payload of five pages.
         let page = AREA + 2 * 4096 + 6 * 4096 + 4096 + 2 * 4096;
@@ -186,10 +188,10 @@ fn scrub_and_reads_find_rot_and_a_put_of_the_same_bytes_heals_it() {
         assert!(matches!(error, StoreError::Corrupt { id: BlobId(2), page: 2, .. }), "{error}");
         // A range read verifies only what it touches.
         assert_eq!(store.get(BlobId(2), 0, 8192).await.unwrap(), payload(2, 20_000).slice(..8192));
-        assert_eq!(store.scrub(None).await.corrupt, vec![info(2, BlobKind::Data, 20_000)]);
+        assert_eq!(scrubbed(&store).await, vec![info(2, BlobKind::Data, 20_000)]);
         put(&store, 2, BlobKind::Data, 20_000).await.unwrap();
         expect_blob(&store, 2, 20_000, "healed").await;
-        assert!(store.scrub(None).await.is_clean());
+        assert_eq!(scrubbed(&store).await, vec![]);
         assert_eq!(store.space(), space, "healing takes no space for good");
         let store = open(&disk, &handle).await;
         expect_blob(&store, 2, 20_000, "healed and reopened").await;

@@ -284,4 +284,8 @@ impl BlobTarget for Watched {
     fn failure(&self) -> Option<String> {
         self.target.failure()
     }
+
+    fn scrub<'a>(&'a self, bytes_per_second: u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()> {
+        self.target.scrub(bytes_per_second, found)
+    }
 }

@@ -1,5 +1,5 @@
 //! What a lost target held is rebuilt without being asked: on its replacement, or on the targets
-//! that are left.
+//! that are left. So is what is found damaged.
 
 mod common;
 
@@ -8,6 +8,7 @@ use cfs_api::{AdminError, CheckLost};
 use cfs_client::Client;
 use cfs_movers::rebuild::RebuildConfig;
 use cfs_reactor::Handle;
+use cfs_sim::tuning::Tuning;
 use cfs_sim::world::{Death, Shape, Started, World};
 use common::{fill, pattern, read_file, simulated};
 use std::rc::Rc;
@@ -194,6 +195,54 @@ fn what_found_no_room_when_its_target_was_lost_is_rebuilt_once_there_is_some() {
         assert_eq!(progress().waiting, 0);
         expect_files(&world, "after the second search").await;
     });
+}
+
+/// The headers of all zones of a disk, in the default layout of a target: 1 MiB before the first.
+fn damage_zone_headers(world: &World, index: usize, zones: u32) {
+    let disk = world.disk(index);
+    let zone_bytes = disk.size() / (u64::from(zones) + 1);
+    assert!(zone_bytes.is_power_of_two());
+    for zone in 0..u64::from(zones) {
+        disk.corrupt((1 << 20) + zone * zone_bytes, 8192, 1 + zone);
+    }
+}
+
+#[test]
+fn what_an_opening_finds_lost_is_rebuilt_unasked() {
+    simulated(36, |handle| async move {
+        let world = cluster(&handle, Shape::default(), 36).await;
+        let zones = world.node().pool().readable()[1].space().zones_total;
+        world.stop_server().await;
+        damage_zone_headers(&world, 1, zones);
+        assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+        assert!(degraded(&world).await > 0, "it lost nothing: the test proves nothing");
+        handle.sleep(Duration::from_secs(60)).await;
+        assert!(world.node().movers().rebuild.progress().repaired > 0);
+        assert_eq!(degraded(&world).await, 0);
+        world.crash_server(Death::Power);
+        world.disk(0).fail();
+        assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+        expect_files(&world, "another disk lost after that").await;
+    });
+}
+
+/// With everything read once in `scrub`: what is degraded some minutes after bytes of one disk rotted
+/// in the middle of being used, which nobody reads.
+async fn rot(handle: Handle, scrub: Duration) -> u64 {
+    let mut tuning = Tuning::default();
+    tuning.movers.scrub = scrub;
+    let world = cluster(&handle, Shape { tuning, ..Shape::default() }, 37).await;
+    handle.sleep(Duration::from_secs(30)).await;
+    assert!(world.disk(2).corrupt_written(200, 5) > 50);
+    handle.sleep(Duration::from_secs(180)).await;
+    degraded(&world).await
+}
+
+#[test]
+fn the_scrub_finds_what_rots_unread() {
+    let hour = Duration::from_secs(3600);
+    assert_eq!(simulated(37, |handle| rot(handle, Duration::from_secs(60))), 0);
+    assert!(simulated(37, move |handle| rot(handle, hour)) > 0, "nothing rotted: the test proves nothing");
 }
 
 #[test]

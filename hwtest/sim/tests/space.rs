@@ -3,7 +3,6 @@
 
 mod common;
 
-use bytes::Bytes;
 use cfs_client::{Caller, Client, NewFile, OpenFlags};
 use cfs_reactor::Handle;
 use cfs_reactor::clock::SplitMix64;

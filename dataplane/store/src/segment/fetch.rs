@@ -1,7 +1,7 @@
 //! `fetch`: pieces back to bytes, through redundancy when a copy or shard is missing, damaged
 //! or on an absent target.
 
-use super::SegmentStore;
+use super::{Damaged, SegmentStore};
 use crate::StoreError;
 use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
@@ -9,10 +9,6 @@ use cfs_wire::data::{DataError, FetchCall, Location, Piece, Registration, ShardP
 use cfs_wire::limits::RPC_BULK_BYTES_MAX;
 use cfs_wire::{BlobId, SegmentId, TargetId};
 use futures_util::future::{join_all, try_join_all};
-
-/// Damaged segments remembered: with a target away every segment read is one, and a full check
-/// finds the rest.
-const DAMAGED_MAX: usize = 64 << 10;
 
 /// A run of stored bytes to read: neighbouring pieces of one shard are read as one.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -127,6 +123,10 @@ impl SegmentStore {
                 Err(error) => {
                     tracing::warn!(%blob, target = %target.id(), tries, %error, "a copy is unreadable");
                     damage = Some(error.to_string());
+                    // One that failed as a whole is rebuilt when it stays away.
+                    if target.failure().is_none() {
+                        self.pool.note_damage(Damaged::Copies(blob));
+                    }
                 }
             }
         }
@@ -155,16 +155,9 @@ impl SegmentStore {
             Err(detail) => {
                 tracing::warn!(segment = %registration.segment, shard, %detail, "reading through parity");
                 self.degraded_reads.set(self.degraded_reads.get() + 1);
-                self.note_damage(registration.segment);
+                self.pool.note_damage(Damaged::Segment(registration.segment));
                 self.rebuild_range(registration, shard, start, length, &detail).await
             }
-        }
-    }
-
-    fn note_damage(&self, segment: SegmentId) {
-        let mut damaged = self.damaged.borrow_mut();
-        if damaged.len() < DAMAGED_MAX {
-            damaged.insert(segment);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The node's own state in m+1 copies: the Raft log and the ordered store.
 
 use super::hot::{PlaceFailure, place_copies};
-use super::{BlobTarget, TargetPool};
+use super::{BlobTarget, Damaged, TargetPool};
 use crate::StoreError;
 use bytes::Bytes;
 use cfs_reactor::Handle;
@@ -41,6 +41,9 @@ impl Mirror {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => {
                     tracing::warn!(blob = %id, target = %target.id(), %error, "a mirrored copy is unreadable");
+                    if target.failure().is_none() {
+                        self.pool.note_damage(Damaged::Copies(id));
+                    }
                     detail = format!("{}: {error}", target.id());
                 }
             }

@@ -22,8 +22,9 @@ mod write;
 
 pub use endpoint::DataService;
 pub use mirror::Mirror;
-pub use pool::{BlobTarget, LocalTarget, MOVERS_ROOM, TargetPool, TargetState};
+pub use pool::{BlobTarget, Damaged, LocalTarget, MOVERS_ROOM, TargetPool, TargetState};
 pub use repair::Repaired;
+pub use write::segment_of;
 
 use crate::Space;
 use cfs_codec::{Erasure, Geometry};
@@ -89,8 +90,6 @@ pub struct SegmentStore {
     /// A writer met the limit of hot blobs or found no room, and the packer was not told yet.
     packer_is_called: Cell<bool>,
     packer_call: Rc<Notify>,
-    /// Reads that found damage; the scrubber asks for it.
-    damaged: RefCell<BTreeSet<SegmentId>>,
     degraded_reads: Cell<u64>,
     /// One repair at a time: two of one segment would each rebuild it.
     repairs: Rc<Semaphore>,
@@ -113,7 +112,6 @@ impl SegmentStore {
             in_flight: RefCell::default(),
             packer_is_called: Cell::new(false),
             packer_call: Notify::new(),
-            damaged: RefCell::default(),
             degraded_reads: Cell::new(0),
             repairs: Semaphore::new(1),
         })
@@ -161,11 +159,6 @@ impl SegmentStore {
     /// Reads so far that had to rebuild through parity or take another copy.
     pub fn degraded_reads(&self) -> u64 {
         self.degraded_reads.get()
-    }
-
-    /// Segments in which reads found damage since the last call.
-    pub fn take_damaged(&self) -> Vec<SegmentId> {
-        std::mem::take(&mut *self.damaged.borrow_mut()).into_iter().collect()
     }
 
     /// A segment's registration for people who ask; `None` when it has none or it can't be had.

@@ -1,20 +1,43 @@
 //! The node's targets as failure domains: which are up, and which to write to.
 
+use super::write::segment_of;
 use crate::{Space, StoreError, TargetStore};
 use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
 use cfs_wire::limits::BLOB_BYTES_MAX;
-use cfs_wire::{BlobId, TargetId};
+use cfs_wire::{BlobId, SegmentId, TargetId};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// Room on every target that only the packer may take, a shard of the largest segment: it stores the
 /// living rest of a segment anew before the old one goes.
 pub const MOVERS_ROOM: u64 = BLOB_BYTES_MAX as u64;
+
+/// Damaged things remembered: with a target away every segment read is one, and the next read, scrub
+/// or check finds the rest.
+const DAMAGED_MAX: usize = 64 << 10;
+
+/// Something of which a shard or copy is known to be damaged or missing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Damaged {
+    Segment(SegmentId),
+    /// A blob in whole copies: hot, or of the log or the ordered store.
+    Copies(BlobId),
+}
+
+impl Damaged {
+    /// What a damaged blob is a part of.
+    pub fn of(info: &BlobInfo) -> Damaged {
+        match info.kind {
+            BlobKind::Data | BlobKind::Parity => Damaged::Segment(segment_of(info.owner)),
+            BlobKind::Log | BlobKind::Run | BlobKind::Manifest | BlobKind::Hot => Damaged::Copies(info.id),
+        }
+    }
+}
 
 /// The verbs of one target, whether on this executor or behind a mailbox.
 pub trait BlobTarget: 'static {
@@ -36,6 +59,9 @@ pub trait BlobTarget: 'static {
     fn space(&self) -> Space;
     /// Why the target takes no more writes, if so.
     fn failure(&self) -> Option<String>;
+    /// Reads everything that lives on the target, at no more than so many bytes per second, and
+    /// hands over what does not verify as it is found.
+    fn scrub<'a>(&'a self, bytes_per_second: u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()>;
 }
 
 /// A target of this executor.
@@ -84,6 +110,10 @@ impl BlobTarget for LocalTarget {
     fn failure(&self) -> Option<String> {
         self.0.is_failed()
     }
+
+    fn scrub<'a>(&'a self, bytes_per_second: u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()> {
+        async move { _ = self.0.scrub(Some(bytes_per_second), found).await }.boxed_local()
+    }
 }
 
 /// What is known of one target of the node.
@@ -105,14 +135,15 @@ enum Member {
 pub struct TargetPool {
     handle: Handle,
     members: RefCell<BTreeMap<TargetId, Member>>,
+    damaged: RefCell<BTreeSet<Damaged>>,
 }
 
 impl TargetPool {
     pub fn new(handle: &Handle) -> Rc<TargetPool> {
-        Rc::new(TargetPool { handle: handle.clone(), members: RefCell::default() })
+        Rc::new(TargetPool { handle: handle.clone(), members: RefCell::default(), damaged: RefCell::default() })
     }
 
-    /// Adds a target, or puts one that was absent back.
+    /// Adds a target, in the place of the one that has its id.
     pub fn add(&self, target: Rc<dyn BlobTarget>) {
         self.members.borrow_mut().insert(target.id(), Member::Open(target));
     }
@@ -142,6 +173,19 @@ impl TargetPool {
     /// Targets that take writes, in id order.
     pub fn writable(&self) -> Vec<Rc<dyn BlobTarget>> {
         self.readable().into_iter().filter(|target| target.failure().is_none()).collect()
+    }
+
+    /// A read or a scrub found damage: to be repaired.
+    pub fn note_damage(&self, what: Damaged) {
+        let mut damaged = self.damaged.borrow_mut();
+        if damaged.len() < DAMAGED_MAX {
+            damaged.insert(what);
+        }
+    }
+
+    /// In what damage was found since the last call.
+    pub fn take_damaged(&self) -> BTreeSet<Damaged> {
+        self.damaged.take()
     }
 
     pub fn get(&self, id: TargetId) -> Option<Rc<dyn BlobTarget>> {

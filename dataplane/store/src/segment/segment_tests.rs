@@ -431,6 +431,9 @@ impl BlobTarget for Unwilling {
     fn failure(&self) -> Option<String> {
         self.target.failure()
     }
+    fn scrub<'a>(&'a self, bytes_per_second: u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()> {
+        self.target.scrub(bytes_per_second, found)
+    }
 }
 
 /// The twin: a deletion that a target refuses is not said to be done.
@@ -489,4 +492,29 @@ fn copies_that_find_no_room_on_one_target_and_a_failing_device_on_another_may_be
     let (batch, write) = run(51, move |handle| refusals(handle, StoreError::Closed, StoreError::Closed));
     assert!(matches!(batch, BlobError::Unreadable { .. }) && !batch.is_retryable(), "{batch}");
     assert!(matches!(write, DataError::Unreadable(_)), "{write}");
+}
+
+#[test]
+fn what_reads_find_damaged_is_remembered_and_repaired_copies_stand_for_the_others() {
+    run(60, |handle| async move {
+        let bench = bench(handle.clone(), 2).await;
+        let mirror = Mirror::new(&handle, bench.pool.clone(), 2);
+        let (small, batch) = (random_bytes(1, 5000), random_bytes(2, 9000));
+        let pieces = bench.store.store(&call("2x"), small.clone()).await.unwrap().pieces;
+        let Location::Hot { blob, .. } = pieces[0].location else { panic!("a hot blob was expected") };
+        let id = mirror.put(BlobKind::Log, Owner { high: 0, low: 1 }, batch.clone()).await.unwrap();
+        assert_eq!(bench.pool.take_damaged().len(), 0);
+        for disk in 0..2 {
+            assert!(bench.disks[disk].corrupt_written(1000, 3) > 0);
+            // The first target is asked first.
+            let damaged = if disk == 0 { vec![Damaged::Copies(blob), Damaged::Copies(id)] } else { vec![] };
+            assert_eq!(read_all(&bench, &pieces).await.as_ref(), Ok(&small), "disk {disk}");
+            assert_eq!(mirror.get(id, 0, 9000).await.as_ref(), Ok(&batch), "disk {disk}");
+            assert_eq!(bench.pool.take_damaged(), damaged.into_iter().collect(), "disk {disk}");
+            for id in [blob, id] {
+                let info = bench.pool.readable()[0].stat(id).unwrap();
+                assert_eq!(bench.store.repair_copies(&info, 0, true).await.map(|repaired| repaired.rebuilt), Some(1));
+            }
+        }
+    });
 }

@@ -52,6 +52,11 @@ pub(super) fn segment_owner(segment: SegmentId) -> Owner {
     Owner { high: (segment.0 >> 64) as u64, low: segment.0 as u64 }
 }
 
+/// The segment a data or parity shard belongs to.
+pub fn segment_of(owner: Owner) -> SegmentId {
+    SegmentId((u128::from(owner.high) << 64) | u128::from(owner.low))
+}
+
 impl SegmentStore {
     /// Makes `bytes` durable under the call's policy. Answers when every piece is on distinct
     /// targets and every segment is registered; a failure leaves only garbage.

@@ -12,6 +12,7 @@ use cfs_reactor::{Executor, Handle};
 use cfs_store::{FormatOptions, Identity, StoreError, TargetStore};
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
 use cfs_wire::{BlobId, ClusterId, DeviceId, NodeId, TargetId};
+use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 
@@ -94,6 +95,15 @@ pub async fn put(store: &TargetStore, id: u128, kind: BlobKind, length: usize) -
 
 pub async fn delete(store: &TargetStore, ids: &[u128]) -> Result<(), StoreError> {
     store.delete(ids.iter().copied().map(BlobId).collect()).await
+}
+
+/// What a scrub finds damaged.
+pub async fn scrubbed(store: &TargetStore) -> Vec<BlobInfo> {
+    let found = RefCell::new(Vec::new());
+    let scrubbed = store.scrub(None, &|info| found.borrow_mut().push(*info)).await;
+    let found = found.take();
+    assert_eq!(scrubbed.damaged, found.len() as u64);
+    found
 }
 
 /// The whole blob must be there and equal.
