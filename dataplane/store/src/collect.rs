@@ -7,7 +7,7 @@
 use crate::commit::{Item, NewBlob, Request};
 use crate::core::Core;
 use crate::error::StoreError;
-use crate::layout::ZONE_HEADER_BYTES;
+use crate::layout::{PAGE_BYTES, ZONE_HEADER_BYTES, round_up};
 use crate::state::Entry;
 use crate::zones::{Stream, Zone, ZoneState};
 use cfs_reactor::sync::{OneshotSender, oneshot};
@@ -175,7 +175,13 @@ impl Core {
         // In the order they were appended; a sealed zone gets no more.
         let ids = self.state.borrow().zones.get(zone).blobs.clone();
         for ids in ids.chunks(BATCH_BLOBS) {
-            let living = self.state.borrow().living_in(zone, ids);
+            let mut living = self.state.borrow().living_in(zone, ids);
+            let spare = self.state.borrow().spare_in(zone, ids);
+            for entry in spare {
+                if self.needs_spare(&entry).await {
+                    living.push(entry);
+                }
+            }
             let mut rest = living.as_slice();
             while !rest.is_empty() {
                 let (mut count, mut bytes) = (0, 0);
@@ -197,6 +203,14 @@ impl Core {
             self.write_tombstones(Stream::Relocated, batch).await?;
         }
         Ok(())
+    }
+
+    /// Whether a blob's primary copy does not verify, but another does: that may be all there is of
+    /// it, and is in a zone that is to be emptied.
+    async fn needs_spare(&self, entry: &Entry) -> bool {
+        let pages = 0..round_up(entry.info.length) / PAGE_BYTES;
+        self.read_pages(entry, entry.place, pages.clone()).await.is_err()
+            && self.read_any_copy(entry, pages).await.is_ok()
     }
 
     async fn move_blobs(self: &Rc<Self>, zone: u32, batch: &[Entry]) -> Result<(), StoreError> {

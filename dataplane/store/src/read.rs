@@ -56,7 +56,7 @@ impl Core {
         Err(first_error.unwrap_or(StoreError::NotFound(entry.info.id)))
     }
 
-    async fn read_pages(&self, entry: &Entry, place: Place, pages: Range<u32>) -> Result<Bytes, StoreError> {
+    pub async fn read_pages(&self, entry: &Entry, place: Place, pages: Range<u32>) -> Result<Bytes, StoreError> {
         let mut reads = 1;
         loop {
             let bytes = self.read_raw(place, pages.clone()).await?;

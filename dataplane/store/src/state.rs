@@ -261,6 +261,16 @@ impl State {
         entries.filter(|entry| entry.place.zone == number).cloned().collect()
     }
 
+    /// Those of `ids` of which a zone holds a further copy.
+    pub fn spare_in(&self, number: u32, ids: &[BlobId]) -> Vec<Entry> {
+        let has_spare = |id: &&BlobId| {
+            let spare = self.duplicates.get(id);
+            spare.is_some_and(|places| places.iter().any(|place| place.zone == number))
+        };
+        let entries = ids.iter().filter(has_spare).filter_map(|id| self.index.get(id));
+        entries.filter(|entry| entry.place.zone != number).cloned().collect()
+    }
+
     /// Live tombstones whose record is in a zone.
     pub fn live_tombstones(&self, number: u32) -> Vec<BlobId> {
         let ids = self.zones.get(number).tombstones.iter();

@@ -388,3 +388,40 @@ fn a_damaged_blob_is_moved_by_the_collector_and_stays_recognisable() {
         assert_eq!(scrubbed(&store).await, vec![info(1, BlobKind::Data, 20_000)]);
     });
 }
+
+#[test]
+fn a_further_copy_is_kept_when_its_zone_is_collected_while_the_newer_one_is_damaged() {
+    const EXTENT: u32 = 6 * PAGE;
+    run(13, |handle| async move {
+        let disk = formatted(&handle, 16, 13).await;
+        let store = open(&disk, &handle).await;
+        let ids: Vec<u128> = (1..=12).collect();
+        for id in &ids {
+            put(&store, *id, BlobKind::Data, 20_000).await.unwrap();
+        }
+        // Damaged, healed by a second copy, and then sound again: doing the same damage twice undoes it.
+        let old = || disk.corrupt(at(0, FIRST + PAGE + 5), 1, 1);
+        old();
+        put(&store, 1, BlobKind::Data, 20_000).await.unwrap();
+        expect_blob(&store, 1, 20_000, "healed").await;
+        let places = (1..4).flat_map(|zone| (0..10).map(move |append| at(zone, FIRST + append * EXTENT + PAGE + 5)));
+        let mut newer = 0;
+        for place in places {
+            disk.corrupt(place, 1, 2);
+            if store.get(BlobId(1), 0, 20_000).await.is_err() {
+                newer += 1;
+                break;
+            }
+            disk.corrupt(place, 1, 2);
+        }
+        assert_eq!(newer, 1, "the second copy is not where it was looked for");
+        old();
+        expect_blob(&store, 1, 20_000, "from the first copy").await;
+        delete(&store, &ids[1..]).await.unwrap();
+        handle.sleep(std::time::Duration::from_secs(1)).await;
+        assert!(store.zones_collected() > 0);
+        expect_blob(&store, 1, 20_000, "its zone was collected").await;
+        let store = reopen(store, &disk, &handle).await;
+        expect_blob(&store, 1, 20_000, "opened again").await;
+    });
+}
