@@ -34,7 +34,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// The largest blob with its header: the store's own operations are never split.
+/// The largest blob with a header of one page. Only appends of many blobs are longer: they go in two
+/// transfers.
 const TRANSFER_MAX: usize = BLOB_BYTES_MAX + PAGE;
 
 /// An operation that takes longer is logged: the disk is failing or overloaded.

@@ -130,6 +130,9 @@ impl Core {
     /// Queues a request on a stream.
     pub fn submit(self: &Rc<Self>, stream: Stream, request: Request) {
         let lane = self.lane(stream);
+        if let Item::Tombstone(id) = request.item {
+            self.state.borrow_mut().deletion_begins(id);
+        }
         lane.queued_weight.set(lane.queued_weight.get() + request.item.weight());
         lane.queue.borrow_mut().push_back(request);
         self.kick(stream);
@@ -189,8 +192,10 @@ impl Core {
     }
 
     fn refuse(&self, request: Request, error: StoreError) {
-        if let Item::Put(blob) = &request.item {
-            self.put_ended(blob.info.id, Some(blob.info.length));
+        match &request.item {
+            Item::Put(blob) => self.put_ended(blob.info.id, Some(blob.info.length)),
+            Item::Tombstone(id) => self.state.borrow_mut().deletion_ended(*id),
+            Item::Move(..) => {}
         }
         // A caller that stopped waiting needs no answer.
         let _ = request.reply.send(Err(error));
@@ -384,6 +389,9 @@ impl Core {
         let deletes = flight.placed.iter().any(|placed| matches!(placed, Placed::Tombstone(_)));
         state.zones.get_mut(flight.zone).under_way -= 1;
         for placed in flight.placed {
+            if let Placed::Tombstone(record) = &placed {
+                state.deletion_ended(record.id);
+            }
             match (placed, &answer) {
                 (Placed::Put(entry), Ok(())) => {
                     state.pending.remove(&entry.info.id);

@@ -112,6 +112,8 @@ pub struct State {
     pub duplicates: BTreeMap<BlobId, Vec<Place>>,
     /// Ids whose put is under way.
     pub pending: HashSet<BlobId>,
+    /// Ids whose deletion is under way, and how many of them.
+    dying: HashMap<BlobId, u32>,
     /// Payload bytes of live blobs per kind, in the order of `BlobKind::ALL`.
     pub live_by_kind: [u64; 6],
     /// Live blobs per kind.
@@ -129,6 +131,7 @@ impl State {
             tombstones: HashMap::default(),
             duplicates: BTreeMap::new(),
             pending: HashSet::default(),
+            dying: HashMap::default(),
             live_by_kind: [0; 6],
             blobs_by_kind: [0; 6],
             used: 0,
@@ -172,6 +175,22 @@ impl State {
         // A put has healed the blob meanwhile: its copy is the one that surely verifies.
         self.zones.get_mut(place.zone).blobs.push(id);
         self.duplicates.entry(id).or_default().push(place);
+    }
+
+    pub fn deletion_begins(&mut self, id: BlobId) {
+        *self.dying.entry(id).or_default() += 1;
+    }
+
+    pub fn deletion_ended(&mut self, id: BlobId) {
+        let Some(under_way) = self.dying.get_mut(&id) else { return };
+        *under_way -= 1;
+        if *under_way == 0 {
+            self.dying.remove(&id);
+        }
+    }
+
+    pub fn is_being_deleted(&self, id: BlobId) -> bool {
+        self.dying.contains_key(&id)
     }
 
     /// Zones that hold a copy of a blob.

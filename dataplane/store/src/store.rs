@@ -180,7 +180,8 @@ impl TargetStore {
     pub async fn delete(&self, ids: Vec<BlobId>) -> Result<(), StoreError> {
         self.core.check_writable()?;
         let mut present = Vec::new();
-        for id in ids {
+        let deleting = Deleting::new(&self.core, ids);
+        for id in deleting.ids.iter().copied() {
             // A put that was abandoned by its caller may still be under way.
             while self.core.state.borrow().pending.contains(&id) {
                 self.core.changed.notified().await;
@@ -194,6 +195,11 @@ impl TargetStore {
             present.drain(..).for_each(|id| self.core.state.borrow_mut().forget_blob(id));
         }
         self.core.write_tombstones(Stream::Log, &present).await
+    }
+
+    /// Whether a deletion of the blob is under way: it is there yet, and won't be soon.
+    pub fn is_being_deleted(&self, id: BlobId) -> bool {
+        self.core.state.borrow().is_being_deleted(id)
     }
 
     pub fn stat(&self, id: BlobId) -> Option<BlobInfo> {
@@ -246,6 +252,28 @@ impl TargetStore {
     pub fn close(&self) {
         self.core.closed.set(true);
         self.core.changed.notify_all();
+    }
+}
+
+/// A call to delete, from its beginning to its end.
+struct Deleting<'a> {
+    core: &'a Core,
+    ids: Vec<BlobId>,
+}
+
+impl<'a> Deleting<'a> {
+    fn new(core: &'a Core, ids: Vec<BlobId>) -> Deleting<'a> {
+        let mut state = core.state.borrow_mut();
+        ids.iter().for_each(|id| state.deletion_begins(*id));
+        drop(state);
+        Deleting { core, ids }
+    }
+}
+
+impl Drop for Deleting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.core.state.borrow_mut();
+        self.ids.iter().for_each(|id| state.deletion_ended(*id));
     }
 }
 

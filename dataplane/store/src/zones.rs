@@ -154,7 +154,8 @@ pub enum ZoneState {
     Sealed,
     /// The collector is emptying it.
     Collecting,
-    /// Its header can't be read: what it holds is not known, so it is neither read nor reused.
+    /// The device refuses to read its header, or appends in it: what it holds is not known, so it is
+    /// neither written nor reused. What is known of it is read.
     Unusable,
 }
 

@@ -269,6 +269,10 @@ impl BlobTarget for Watched {
         self.target.stat(id)
     }
 
+    fn is_being_deleted(&self, id: BlobId) -> bool {
+        self.target.is_being_deleted(id)
+    }
+
     fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
         self.target.list(kind)
     }

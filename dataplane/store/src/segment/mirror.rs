@@ -1,13 +1,14 @@
 //! The node's own state in m+1 copies: the Raft log and the ordered store.
 
+use super::copies::{self, NotRestored};
 use super::hot::{PlaceFailure, place_copies};
 use super::{BlobTarget, Damaged, TargetPool};
 use crate::StoreError;
 use bytes::Bytes;
 use cfs_reactor::Handle;
+use cfs_wire::BlobId;
 use cfs_wire::blobs::{BlobError, BlobInfo, BlobKind, MirroredBlobs, Owner};
 use cfs_wire::planted::{self, Bug};
-use cfs_wire::{BlobId, TargetId};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
 use std::collections::BTreeMap;
@@ -55,28 +56,13 @@ impl Mirror {
         let Some(info) = self.holders(id).first().and_then(|target| target.stat(id)) else {
             return Err(BlobError::NotFound(id));
         };
-        let payload = self.read(id, 0, info.length).await?;
-        let mut good: Vec<TargetId> = Vec::new();
-        let mut bad: Vec<Rc<dyn BlobTarget>> = Vec::new();
-        for target in self.holders(id) {
-            let sound = target.failure().is_none() && target.get(id, 0, info.length).await.is_ok();
-            if sound { good.push(target.id()) } else { bad.push(target) }
-        }
-        let mut exclude = good.clone();
-        exclude.extend(bad.iter().map(|target| target.id()));
-        // A put heals a damaged copy in place, and there may be no target without one.
-        bad.retain(|target| target.failure().is_none());
-        while good.len() < self.copies {
-            let Some(target) = bad.pop().or_else(|| self.pool.pick(1, &exclude).pop()) else {
-                return Err(BlobError::TooFewTargets { up: self.pool.writable().len(), needed: self.copies });
-            };
-            exclude.push(target.id());
-            match target.put(id, info.kind, info.owner, info.geometry, payload.clone()).await {
-                Ok(()) => good.push(target.id()),
-                Err(error) => tracing::warn!(blob = %id, target = %target.id(), %error, "cannot place a copy"),
+        match copies::restore(&self.pool, &info, self.copies, true).await {
+            Ok(_) => Ok(()),
+            Err(NotRestored::Unreadable(detail)) => Err(BlobError::Unreadable { id, detail }),
+            Err(NotRestored::NoTarget) => {
+                Err(BlobError::TooFewTargets { up: self.pool.writable().len(), needed: self.copies })
             }
         }
-        Ok(())
     }
 }
 

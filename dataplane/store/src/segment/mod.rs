@@ -11,6 +11,7 @@
 //! the bytes and [`layout`]: a chunk is the unit they work on, and `stored` in a location is
 //! already separate from the plain length. None of them exists yet.
 
+mod copies;
 mod endpoint;
 mod fetch;
 mod hot;
@@ -91,7 +92,7 @@ pub struct SegmentStore {
     packer_is_called: Cell<bool>,
     packer_call: Rc<Notify>,
     degraded_reads: Cell<u64>,
-    /// One repair at a time: two of one segment would each rebuild it.
+    /// One repair of a segment at a time: two of one would each rebuild it.
     repairs: Rc<Semaphore>,
 }
 

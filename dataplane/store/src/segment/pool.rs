@@ -4,6 +4,7 @@ use super::write::segment_of;
 use crate::{Space, StoreError, TargetStore};
 use bytes::Bytes;
 use cfs_reactor::Handle;
+use cfs_reactor::sync::Semaphore;
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
 use cfs_wire::limits::BLOB_BYTES_MAX;
 use cfs_wire::{BlobId, SegmentId, TargetId};
@@ -53,6 +54,8 @@ pub trait BlobTarget: 'static {
     fn get(&self, id: BlobId, offset: u32, length: u32) -> LocalBoxFuture<'_, Result<Bytes, StoreError>>;
     fn delete(&self, ids: Vec<BlobId>) -> LocalBoxFuture<'_, Result<(), StoreError>>;
     fn stat(&self, id: BlobId) -> Option<BlobInfo>;
+    /// Whether a deletion of the blob is under way: it is there yet, and won't be soon.
+    fn is_being_deleted(&self, id: BlobId) -> bool;
     fn list(&self, kind: BlobKind) -> Vec<BlobInfo>;
     /// Bytes ordinary writers may still use.
     fn free(&self) -> u64;
@@ -93,6 +96,10 @@ impl BlobTarget for LocalTarget {
 
     fn stat(&self, id: BlobId) -> Option<BlobInfo> {
         self.0.stat(id)
+    }
+
+    fn is_being_deleted(&self, id: BlobId) -> bool {
+        self.0.is_being_deleted(id)
     }
 
     fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
@@ -136,11 +143,13 @@ pub struct TargetPool {
     handle: Handle,
     members: RefCell<BTreeMap<TargetId, Member>>,
     damaged: RefCell<BTreeSet<Damaged>>,
+    restoring: Rc<Semaphore>,
 }
 
 impl TargetPool {
     pub fn new(handle: &Handle) -> Rc<TargetPool> {
-        Rc::new(TargetPool { handle: handle.clone(), members: RefCell::default(), damaged: RefCell::default() })
+        let (members, damaged) = Default::default();
+        Rc::new(TargetPool { handle: handle.clone(), members, damaged, restoring: Semaphore::new(1) })
     }
 
     /// Adds a target, in the place of the one that has its id.
@@ -186,6 +195,11 @@ impl TargetPool {
     /// In what damage was found since the last call.
     pub fn take_damaged(&self) -> BTreeSet<Damaged> {
         self.damaged.take()
+    }
+
+    /// Whose turn it is to put copies of blobs back.
+    pub(super) fn restoring(&self) -> &Rc<Semaphore> {
+        &self.restoring
     }
 
     pub fn get(&self, id: TargetId) -> Option<Rc<dyn BlobTarget>> {

@@ -1,7 +1,7 @@
 //! Putting redundancy back: missing or damaged shards and copies are rebuilt on other targets.
 
 use super::write::{InFlight, segment_owner, shard_geometry};
-use super::{MOVERS_ROOM, SegmentStore};
+use super::{MOVERS_ROOM, SegmentStore, copies};
 use bytes::Bytes;
 use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::data::{DataError, Registration, ShardPlace};
@@ -123,72 +123,16 @@ impl SegmentStore {
     /// `None`: no sound copy is left, or the missing ones find no target. `least`: as in
     /// [`Self::missing_copies`].
     pub async fn repair_copies(&self, info: &BlobInfo, least: usize, deep: bool) -> Option<Repaired> {
-        let _turn = self.repairs.acquire(1).await;
-        let wanted = least.max(usize::from(info.geometry.parity) + 1);
-        let mut report = Repaired { checked: 1, ..Repaired::default() };
-        let (mut sound, holders) = self.sound_copies(info, deep).await;
-        if sound.len() >= wanted {
-            return Some(report);
-        }
-        let payload = self.read_any(info, &holders).await?;
-        let mut exclude = holders.clone();
-        // A put heals a damaged copy in place, and there may be no target without one.
-        let mut damaged: Vec<_> =
-            holders.iter().filter(|id| !sound.contains(*id)).filter_map(|id| self.pool.get(*id)).collect();
-        damaged.retain(|target| target.failure().is_none());
-        while sound.len() < wanted {
-            let target = damaged.pop().or_else(|| self.pool.pick(1, &exclude).pop())?;
-            exclude.push(target.id());
-            if target.put(info.id, info.kind, info.owner, info.geometry, payload.clone()).await.is_err() {
-                continue;
-            }
-            // Deleted meanwhile: the new copy must not outlive the others.
-            let deleted = !holders.iter().any(|id| self.pool.get(*id).is_some_and(|held| held.stat(info.id).is_some()));
-            if deleted {
-                if let Err(error) = target.delete(vec![info.id]).await {
-                    tracing::warn!(blob = %info.id, target = %target.id(), %error, "a copy of a deleted blob stays");
-                }
-                return Some(report);
-            }
-            sound.push(target.id());
-            report.rebuilt += 1;
-            report.bytes += u64::from(info.length);
-        }
-        Some(report)
+        copies::restore(&self.pool, info, wanted_copies(info, least), deep).await.ok()
     }
 
     /// Copies of a replicated blob that are missing of those it was put with, and of the `least`
     /// that there must be whatever its header says. `deep` reads every byte.
     pub async fn missing_copies(&self, info: &BlobInfo, least: usize, deep: bool) -> usize {
-        let wanted = least.max(usize::from(info.geometry.parity) + 1);
-        wanted.saturating_sub(self.sound_copies(info, deep).await.0.len())
+        copies::missing(&self.pool, info, wanted_copies(info, least), deep).await
     }
+}
 
-    /// Targets with a sound copy that also take writes, and all that hold one.
-    async fn sound_copies(&self, info: &BlobInfo, deep: bool) -> (Vec<TargetId>, Vec<TargetId>) {
-        let mut sound = Vec::new();
-        let mut holders = Vec::new();
-        for target in self.pool.readable() {
-            if target.stat(info.id).is_none() {
-                continue;
-            }
-            holders.push(target.id());
-            let readable = !deep || target.get(info.id, 0, info.length).await.is_ok();
-            if readable && target.failure().is_none() {
-                sound.push(target.id());
-            }
-        }
-        (sound, holders)
-    }
-
-    async fn read_any(&self, info: &BlobInfo, targets: &[TargetId]) -> Option<Bytes> {
-        for id in targets {
-            if let Some(target) = self.pool.get(*id)
-                && let Ok(bytes) = target.get(info.id, 0, info.length).await
-            {
-                return Some(bytes);
-            }
-        }
-        None
-    }
+fn wanted_copies(info: &BlobInfo, least: usize) -> usize {
+    least.max(usize::from(info.geometry.parity) + 1)
 }

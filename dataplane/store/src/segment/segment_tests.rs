@@ -419,6 +419,9 @@ impl BlobTarget for Unwilling {
     fn stat(&self, id: BlobId) -> Option<BlobInfo> {
         self.target.stat(id)
     }
+    fn is_being_deleted(&self, id: BlobId) -> bool {
+        self.target.is_being_deleted(id)
+    }
     fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
         self.target.list(kind)
     }
@@ -517,4 +520,27 @@ fn what_reads_find_damaged_is_remembered_and_repaired_copies_stand_for_the_other
             }
         }
     });
+}
+
+#[test]
+fn a_copy_put_back_while_its_blob_is_being_deleted_does_not_outlive_it() {
+    for (seed, deletes) in (70..80).flat_map(|seed| [(seed, true), (seed, false)]) {
+        run(seed, move |handle| async move {
+            let bench = bench(handle.clone(), 3).await;
+            let mirror = Mirror::new(&handle, bench.pool.clone(), 2);
+            let id = mirror.put(BlobKind::Log, Owner { high: 0, low: 1 }, random_bytes(1, 9000)).await.unwrap();
+            let held = |target: &Rc<dyn BlobTarget>| target.stat(id).is_some();
+            let (mut holders, others): (Vec<_>, Vec<_>) = bench.pool.readable().into_iter().partition(held);
+            bench.pool.add_absent(holders.pop().unwrap().id(), "gone".into());
+            let info = holders[0].stat(id).unwrap();
+            let repair = bench.store.repair_copies(&info, 2, false);
+            let ids = if deletes { vec![id] } else { vec![] };
+            let (repaired, deleted) = futures_util::future::join(repair, mirror.delete(ids)).await;
+            assert_eq!(deleted, Ok(()));
+            assert_eq!(repaired.map(|repaired| repaired.rebuilt), Some(u64::from(!deletes)), "seed {seed}");
+            for target in holders.iter().chain(&others) {
+                assert_eq!(target.stat(id).is_some(), !deletes, "seed {seed}: on {}", target.id());
+            }
+        });
+    }
 }
