@@ -8,7 +8,7 @@ use crate::layout::append::{TombstoneRecord, ZoneUse, blob_record_bytes, tombsto
 use crate::layout::{PAGE_BYTES, round_up};
 use crate::zones::ZoneTable;
 use cfs_reactor::collections::{HashMap, HashSet};
-use cfs_wire::blobs::BlobInfo;
+use cfs_wire::blobs::{BlobInfo, BlobKind, Owner};
 use cfs_wire::{BlobId, Generation};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,17 +43,22 @@ impl Entry {
     }
 }
 
+fn is_shard(kind: BlobKind) -> bool {
+    matches!(kind, BlobKind::Data | BlobKind::Parity)
+}
+
 pub fn footprint(length: u32) -> u64 {
     u64::from(round_up(length)) + 2 * blob_record_bytes(length) as u64
 }
 
 /// Memory the index needs for blobs with so many bytes of payload together, at most. A hash map that
 /// just grew is 7/16 full; a blob's checksums are an allocation of their own, of two counters and
-/// four bytes a page; and the zone that holds the blob lists it.
+/// four bytes a page; the zone that holds the blob lists it, and so does, unless it is a shard, its
+/// kind, in nodes of a tree that are two thirds full.
 pub fn index_bytes(blobs: u64, payload: u64) -> u64 {
     const ENTRY: u64 = size_of::<(BlobId, Entry)>() as u64 * 16 / 7;
     const CHECKSUMS: u64 = 32;
-    const LISTED: u64 = 2 * size_of::<BlobId>() as u64;
+    const LISTED: u64 = 2 * size_of::<BlobId>() as u64 + size_of::<(Owner, BlobId)>() as u64 * 3 / 2;
     let pages = payload / u64::from(PAGE_BYTES) + blobs;
     blobs * (ENTRY + CHECKSUMS + LISTED) + pages * size_of::<u32>() as u64
 }
@@ -118,6 +123,8 @@ pub struct State {
     pub live_by_kind: [u64; 6],
     /// Live blobs per kind.
     pub blobs_by_kind: [u64; 6],
+    /// Live blobs of the kinds of which there are few, for who lists them often: all but shards.
+    few: BTreeMap<BlobKind, BTreeSet<(Owner, BlobId)>>,
     /// Footprints of live blobs and of puts under way: what space admission counts.
     pub used: u64,
 }
@@ -134,6 +141,7 @@ impl State {
             dying: HashMap::default(),
             live_by_kind: [0; 6],
             blobs_by_kind: [0; 6],
+            few: BTreeMap::new(),
             used: 0,
         }
     }
@@ -150,8 +158,8 @@ impl State {
             self.zones.get_mut(place.zone).deleted.push(id);
             return;
         }
-        let length = u64::from(entry.info.length);
-        let kind = entry.info.kind as usize - 1;
+        let info = entry.info;
+        let (length, kind) = (u64::from(info.length), info.kind as usize - 1);
         match self.index.insert(id, entry) {
             Some(older) => {
                 self.zones.release(older.place.zone, footprint);
@@ -160,6 +168,9 @@ impl State {
             None => {
                 self.live_by_kind[kind] += length;
                 self.blobs_by_kind[kind] += 1;
+                if !is_shard(info.kind) {
+                    self.few.entry(info.kind).or_default().insert((info.owner, id));
+                }
             }
         }
         self.zones.get_mut(place.zone).live += footprint;
@@ -245,7 +256,23 @@ impl State {
         let kind = entry.info.kind as usize - 1;
         self.live_by_kind[kind] -= u64::from(entry.info.length);
         self.blobs_by_kind[kind] -= 1;
+        if let Some(few) = self.few.get_mut(&entry.info.kind) {
+            few.remove(&(entry.info.owner, id));
+        }
         self.used = self.used.saturating_sub(entry.footprint());
+    }
+
+    /// Every blob of a kind, sorted by owner, then id. Of shards there may be millions, and they are
+    /// looked for among everything.
+    pub fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
+        if !is_shard(kind) {
+            let ids = self.few.get(&kind).into_iter().flatten();
+            return ids.filter_map(|(_, id)| self.index.get(id)).map(|entry| entry.info).collect();
+        }
+        let of_kind = self.index.values().filter(|entry| entry.info.kind == kind);
+        let mut blobs: Vec<BlobInfo> = of_kind.map(|entry| entry.info).collect();
+        blobs.sort_unstable_by_key(|blob| (blob.owner, blob.id));
+        blobs
     }
 
     /// A zone has a new durable generation: its copies are gone, and with them the work of

@@ -7,7 +7,7 @@ use crate::layout::PAGE_BYTES;
 use crate::layout::superblock::{Identity, Superblock};
 use crate::recovery::{self, RecoveryReport};
 use crate::scrub::Scrubbed;
-use crate::state::{Entry, footprint, index_bytes};
+use crate::state::{footprint, index_bytes};
 use crate::zones::{Stream, Tier};
 use bytes::Bytes;
 use cfs_codec::crc32c::crc32c_pages;
@@ -208,11 +208,7 @@ impl TargetStore {
 
     /// Every blob of a kind, sorted by owner, then id.
     pub fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
-        let state = self.core.state.borrow();
-        let of_kind = |entry: &&Entry| entry.info.kind == kind;
-        let mut blobs: Vec<BlobInfo> = state.index.values().filter(of_kind).map(|entry| entry.info).collect();
-        blobs.sort_unstable_by_key(|blob| (blob.owner, blob.id));
-        blobs
+        self.core.state.borrow().list(kind)
     }
 
     /// Reads and verifies everything live, yielding; at most `bytes_per_second` if given. Hands over
