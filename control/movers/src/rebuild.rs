@@ -10,7 +10,7 @@ use crate::{MoverError, ShardCalls, all_shards, call, least_copies};
 use cfs_api::Repair;
 use cfs_reactor::Instant;
 use cfs_store::Lacks;
-use cfs_store::segment::{Damaged, MOVERS_ROOM, SegmentStore, TargetState};
+use cfs_store::segment::{Damaged, SegmentStore, TargetState};
 use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::data::{DataError, Registration};
 use cfs_wire::meta::{ShardOp, ShardReply, registration_shard};
@@ -400,8 +400,7 @@ impl Rebuild {
         let held: BTreeSet<TargetId> =
             registration.shards.iter().filter(|place| !missing.contains(place)).map(|place| place.target).collect();
         let longest = missing.iter().map(|place| u64::from(place.length)).max().unwrap_or(0);
-        let has_room =
-            |id: &TargetId| self.store.pool().get(*id).is_some_and(|target| target.free() > longest + MOVERS_ROOM);
+        let has_room = |id: &TargetId| self.store.pool().get(*id).is_some_and(|target| target.free() > longest);
         if situation.writable.difference(&held).any(has_room) { Shortage::Left(left) } else { Shortage::NoTarget }
     }
 

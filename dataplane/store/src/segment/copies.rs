@@ -57,7 +57,10 @@ pub(super) async fn restore(
     if sound.len() >= wanted || is_deleted(pool, info, &holders) {
         return Ok(report);
     }
-    let payload = read(pool, info, &holders).await?;
+    let payload = match read(pool, info, &holders).await {
+        Err(_) if is_deleted(pool, info, &holders) => return Ok(report),
+        read => read?,
+    };
     let mut exclude = holders.clone();
     // A put heals a damaged copy in place, and there may be no target without one.
     let mut damaged: Vec<_> = holders.iter().filter(|id| !sound.contains(*id)).filter_map(|id| pool.get(*id)).collect();

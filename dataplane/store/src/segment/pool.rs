@@ -14,8 +14,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-/// Room on every target that only the packer may take, a shard of the largest segment: it stores the
-/// living rest of a segment anew before the old one goes.
+/// Room on every target that clients may not take, a shard of the largest segment: the packer stores
+/// the living rest of a segment anew before the old one goes. Repair takes it too, since redundancy
+/// goes before room.
 pub const MOVERS_ROOM: u64 = BLOB_BYTES_MAX as u64;
 
 /// Damaged things remembered: with a target away every segment read is one, and the next read, scrub

@@ -1,11 +1,10 @@
 //! Putting redundancy back: missing or damaged shards and copies are rebuilt on other targets.
 
 use super::write::{InFlight, segment_owner, shard_geometry};
-use super::{MOVERS_ROOM, SegmentStore, copies};
+use super::{SegmentStore, copies};
 use bytes::Bytes;
 use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::data::{DataError, Registration, ShardPlace};
-use cfs_wire::limits::PAGE;
 use cfs_wire::{BlobId, TargetId};
 
 /// What a repair found and did.
@@ -96,8 +95,6 @@ impl SegmentStore {
         if self.pool.get(lost.target).is_some_and(|target| target.failure().is_none()) {
             exclude.retain(|target| *target != lost.target);
         }
-        // Without its room the packer could make no more.
-        exclude.extend(self.pool.crowded(u64::from(lost.length) + PAGE as u64 + MOVERS_ROOM));
         let kind = if lost.index < registration.data { BlobKind::Data } else { BlobKind::Parity };
         let owner = segment_owner(registration.segment);
         let geometry = shard_geometry(registration, lost.index);
