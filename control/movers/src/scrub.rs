@@ -6,6 +6,10 @@ use cfs_wire::blobs::BlobInfo;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// So slow that nobody feels it, and so quick that a blob of a near empty cluster does not hold up
+/// those that come after it.
+const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
+
 pub struct Scrub {
     store: Rc<SegmentStore>,
 }
@@ -15,14 +19,16 @@ impl Scrub {
         Scrub { store }
     }
 
-    /// Reads everything once, evenly over `period`, and ends with it.
+    /// Reads everything once, evenly over `period` where there is much, and ends with it.
     pub async fn pass(&self, period: Duration) {
         let (handle, pool) = (self.store.handle(), self.store.pool());
         let end = handle.now() + period;
-        let targets = pool.writable();
-        let bytes: u64 = targets.iter().map(|target| target.space().live).sum();
-        let bytes_per_second = bytes as f64 / period.as_secs_f64().max(1.0);
-        for target in targets {
+        // What lives may be many times more at the end than it was at the beginning.
+        let pace = || {
+            let bytes: u64 = pool.writable().iter().map(|target| target.space().live).sum();
+            BYTES_PER_SECOND_MIN.max(bytes / period.as_secs().max(1))
+        };
+        for target in pool.writable() {
             let found = |info: &BlobInfo| {
                 // A target that failed as a whole is rebuilt when it stays away.
                 if target.failure().is_none() {
@@ -30,7 +36,7 @@ impl Scrub {
                     pool.note_damage(Damaged::of(info));
                 }
             };
-            target.scrub(bytes_per_second.ceil() as u64, &found).await;
+            target.scrub(&pace, &found).await;
         }
         handle.sleep_until(end).await;
     }

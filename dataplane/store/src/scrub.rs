@@ -17,12 +17,11 @@ pub struct Scrubbed {
 }
 
 impl Core {
-    /// Reads zone after zone, at no more than `bytes_per_second` if given, and hands over every blob
-    /// of which no copy on this target verifies, or can be read. Blobs that come, go or move meanwhile
-    /// may be left out.
-    pub async fn scrub(&self, bytes_per_second: Option<u64>, found: &dyn Fn(&BlobInfo)) -> Scrubbed {
+    /// Reads zone after zone, at no more than the bytes per second that `pace` says each time, and
+    /// hands over every blob of which no copy on this target verifies, or can be read. Blobs that come,
+    /// go or move meanwhile may be left out.
+    pub async fn scrub(&self, pace: &dyn Fn() -> u64, found: &dyn Fn(&BlobInfo)) -> Scrubbed {
         let mut scrubbed = Scrubbed::default();
-        let started = self.handle.now();
         for zone in 0..self.superblock.zones {
             let ids = self.state.borrow().zones.get(zone).blobs.clone();
             for id in ids {
@@ -37,10 +36,8 @@ impl Core {
                     scrubbed.damaged += 1;
                     found(&entry.info);
                 }
-                if let Some(rate) = bytes_per_second {
-                    let due = Duration::from_secs_f64(scrubbed.bytes as f64 / rate.max(1) as f64);
-                    self.handle.sleep_until(started + due).await;
-                }
+                let seconds = f64::from(entry.info.length) / pace().max(1) as f64;
+                self.handle.sleep(Duration::from_secs_f64(seconds)).await;
                 self.handle.yield_now().await;
             }
             self.handle.yield_now().await;

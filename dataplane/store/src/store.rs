@@ -211,10 +211,10 @@ impl TargetStore {
         self.core.state.borrow().list(kind)
     }
 
-    /// Reads and verifies everything live, yielding; at most `bytes_per_second` if given. Hands over
-    /// what does not verify, or can't be read, as it is found.
-    pub async fn scrub(&self, bytes_per_second: Option<u64>, found: &dyn Fn(&BlobInfo)) -> Scrubbed {
-        self.core.scrub(bytes_per_second, found).await
+    /// Reads and verifies everything live, yielding, at most as many bytes per second as `pace` says
+    /// each time. Hands over what does not verify, or can't be read, as it is found.
+    pub async fn scrub(&self, pace: &dyn Fn() -> u64, found: &dyn Fn(&BlobInfo)) -> Scrubbed {
+        self.core.scrub(pace, found).await
     }
 
     pub fn space(&self) -> Space {

@@ -8,6 +8,7 @@ use cfs_api::{AdminError, CheckLost};
 use cfs_client::Client;
 use cfs_movers::rebuild::RebuildConfig;
 use cfs_reactor::Handle;
+use cfs_sim::ledger::Trust;
 use cfs_sim::tuning::Tuning;
 use cfs_sim::world::{Death, Shape, Started, World};
 use common::{fill, pattern, read_file, simulated};
@@ -214,6 +215,7 @@ fn what_an_opening_finds_lost_is_rebuilt_unasked() {
         let zones = world.node().pool().readable()[1].space().zones_total;
         world.stop_server().await;
         damage_zone_headers(&world, 1, zones);
+        world.distrust(1, Trust::Faulty);
         assert_eq!(world.start_server().await.unwrap(), Started::Serving);
         assert!(degraded(&world).await > 0, "it lost nothing: the test proves nothing");
         handle.sleep(Duration::from_secs(60)).await;
@@ -234,6 +236,7 @@ async fn rot(handle: Handle, scrub: Duration) -> u64 {
     let world = cluster(&handle, Shape { tuning, ..Shape::default() }, 37).await;
     handle.sleep(Duration::from_secs(30)).await;
     assert!(world.disk(2).corrupt_written(200, 5) > 50);
+    world.distrust(2, Trust::Faulty);
     handle.sleep(Duration::from_secs(180)).await;
     degraded(&world).await
 }

@@ -63,9 +63,9 @@ pub trait BlobTarget: 'static {
     fn space(&self) -> Space;
     /// Why the target takes no more writes, if so.
     fn failure(&self) -> Option<String>;
-    /// Reads everything that lives on the target, at no more than so many bytes per second, and
-    /// hands over what does not verify as it is found.
-    fn scrub<'a>(&'a self, bytes_per_second: u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()>;
+    /// Reads everything that lives on the target, at no more than as many bytes per second as `pace`
+    /// says each time, and hands over what does not verify as it is found.
+    fn scrub<'a>(&'a self, pace: &'a dyn Fn() -> u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()>;
 }
 
 /// A target of this executor.
@@ -119,8 +119,8 @@ impl BlobTarget for LocalTarget {
         self.0.is_failed()
     }
 
-    fn scrub<'a>(&'a self, bytes_per_second: u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()> {
-        async move { _ = self.0.scrub(Some(bytes_per_second), found).await }.boxed_local()
+    fn scrub<'a>(&'a self, pace: &'a dyn Fn() -> u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()> {
+        async move { _ = self.0.scrub(pace, found).await }.boxed_local()
     }
 }
 

@@ -434,8 +434,8 @@ impl BlobTarget for Unwilling {
     fn failure(&self) -> Option<String> {
         self.target.failure()
     }
-    fn scrub<'a>(&'a self, bytes_per_second: u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()> {
-        self.target.scrub(bytes_per_second, found)
+    fn scrub<'a>(&'a self, pace: &'a dyn Fn() -> u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()> {
+        self.target.scrub(pace, found)
     }
 }
 
