@@ -120,7 +120,7 @@ impl Tuning {
                 orphans: millis(random, &[200, 1000, 4000]),
                 epoch: millis(random, &[300, 1500, 5000]),
                 repair: millis(random, &[500, 5000]),
-                scrub: MoverIntervals::default().scrub,
+                scrub: pick(random, &[Duration::from_secs(4), MoverIntervals::default().scrub]),
             },
             session_lease,
             read_lease: session_lease / pick(random, &[1, 2, 8]),
