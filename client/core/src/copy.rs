@@ -56,7 +56,7 @@ impl Client {
             let (source, target) = (from_offset + done, to_offset + done);
             let step = length - done;
             let copied = if share {
-                match self.share(&from.inode, source, &to.inode, target, step.min(SHARE_STEP), kill_privileges).await? {
+                match self.share(&from.inode, source, to, target, step.min(SHARE_STEP), kill_privileges).await? {
                     Shared::Bytes(copied) => copied,
                     Shared::Refused => {
                         share = false;
@@ -80,7 +80,7 @@ impl Client {
         self: &Rc<Self>,
         from: &Rc<Inode>,
         source: u64,
-        to: &Rc<Inode>,
+        file: &OpenFile,
         target: u64,
         length: u64,
         kill: bool,
@@ -92,8 +92,11 @@ impl Client {
         if source >= reply.attr.size {
             return Ok(Shared::Bytes(0));
         }
+        let to = &file.inode;
         let _turn = to.order.acquire(1).await;
-        let _ = self.flush_in_turn(to).await;
+        // What was written before must not be missing when the copy is there.
+        self.write_kept(to).await;
+        file.take_failure()?;
         let session = self.session().await?;
         let target_policy = self.policy(to).await?;
         let mut known = crate::extents::ExtentCache::default();

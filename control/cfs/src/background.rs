@@ -116,15 +116,16 @@ impl Movers {
         });
         let (movers, timer) = (self.clone(), handle.clone());
         handle.spawn(async move {
+            let mut pause = intervals.pack;
             loop {
-                let pressed = movers.pack_pause(&timer, intervals.pack).await;
-                let mut useful = packed_something(movers.packer.round(pressed).await);
+                let pressed = movers.pack_pause(&timer, pause).await;
+                let began = timer.now();
+                let useful = packed_something(movers.packer.round(pressed).await);
                 // What was packed or compacted goes with the collector's next rounds, and makes room to
-                // compact more.
-                while useful && movers.store.is_short_of_room() {
-                    timer.sleep(intervals.collect).await;
-                    useful = packed_something(movers.packer.make_room().await);
-                }
+                // compact more; but not all the time.
+                let more = useful && movers.store.is_short_of_room();
+                let soon = intervals.collect.max(timer.now() - began).min(intervals.pack);
+                pause = if more { soon } else { intervals.pack };
                 // Where there was nothing to do, calling again would find no more.
                 if pressed {
                     timer.sleep(if useful { intervals.collect } else { intervals.pack }).await;
@@ -157,6 +158,7 @@ impl Movers {
         handle.spawn(async move {
             loop {
                 movers.scrub.pass(intervals.scrub).await;
+                movers.rebuild.search_again();
             }
         });
         let timer = handle.clone();

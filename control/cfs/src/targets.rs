@@ -20,8 +20,6 @@ pub(crate) struct Targets {
     pub pool: Rc<TargetPool>,
     pub labels: BTreeMap<TargetId, String>,
     pub membership: Rc<Membership>,
-    /// One was opened without blobs that had been durable.
-    pub damaged: bool,
 }
 
 /// A device that says it is a target.
@@ -77,13 +75,12 @@ pub(crate) async fn open(handle: &Handle, slots: Vec<DeviceSlot>, attach: &Attac
 
     let pool = TargetPool::new(handle);
     let mut labels = BTreeMap::new();
-    let damaged = open.values().any(|target| target.store.recovery().lost_blobs());
     for (id, target) in open {
         labels.insert(id, target.label);
         pool.add(attach(target.store));
     }
     add_absent(&pool, &mut labels, &parameters, unusable);
-    Ok(Targets { cluster: identity.cluster, node: identity.node, parameters, pool, labels, membership, damaged })
+    Ok(Targets { cluster: identity.cluster, node: identity.node, parameters, pool, labels, membership })
 }
 
 async fn inspect_all(slots: Vec<DeviceSlot>) -> (Vec<Found>, Unusable) {

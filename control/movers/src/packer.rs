@@ -16,9 +16,10 @@ use std::rc::Rc;
 
 /// Extents of one file looked at per call.
 const EXTENTS_BATCH: u32 = 512;
-/// A segment is compacted when at most this share of its bytes lives (percent): rewriting half
-/// a segment frees as much as it writes, less does better. Where room is short, any share but all.
-const LIVE_PERCENT_MAX: u64 = 50;
+/// A segment is compacted when at most the first share of its bytes lives (percent): rewriting half
+/// a segment frees as much as it writes, less does better. Where there is no room at all, up to the
+/// second: any share but all.
+const LIVE_PERCENT_MAX: (u64, u64) = (50, 99);
 /// Segments compacted in one round, those with the smallest living share: more wait for the next,
 /// which finds them and those that died meanwhile.
 const COMPACTED_MAX: usize = 256;
@@ -74,13 +75,6 @@ impl Packer {
         if matches!(outcome, Ok(()) | Err(MoverError::Data(DataError::NoSpace))) {
             outcome = self.compact(&mut packed).await;
         }
-        packed.ended(outcome)
-    }
-
-    /// Compacts only.
-    pub async fn make_room(&self) -> Result<Packed, MoverError> {
-        let mut packed = Packed::default();
-        let outcome = self.compact(&mut packed).await;
         packed.ended(outcome)
     }
 
@@ -180,20 +174,25 @@ impl Packer {
                 });
                 offset += u64::from(piece.length);
             }
-            packed.extents += 1;
             packed.bytes += u64::from(old.length);
             swaps.entry(ino).or_default().push((old, fresh));
         }
         for (ino, swaps) in swaps {
-            call(&*self.calls, ino.shard(), ShardOp::Swap { ino, swaps }).await?;
+            let shard = ino.shard();
+            let ShardReply::Swapped(swapped) = call(&*self.calls, shard, ShardOp::Swap { ino, swaps }).await? else {
+                return Err(MoverError::Protocol { shard, op: "Swap" });
+            };
+            // Not those that were written anew meanwhile.
+            packed.extents += u64::from(swapped);
         }
         Ok(())
     }
 
-    /// Rewrites the living chunks of segments that are mostly dead; where room is short, of any in
-    /// which something is dead.
+    /// Rewrites the living chunks of segments that are mostly dead; the shorter room is, the less has to
+    /// be dead.
     async fn compact(&self, packed: &mut Packed) -> Result<(), MoverError> {
-        let percent_max = if self.store.is_short_of_room() { 99 } else { LIVE_PERCENT_MAX };
+        let (few, most) = LIVE_PERCENT_MAX;
+        let percent_max = few + (most - few) * self.store.shortage_percent() / 100;
         for (registration, dead) in self.least_living(percent_max).await?.into_values() {
             self.compact_segment(&registration, &dead, packed).await?;
         }

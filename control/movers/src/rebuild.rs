@@ -1,6 +1,7 @@
 //! Rebuilding what lost targets held: on the empty target in the place of a lost one, or, when a
 //! target stays away, on those that are left. The least redundant first, at a bounded rate. And what
-//! was found damaged: by an opening, which then is a reason to search, by a read or by a scrub.
+//! is missing or damaged on targets that are there: a read or a scrub finds what is damaged, a search
+//! after every start and every scrub what is missing altogether.
 //!
 //! What is to be rebuilt is not remembered but found: by comparing what registrations and headers
 //! promise with what the targets' indexes hold. Remembered, by [`Refills`], is only which targets
@@ -60,8 +61,8 @@ struct Situation {
     lacking: BTreeSet<TargetId>,
     lost: BTreeSet<TargetId>,
     writable: BTreeSet<TargetId>,
-    /// Targets may have lost blobs, and which is not known.
-    damaged: bool,
+    /// Everything is to be searched whatever the targets look like.
+    unsearched: bool,
 }
 
 /// A search that left nothing to be tried at once.
@@ -105,27 +106,26 @@ pub struct Rebuild {
     /// Of everything the log and the ordered stores consist of.
     metadata_copies: usize,
     config: RebuildConfig,
-    /// Until a search has found everything whole.
-    damaged: Cell<bool>,
+    /// No search has found everything whole yet: zones whose headers were lost look empty once they
+    /// are used again, so an opening tells of them only once.
+    unsearched: Cell<bool>,
     away_since: RefCell<BTreeMap<TargetId, Instant>>,
     settled: RefCell<Option<Settled>>,
     progress: RefCell<Repair>,
 }
 
 impl Rebuild {
-    /// `metadata_copies`: m+1, m being the largest any policy of the cluster promises. `damaged`: a
-    /// target was opened without blobs that had been durable.
+    /// `metadata_copies`: m+1, m being the largest any policy of the cluster promises.
     pub fn new(
         calls: Rc<dyn ShardCalls>,
         store: Rc<SegmentStore>,
         refills: Rc<dyn Refills>,
         metadata_copies: usize,
-        damaged: bool,
         config: RebuildConfig,
     ) -> Rebuild {
         let (away_since, settled, progress) = Default::default();
-        let damaged = Cell::new(damaged);
-        Rebuild { calls, store, refills, metadata_copies, config, damaged, away_since, settled, progress }
+        let unsearched = Cell::new(true);
+        Rebuild { calls, store, refills, metadata_copies, config, unsearched, away_since, settled, progress }
     }
 
     /// What is being done, and how far it is.
@@ -140,10 +140,17 @@ impl Rebuild {
         (progress.waiting, progress.lost) = (0, 0);
     }
 
-    /// Rebuilds everything that can be, if the targets have changed since it last was.
+    /// Has everything be searched once more: what a scrub can't see is what no index names any more.
+    pub fn search_again(&self) {
+        self.unsearched.set(true);
+        *self.settled.borrow_mut() = None;
+    }
+
+    /// Rebuilds everything that can be, if the targets have changed since it last was, or nobody has
+    /// looked yet.
     pub async fn round(&self) -> Result<(), MoverError> {
-        let situation = self.situation();
-        if situation.lacking.is_empty() && situation.lost.is_empty() && !situation.damaged {
+        let mut situation = self.situation();
+        if situation.lacking.is_empty() && situation.lost.is_empty() && !situation.unsearched {
             *self.settled.borrow_mut() = None;
             // What waited for a target has one.
             self.progress.borrow_mut().waiting = 0;
@@ -158,8 +165,9 @@ impl Rebuild {
         (progress.running, progress.queued) = (false, 0);
         progress.phase = if outcome.is_ok() { "done".into() } else { "stopped".into() };
         let left = outcome?;
-        if left.is_whole() {
-            self.damaged.set(false);
+        if left.is_whole() && progress.lost == 0 {
+            self.unsearched.set(false);
+            situation.unsearched = false;
         }
         if left.failed == 0 && !left.more {
             let again = (left.waiting > 0).then(|| self.store.handle().now() + self.config.lost_after);
@@ -187,7 +195,10 @@ impl Rebuild {
                 }
             };
             match outcome {
-                Ok(repaired) => tracing::info!(?damaged, ?repaired, "damage was repaired"),
+                Ok(repaired) => {
+                    tracing::info!(?damaged, ?repaired, "damage was repaired");
+                    self.hold_back(repaired.bytes).await;
+                }
                 Err(error) => tracing::warn!(?damaged, error, "damage is not repaired yet"),
             }
         }
@@ -204,16 +215,20 @@ impl Rebuild {
     fn situation(&self) -> Situation {
         let now = self.store.handle().now();
         let mut away_since = self.away_since.borrow_mut();
-        let mut lost = BTreeSet::new();
+        let (mut lost, mut awaited) = (BTreeSet::new(), false);
         for (id, state) in self.store.pool().states() {
             if state == TargetState::Up {
                 away_since.remove(&id);
             } else if now.saturating_since(*away_since.entry(id).or_insert(now)) >= self.config.lost_after {
                 lost.insert(id);
+            } else {
+                awaited = true;
             }
         }
         let lacking = self.refills.lacking().into_keys().collect();
-        Situation { lacking, lost, writable: self.writable(), damaged: self.damaged.get() }
+        // What is on a target that may yet come back would be missed, and put elsewhere.
+        let unsearched = self.unsearched.get() && !awaited;
+        Situation { lacking, lost, writable: self.writable(), unsearched }
     }
 
     fn writable(&self) -> BTreeSet<TargetId> {
@@ -256,6 +271,11 @@ impl Rebuild {
             progress.repaired += u64::from(rebuilt > 0);
             progress.bytes += bytes;
         }
+        self.hold_back(bytes).await;
+    }
+
+    /// Waits as long as rebuilding so many bytes may take.
+    async fn hold_back(&self, bytes: u64) {
         let seconds = bytes as f64 / self.config.bytes_per_second.max(1) as f64;
         self.store.handle().sleep(Duration::from_secs_f64(seconds)).await;
     }
@@ -333,6 +353,13 @@ impl Rebuild {
                 }
                 // It went, or was rewritten, while it was read.
                 Err(_) if self.lookup(segment).await?.as_ref() != Some(&registration) => (0, 0),
+                // More of it is damaged than is missing: another search soon would find no more.
+                Err(DataError::Unreadable(error)) => {
+                    tracing::warn!(%segment, error, "a segment is beyond repair");
+                    pass.waiting += 1;
+                    self.progress.borrow_mut().lost += 1;
+                    (0, 0)
+                }
                 Err(error) => {
                     tracing::warn!(%segment, %error, "a segment is not rebuilt yet");
                     pass.failed += 1;

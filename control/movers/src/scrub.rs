@@ -19,7 +19,9 @@ impl Scrub {
         Scrub { store }
     }
 
-    /// Reads everything once, evenly over `period` where there is much, and ends with it.
+    /// Reads everything once, evenly over `period` where there is much, and ends with it. Begins
+    /// anywhere: where a server is started more often than that, what comes last in order would
+    /// otherwise never be read.
     pub async fn pass(&self, period: Duration) {
         let (handle, pool) = (self.store.handle(), self.store.pool());
         let end = handle.now() + period;
@@ -28,7 +30,20 @@ impl Scrub {
             let bytes: u64 = pool.writable().iter().map(|target| target.space().live).sum();
             BYTES_PER_SECOND_MIN.max(bytes / period.as_secs().max(1))
         };
-        for target in pool.writable() {
+        let mut targets = pool.writable();
+        if targets.is_empty() {
+            return handle.sleep_until(end).await;
+        }
+        let (first, count) = (handle.random_u64() as usize % targets.len(), targets.len());
+        targets.rotate_left(first);
+        let zones = targets[0].space().zones_total;
+        let start = (handle.random_u64() % u64::from(zones.max(1))) as u32;
+        let parts = targets.iter().cycle().zip(0..=count).map(|(target, part)| match part {
+            0 => (target, start..zones),
+            _ if part == count => (target, 0..start),
+            _ => (target, 0..target.space().zones_total),
+        });
+        for (target, zones) in parts {
             let found = |info: &BlobInfo| {
                 // A target that failed as a whole is rebuilt when it stays away.
                 if target.failure().is_none() {
@@ -36,7 +51,7 @@ impl Scrub {
                     pool.note_damage(Damaged::of(info));
                 }
             };
-            target.scrub(&pace, &found).await;
+            target.scrub(zones, &pace, &found).await;
         }
         handle.sleep_until(end).await;
     }

@@ -76,17 +76,6 @@ pub struct RecoveryReport {
     pub summaries: u32,
 }
 
-impl RecoveryReport {
-    /// Whether blobs that had been durable may be missing from the index.
-    pub fn lost_blobs(&self) -> bool {
-        let loses = |damage| match damage {
-            Damage::ZoneHeader | Damage::Appends | Damage::Unreadable => true,
-            Damage::ZoneFooter | Damage::Summary => false,
-        };
-        self.corrupt.iter().any(|region| loses(region.damage))
-    }
-}
-
 pub(crate) async fn open(
     device: Rc<dyn BlockDevice>,
     handle: &Handle,

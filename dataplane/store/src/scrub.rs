@@ -5,6 +5,7 @@ use crate::layout::{PAGE_BYTES, round_up};
 use crate::state::Entry;
 use cfs_wire::BlobId;
 use cfs_wire::blobs::BlobInfo;
+use std::ops::Range;
 use std::time::Duration;
 
 /// What a scrub read.
@@ -17,12 +18,12 @@ pub struct Scrubbed {
 }
 
 impl Core {
-    /// Reads zone after zone, at no more than the bytes per second that `pace` says each time, and
+    /// Reads these zones one after the other, at no more than the bytes per second that `pace` says each time, and
     /// hands over every blob of which no copy on this target verifies, or can be read. Blobs that come,
     /// go or move meanwhile may be left out.
-    pub async fn scrub(&self, pace: &dyn Fn() -> u64, found: &dyn Fn(&BlobInfo)) -> Scrubbed {
+    pub async fn scrub(&self, zones: Range<u32>, pace: &dyn Fn() -> u64, found: &dyn Fn(&BlobInfo)) -> Scrubbed {
         let mut scrubbed = Scrubbed::default();
-        for zone in 0..self.superblock.zones {
+        for zone in zones.start..zones.end.min(self.superblock.zones) {
             let ids = self.state.borrow().zones.get(zone).blobs.clone();
             for id in ids {
                 let Some(entry) = self.current(id).filter(|entry| entry.place.zone == zone) else { continue };

@@ -17,6 +17,7 @@ use cfs_reactor::sync::oneshot;
 use cfs_wire::BlobId;
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
 use cfs_wire::planted::{self, Bug};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// One target's blobs. Used as `Rc<TargetStore>`; everything runs on the reactor that opened it,
@@ -128,7 +129,8 @@ impl TargetStore {
             self.core.check_writable()?;
             let existing = {
                 let state = self.core.state.borrow();
-                if state.tombstones.contains_key(&id) {
+                // A put behind a deletion could outlive it.
+                if state.tombstones.contains_key(&id) || state.is_being_deleted(id) {
                     return Err(StoreError::Deleted(id));
                 }
                 match state.index.get(&id) {
@@ -211,10 +213,10 @@ impl TargetStore {
         self.core.state.borrow().list(kind)
     }
 
-    /// Reads and verifies everything live, yielding, at most as many bytes per second as `pace` says
+    /// Reads and verifies everything live in these zones, yielding, at most as many bytes per second as `pace` says
     /// each time. Hands over what does not verify, or can't be read, as it is found.
-    pub async fn scrub(&self, pace: &dyn Fn() -> u64, found: &dyn Fn(&BlobInfo)) -> Scrubbed {
-        self.core.scrub(pace, found).await
+    pub async fn scrub(&self, zones: Range<u32>, pace: &dyn Fn() -> u64, found: &dyn Fn(&BlobInfo)) -> Scrubbed {
+        self.core.scrub(zones, pace, found).await
     }
 
     pub fn space(&self) -> Space {

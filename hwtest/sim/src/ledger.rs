@@ -16,6 +16,7 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 /// The newest appends of a damaged target may be lost without a word: what says that they were
@@ -289,7 +290,12 @@ impl BlobTarget for Watched {
         self.target.failure()
     }
 
-    fn scrub<'a>(&'a self, pace: &'a dyn Fn() -> u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()> {
-        self.target.scrub(pace, found)
+    fn scrub<'a>(
+        &'a self,
+        zones: Range<u32>,
+        pace: &'a dyn Fn() -> u64,
+        found: &'a dyn Fn(&BlobInfo),
+    ) -> LocalBoxFuture<'a, ()> {
+        self.target.scrub(zones, pace, found)
     }
 }

@@ -132,7 +132,9 @@ impl Tuning {
             dirty_bytes_max: pick(random, &[64 << 10, 1 << 20, 24 << 20]),
             client_cache_bytes: pick(random, &[128 << 10, 64 << 20]),
             read_ahead_bytes: pick(random, &[0, 128 << 10, 4 << 20]),
-            space_margin_bytes: pick(random, &[1 << 20, 4 << 20, 32 << 20]),
+            // What a disk that fails takes along of the room that was promised, and what its copies
+            // take elsewhere, must lie within it.
+            space_margin_bytes: pick(random, &[4 << 20, 8 << 20, 32 << 20]),
         }
     }
 

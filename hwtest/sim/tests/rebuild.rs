@@ -11,6 +11,8 @@ use cfs_reactor::Handle;
 use cfs_sim::ledger::Trust;
 use cfs_sim::tuning::Tuning;
 use cfs_sim::world::{Death, Shape, Started, World};
+use cfs_store::segment::BlobTarget;
+use cfs_wire::blobs::BlobKind;
 use common::{fill, pattern, read_file, simulated};
 use std::rc::Rc;
 use std::time::Duration;
@@ -153,8 +155,10 @@ fn a_target_that_stays_away_is_rebuilt_on_the_others_and_one_that_comes_back_is_
         let rebuild = RebuildConfig { lost_after, ..RebuildConfig::default() };
         let world = cluster(&handle, Shape { targets: 5, rebuild, ..Shape::default() }, 34).await;
         let rebuilt = || world.node().movers().rebuild.progress().repaired;
+        let shards = |target: &Rc<dyn BlobTarget>| target.list(BlobKind::Data).len();
+        let fullest = world.node().pool().readable().into_iter().max_by_key(shards).unwrap().id().0 as usize;
         world.crash_server(Death::Power);
-        world.disk(3).fail();
+        world.disk(fullest).fail();
         assert_eq!(world.start_server().await.unwrap(), Started::Serving);
         handle.sleep(lost_after / 2).await;
         assert_eq!(rebuilt(), 0, "it may come back yet");
@@ -163,7 +167,7 @@ fn a_target_that_stays_away_is_rebuilt_on_the_others_and_one_that_comes_back_is_
         assert!(rebuilt() > 0, "{:?}", world.node().movers().rebuild.progress());
         assert_eq!(degraded(&world).await, 0);
         // While it is still away another one goes.
-        world.disk(0).fail();
+        world.disk((fullest + 1) % 5).fail();
         expect_files(&world, "a second target lost after the first was rebuilt").await;
     });
 }
@@ -225,6 +229,35 @@ fn what_an_opening_finds_lost_is_rebuilt_unasked() {
         world.disk(0).fail();
         assert_eq!(world.start_server().await.unwrap(), Started::Serving);
         expect_files(&world, "another disk lost after that").await;
+    });
+}
+
+/// As after an opening that found a damaged zone, whose search was cut short: used again, the zone
+/// looks like any other.
+#[test]
+fn what_no_index_names_any_more_is_rebuilt_after_the_next_start_or_scrub() {
+    simulated(38, |handle| async move {
+        let world = cluster(&handle, Shape::default(), 38).await;
+        handle.sleep(Duration::from_secs(30)).await;
+        world.distrust(1, Trust::Faulty);
+        let lose = async || {
+            let target = world.node().pool().readable()[1].clone();
+            let shards = target.list(BlobKind::Data);
+            target.delete(shards.iter().map(|info| info.id).collect()).await.unwrap();
+            assert_eq!(degraded(&world).await, shards.len() as u64);
+            handle.sleep(Duration::from_secs(60)).await;
+            assert!(degraded(&world).await > 0, "nobody looked yet");
+        };
+        lose().await;
+        world.crash_server(Death::Power);
+        assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+        handle.sleep(Duration::from_secs(60)).await;
+        assert_eq!(degraded(&world).await, 0);
+        lose().await;
+        world.node().movers().rebuild.search_again();
+        handle.sleep(Duration::from_secs(60)).await;
+        assert_eq!(degraded(&world).await, 0);
+        expect_files(&world, "lost twice").await;
     });
 }
 

@@ -105,6 +105,11 @@ impl Applied {
         self.waiting.borrow_mut().insert(nonce, None);
         Expected { applied: self.clone(), nonce }
     }
+
+    /// Whether something was proposed that is not applied yet.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.waiting.borrow().values().any(Option::is_none)
+    }
 }
 
 pub(super) struct Expected {

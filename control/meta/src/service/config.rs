@@ -14,7 +14,9 @@ pub struct ServiceConfig {
     /// How long a client may serve an inode from its cache. A change waits at most this long for
     /// a reader that does not answer. Never longer than the session's lease.
     pub read_lease: Duration,
-    /// A client that is alive and yet keeps a recalled write lease for longer is fenced.
+    /// A client that is alive and yet keeps a recalled write lease for longer is fenced; time in which
+    /// the shard applies nothing of what is proposed does not count. More than a client tries to commit
+    /// before it gives up and says so itself.
     pub write_recall_max: Duration,
     /// For so long after two sessions wanted to write one inode, neither gets a write lease:
     /// every write is stored and committed through.
@@ -31,7 +33,7 @@ impl Default for ServiceConfig {
         ServiceConfig {
             session_lease: Duration::from_secs(20),
             read_lease: Duration::from_secs(10),
-            write_recall_max: Duration::from_secs(60),
+            write_recall_max: Duration::from_secs(90),
             shared_mode: Duration::from_secs(5),
             rename_lock_max: Duration::from_secs(2),
             sweep: Duration::from_secs(5),

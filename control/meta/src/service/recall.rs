@@ -13,6 +13,7 @@ use cfs_wire::meta::{Event, MetaError, MetaOp, MetaReply, Name};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Ino, SessionId};
 use std::rc::Rc;
+use std::time::Duration;
 
 impl MetaService {
     /// Recalls what an operation is about to change. `None`: nobody else talks to the shard.
@@ -106,7 +107,7 @@ impl MetaService {
     }
 
     /// Has another session commit what it wrote under its write lease and give the lease back;
-    /// a session that does neither is fenced. True if another session held it and lives. Ends with
+    /// a session that does neither, although it could, is fenced. True if another session held it and lives. Ends with
     /// this node's leadership: what is recalled is the next leader's to give.
     pub(super) async fn recall_writer(
         &self,
@@ -117,6 +118,8 @@ impl MetaService {
         let started = self.inner.handle.now();
         let term = self.inner.proposer.leads(shard.id);
         let mut asked: Option<(SessionId, Instant)> = None;
+        // Time in which nothing of what was proposed was applied: the holder could not commit either.
+        let mut stood_still = Duration::ZERO;
         loop {
             if term.is_none() || self.inner.proposer.leads(shard.id) != term {
                 return Err(MetaError::NotLeader { hint: self.inner.proposer.hint(shard.id) });
@@ -132,7 +135,7 @@ impl MetaService {
                 return Ok(asked.is_some_and(|(asked, _)| shard.knows(asked)));
             };
             let now = self.inner.handle.now();
-            if now.saturating_since(started) > self.inner.config.write_recall_max {
+            if now.saturating_since(started) > self.inner.config.write_recall_max + stood_still {
                 self.fence(holder, Fencing::Forced).await;
                 let _ = self.inner.handle.timeout(BLOCKED_RECHECK, progress).await;
                 continue;
@@ -144,7 +147,10 @@ impl MetaService {
                 self.inner.events.push(holder, Event::RecallWrite { ino });
                 asked = Some((holder, now));
             }
-            let _ = self.inner.handle.timeout(BLOCKED_RECHECK, progress).await;
+            let waits = shard.applied.is_awaited();
+            if self.inner.handle.timeout(BLOCKED_RECHECK, progress).await.is_none() && waits {
+                stood_still += self.inner.handle.now().saturating_since(now);
+            }
         }
     }
 

@@ -54,7 +54,7 @@ pub(super) async fn restore(
     let _turn = pool.restoring().acquire(1).await;
     let mut report = Repaired { checked: 1, ..Repaired::default() };
     let Copies { mut sound, holders } = find(pool, info, deep).await;
-    if sound.len() >= wanted || is_deleted(pool, info, &holders) {
+    if holders.is_empty() || sound.len() >= wanted || is_deleted(pool, info, &holders) {
         return Ok(report);
     }
     let payload = match read(pool, info, &holders).await {
@@ -89,7 +89,11 @@ pub(super) async fn restore(
 
 /// Whether those who held a blob do no more, or won't soon.
 fn is_deleted(pool: &TargetPool, info: &BlobInfo, holders: &[TargetId]) -> bool {
-    let present: Vec<_> = holders.iter().filter_map(|id| pool.get(*id)).collect();
+    let mut present: Vec<_> = holders.iter().filter_map(|id| pool.get(*id)).collect();
+    // A failed target takes no deletions: what it lists may be deleted.
+    if present.iter().any(|target| target.failure().is_none()) {
+        present.retain(|target| target.failure().is_none());
+    }
     !present.is_empty()
         && (present.iter().any(|target| target.is_being_deleted(info.id))
             || present.iter().all(|target| target.stat(info.id).is_none()))

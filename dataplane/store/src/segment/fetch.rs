@@ -155,7 +155,10 @@ impl SegmentStore {
             Err(detail) => {
                 tracing::warn!(segment = %registration.segment, shard, %detail, "reading through parity");
                 self.degraded_reads.set(self.degraded_reads.get() + 1);
-                self.pool.note_damage(Damaged::Segment(registration.segment));
+                // A target that is away or failed as a whole is rebuilt when it stays so.
+                if self.pool.get(place.target).is_some_and(|target| target.failure().is_none()) {
+                    self.pool.note_damage(Damaged::Segment(registration.segment));
+                }
                 self.rebuild_range(registration, shard, start, length, &detail).await
             }
         }

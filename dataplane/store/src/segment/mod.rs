@@ -149,12 +149,21 @@ impl SegmentStore {
         }
     }
 
-    /// Whether a target has so little room left that dead slots are worth what the living rest of
-    /// their segment costs to rewrite: a 16th of what it can hold, but a shard more than is kept for
-    /// the packer itself.
+    /// Whether a target has so little room left that a segment's dead slots are worth what it costs to
+    /// rewrite its living rest, although that is more than half of it.
     pub fn is_short_of_room(&self) -> bool {
-        let short = |space: Space| space.free < (space.capacity / 16).max(MOVERS_ROOM + BLOB_BYTES_MAX as u64);
-        self.pool.writable().iter().any(|target| short(target.space()))
+        self.shortage_percent() > 0
+    }
+
+    /// How short of room the fullest target is: 0 with a 16th of what it can hold free, 100 with no
+    /// more than is kept for movers and a shard.
+    pub fn shortage_percent(&self) -> u64 {
+        let shortage = |space: Space| {
+            let full = MOVERS_ROOM + BLOB_BYTES_MAX as u64;
+            let enough = (space.capacity / 16).max(full + 1);
+            (enough - space.free.clamp(full, enough)) * 100 / (enough - full)
+        };
+        self.pool.writable().iter().map(|target| shortage(target.space())).max().unwrap_or(0)
     }
 
     /// Reads so far that had to rebuild through parity or take another copy.

@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// Room on every target that clients may not take, a shard of the largest segment: the packer stores
@@ -19,8 +20,7 @@ use std::rc::Rc;
 /// goes before room.
 pub const MOVERS_ROOM: u64 = BLOB_BYTES_MAX as u64;
 
-/// Damaged things remembered: with a target away every segment read is one, and the next read, scrub
-/// or check finds the rest.
+/// Damaged things remembered: the next read, scrub or check finds the rest.
 const DAMAGED_MAX: usize = 64 << 10;
 
 /// Something of which a shard or copy is known to be damaged or missing.
@@ -63,9 +63,14 @@ pub trait BlobTarget: 'static {
     fn space(&self) -> Space;
     /// Why the target takes no more writes, if so.
     fn failure(&self) -> Option<String>;
-    /// Reads everything that lives on the target, at no more than as many bytes per second as `pace`
+    /// Reads everything that lives in these zones of the target, at no more than as many bytes per second as `pace`
     /// says each time, and hands over what does not verify as it is found.
-    fn scrub<'a>(&'a self, pace: &'a dyn Fn() -> u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()>;
+    fn scrub<'a>(
+        &'a self,
+        zones: Range<u32>,
+        pace: &'a dyn Fn() -> u64,
+        found: &'a dyn Fn(&BlobInfo),
+    ) -> LocalBoxFuture<'a, ()>;
 }
 
 /// A target of this executor.
@@ -119,8 +124,13 @@ impl BlobTarget for LocalTarget {
         self.0.is_failed()
     }
 
-    fn scrub<'a>(&'a self, pace: &'a dyn Fn() -> u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()> {
-        async move { _ = self.0.scrub(pace, found).await }.boxed_local()
+    fn scrub<'a>(
+        &'a self,
+        zones: Range<u32>,
+        pace: &'a dyn Fn() -> u64,
+        found: &'a dyn Fn(&BlobInfo),
+    ) -> LocalBoxFuture<'a, ()> {
+        async move { _ = self.0.scrub(zones, pace, found).await }.boxed_local()
     }
 }
 

@@ -11,6 +11,7 @@ use cfs_wire::data::{FetchCall, Location, Piece, StoreCall};
 use cfs_wire::limits::CHUNK_BYTES;
 use cfs_wire::{BlobId, ClusterId, DeviceId, Ino, NodeId, Policy, TargetId, VolumeId};
 use futures_util::FutureExt;
+use std::ops::Range;
 
 /// Registrations in a map: what the metadata shards do, without them.
 #[derive(Default)]
@@ -434,8 +435,13 @@ impl BlobTarget for Unwilling {
     fn failure(&self) -> Option<String> {
         self.target.failure()
     }
-    fn scrub<'a>(&'a self, pace: &'a dyn Fn() -> u64, found: &'a dyn Fn(&BlobInfo)) -> LocalBoxFuture<'a, ()> {
-        self.target.scrub(pace, found)
+    fn scrub<'a>(
+        &'a self,
+        zones: Range<u32>,
+        pace: &'a dyn Fn() -> u64,
+        found: &'a dyn Fn(&BlobInfo),
+    ) -> LocalBoxFuture<'a, ()> {
+        self.target.scrub(zones, pace, found)
     }
 }
 

@@ -157,7 +157,10 @@ impl SegmentStore {
         let up = self.pool.writable().len();
         let crowded = self.pool.crowded(longest + PAGE as u64 + kept);
         if up >= needed && up - crowded.len() < needed {
-            self.call_packer();
+            // Its own refusal tells the packer nothing new.
+            if kept > 0 {
+                self.call_packer();
+            }
             return Err(DataError::NoSpace);
         }
         Ok(crowded)

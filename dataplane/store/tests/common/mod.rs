@@ -100,7 +100,7 @@ pub async fn delete(store: &TargetStore, ids: &[u128]) -> Result<(), StoreError>
 /// What a scrub finds damaged.
 pub async fn scrubbed(store: &TargetStore) -> Vec<BlobInfo> {
     let found = RefCell::new(Vec::new());
-    let scrubbed = store.scrub(&|| u64::MAX, &|info| found.borrow_mut().push(*info)).await;
+    let scrubbed = store.scrub(0..u32::MAX, &|| u64::MAX, &|info| found.borrow_mut().push(*info)).await;
     let found = found.take();
     assert_eq!(scrubbed.damaged, found.len() as u64);
     found

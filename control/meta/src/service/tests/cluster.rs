@@ -83,7 +83,7 @@ pub struct Disk {
     entries: Cell<u64>,
     /// The node dies when so many entries have been applied, before anybody hears of the last.
     die_at: Cell<Option<u64>>,
-    delay_micros_max: Cell<u64>,
+    pub delay_micros_max: Cell<u64>,
     /// Another node leads all shards.
     pub deposed: Cell<bool>,
 }

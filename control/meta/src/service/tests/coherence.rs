@@ -170,6 +170,26 @@ pub fn a_recall_ends_with_the_leadership_it_began_under() {
 }
 
 #[test]
+pub fn a_writer_whose_commit_waits_for_the_log_is_not_fenced_for_that() {
+    simulate(12, |cluster| async move {
+        cluster.config.borrow_mut().write_recall_max = Duration::from_secs(3);
+        cluster.start().await;
+        let a = Client::open(&cluster, 1).await;
+        let b = Client::open(&cluster, 2).await;
+        let file = a.create(Ino::ROOT, "file").await.unwrap();
+        assert!(a.acquire(file).await);
+        a.dirty.borrow_mut().insert(file, 4096);
+        let usual = cluster.disk.delay_micros_max.replace(15_000_000);
+        let started = cluster.handle.now();
+        assert_eq!(b.stat(file).await.unwrap().size, 4096);
+        let waited = cluster.handle.now() - started;
+        assert!(waited > Duration::from_secs(6), "{waited:?}: the log was quick, this proves nothing");
+        cluster.disk.delay_micros_max.set(usual);
+        a.truncate(file, 7).await.unwrap();
+    });
+}
+
+#[test]
 pub fn a_client_fenced_while_it_lives_counts_as_a_reader_until_its_leases_are_over() {
     simulate(11, |cluster| async move {
         cluster.config.borrow_mut().write_recall_max = Duration::from_secs(3);
