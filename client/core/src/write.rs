@@ -11,6 +11,7 @@ use bytes::Bytes;
 use cfs_reactor::Instant;
 use cfs_wire::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, STORE_BYTES_MAX};
 use cfs_wire::meta::{FileWrite, MetaOp, MetaReply};
+use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Policy};
 use std::rc::Rc;
 use std::time::Duration;
@@ -233,7 +234,11 @@ impl Client {
         how: WriteFlags,
     ) -> Result<(), Errno> {
         let inode = &file.inode;
-        let WriteFlags { append, kill_privileges, .. } = how;
+        let WriteFlags { mut append, kill_privileges, .. } = how;
+        let mut offset = offset;
+        if append && planted::is(Bug::ClientAppendAtSize) {
+            (append, offset) = (false, inode.state().attr.as_ref().map_or(0, |attr| attr.size));
+        }
         if !append {
             check_end(offset, data.len())?;
         }

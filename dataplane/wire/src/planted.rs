@@ -96,6 +96,14 @@ bugs! {
     MetaForgetReaders,
     /// Metadata: a new leader aborts transactions that its predecessor had decided.
     MetaAbortDecided,
+    /// Metadata: give the number of a removed inode to the next one.
+    MetaReuseInodeNumber,
+    /// Metadata: move a directory without walking the ancestors of its new place.
+    MetaSkipAncestors,
+    /// Metadata: remove a directory of another shard without asking whether it is empty.
+    MetaSkipEmptyCheck,
+    /// Metadata: forget the reply to the lowest request that the client still waits for.
+    MetaForgetReplyEarly,
     /// Client: use what was granted after the lease has run out.
     ClientIgnoreExpiry,
     /// Client: repeat a change under a new request id.
@@ -112,6 +120,8 @@ bugs! {
     ClientKeepFencedData,
     /// Client: do not tell that dirty data was lost with a fenced session.
     ClientHideLoss,
+    /// Client: append at the size it knows instead of the one that the change finds.
+    ClientAppendAtSize,
 }
 
 #[cfg(feature = "planted")]

@@ -267,6 +267,9 @@ impl View<'_> {
             self.delete(keys::trimming(self.shard, ino));
         }
         self.delete(keys::inode(self.shard, ino));
+        if planted::is(Bug::MetaReuseInodeNumber) && ino.counter() + 1 == self.counters.next_ino {
+            self.counters.next_ino -= 1;
+        }
         self.counters.inodes = self.counters.inodes.saturating_sub(1);
         self.changed(ino, ChangeKind::Removed);
         Ok(())
