@@ -5,10 +5,9 @@
 //! breaks before it, or before the end that the zone's footer states, met corruption; one that
 //! breaks at or behind it has a torn tail, which nobody was ever told is durable.
 
-use crate::layout::ZONE_FOOTER_BYTES;
-use crate::layout::ZONE_HEADER_BYTES;
 use crate::layout::append::{AppendHeader, Record, Tail};
 use crate::layout::superblock::Superblock;
+use crate::layout::{PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
 use crate::read::verify;
 use crate::recovery::{CorruptRegion, Damage, RecoveryReport};
 use crate::scan::{Break, Header, SummaryFound, Window, ZoneScan};
@@ -59,13 +58,15 @@ fn tails(scan: &ZoneScan) -> impl Iterator<Item = (u64, &[Tail])> {
     appends.map(|append| (append.stamp.sequence, &append.tails[..])).chain(footer)
 }
 
-fn marks(scans: &[ZoneScan]) -> Marks {
+fn marks(scans: &[ZoneScan], superblock: &Superblock) -> Marks {
     let mut marks = Marks::default();
     let mut newest: Option<(u64, &[Tail])> = None;
     for (sequence, tails) in scans.iter().flat_map(tails) {
         for tail in tails {
             let current = scans.get(tail.zone as usize).and_then(|scan| scan.generation);
-            if current == Some(tail.generation) {
+            // Where no append can end, none did.
+            let possible = tail.end.is_multiple_of(PAGE_BYTES) && tail.end <= superblock.zone_bytes - ZONE_FOOTER_BYTES;
+            if current == Some(tail.generation) && possible {
                 let mark = marks.durable.entry(tail.zone).or_default();
                 *mark = tail.end.max(*mark);
             }
@@ -107,7 +108,7 @@ pub(crate) async fn judge(
 ) -> Vec<Judged> {
     let mut damaged = vec![false; scans.len()];
     let marks = loop {
-        let marks = marks(&scans);
+        let marks = marks(&scans, superblock);
         let mut found = false;
         for scan in &mut scans {
             found |= pass_damage(device, superblock, handle, scan, &marks, &mut damaged, report).await;

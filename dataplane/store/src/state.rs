@@ -159,21 +159,32 @@ impl State {
             return;
         }
         let info = entry.info;
-        let (length, kind) = (u64::from(info.length), info.kind as usize - 1);
-        match self.index.insert(id, entry) {
-            Some(older) => {
-                self.zones.release(older.place.zone, footprint);
-                self.duplicates.entry(id).or_default().push(older.place);
-            }
-            None => {
-                self.live_by_kind[kind] += length;
-                self.blobs_by_kind[kind] += 1;
-                if !is_shard(info.kind) {
-                    self.few.entry(info.kind).or_default().insert((info.owner, id));
-                }
-            }
+        if let Some(older) = self.index.insert(id, entry) {
+            self.zones.release(older.place.zone, older.footprint());
+            self.duplicates.entry(id).or_default().push(older.place);
+            // Copies of one blob say the same of it; on a disk that lies they need not.
+            self.uncount(&older.info);
         }
+        self.count(&info);
         self.zones.get_mut(place.zone).live += footprint;
+    }
+
+    fn count(&mut self, info: &BlobInfo) {
+        let kind = info.kind as usize - 1;
+        self.live_by_kind[kind] += u64::from(info.length);
+        self.blobs_by_kind[kind] += 1;
+        if !is_shard(info.kind) {
+            self.few.entry(info.kind).or_default().insert((info.owner, info.id));
+        }
+    }
+
+    fn uncount(&mut self, info: &BlobInfo) {
+        let kind = info.kind as usize - 1;
+        self.live_by_kind[kind] -= u64::from(info.length);
+        self.blobs_by_kind[kind] -= 1;
+        if let Some(few) = self.few.get_mut(&info.kind) {
+            few.remove(&(info.owner, info.id));
+        }
     }
 
     /// The collector's copy of a blob is durable.
@@ -253,12 +264,7 @@ impl State {
         self.duplicates.remove(&id);
         let Some(entry) = self.index.remove(&id) else { return };
         self.zones.release(entry.place.zone, entry.footprint());
-        let kind = entry.info.kind as usize - 1;
-        self.live_by_kind[kind] -= u64::from(entry.info.length);
-        self.blobs_by_kind[kind] -= 1;
-        if let Some(few) = self.few.get_mut(&entry.info.kind) {
-            few.remove(&(entry.info.owner, id));
-        }
+        self.uncount(&entry.info);
         self.used = self.used.saturating_sub(entry.footprint());
     }
 
@@ -325,5 +331,35 @@ impl State {
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zones::Zone;
+    use cfs_wire::blobs::ShardGeometry;
+
+    #[test]
+    fn records_that_say_different_things_of_one_blob_are_counted_as_the_newest_says() {
+        let zones = (0..2).map(|_| Zone::free(Some(Generation(1)), true)).collect();
+        let mut state = State::new(ZoneTable::new(zones, 256 << 10), 1);
+        let entry = |kind, length, zone| {
+            let info = BlobInfo {
+                id: BlobId(5),
+                kind,
+                owner: Owner { high: 1, low: 2 },
+                geometry: ShardGeometry::NONE,
+                length,
+            };
+            let place = Place { zone, generation: Generation(1), offset: 8192 };
+            Entry { info, place, checksums: Rc::new([0; 4]) }
+        };
+        state.blob_arrived(entry(BlobKind::Log, 100, 0));
+        state.blob_arrived(entry(BlobKind::Data, 9000, 1));
+        assert_eq!((state.blobs_by_kind, state.live_by_kind), ([0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 9000, 0]));
+        assert_eq!((state.list(BlobKind::Log).len(), state.zones.get(0).live), (0, 0));
+        state.forget_blob(BlobId(5));
+        assert_eq!((state.blobs_by_kind, state.live_by_kind), ([0; 6], [0; 6]));
     }
 }

@@ -9,6 +9,9 @@ use cfs_wire::{DeviceId, Generation, ZoneNo};
 pub const VERSION: u16 = 1;
 pub const STAMP_BYTES: usize = 96;
 const CHECKSUM_AT: usize = 12;
+/// Sequences (and with them generations) are counted up from 1: larger ones were never counted,
+/// and would leave no room to count on.
+const SEQUENCE_MAX: u64 = u64::MAX >> 1;
 
 /// Which structure it is; each has its own magic.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,7 +125,7 @@ impl Stamp {
         if fields.u32()? != checksum_without(structure, CHECKSUM_AT) {
             return Err(Invalid::Checksum);
         }
-        Ok(Stamp {
+        let stamp = Stamp {
             stream,
             device: DeviceId(fields.u128()?),
             incarnation: fields.u64()?,
@@ -135,7 +138,11 @@ impl Stamp {
             extent: fields.u32()?,
             records: fields.u32()?,
             tails: fields.u32()?,
-        })
+        };
+        if stamp.sequence.max(stamp.generation.0) > SEQUENCE_MAX {
+            return Err(Invalid::Field("sequence"));
+        }
+        Ok(stamp)
     }
 
     /// Whether this was written to this place of this target since it was formatted.
@@ -163,4 +170,32 @@ impl Stamp {
 pub(crate) fn seal(structure: &mut [u8]) {
     let crc = checksum_without(structure, CHECKSUM_AT);
     structure[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_right_checksum_does_not_make_a_sequence_possible() {
+        let stamp = Stamp {
+            stream: 0,
+            device: DeviceId(0xDE),
+            incarnation: 5,
+            generation: Generation(7),
+            zone: ZoneNo(3),
+            offset: 0,
+            sequence: 9,
+            durable: 8,
+            bytes: PAGE_BYTES,
+            extent: 0,
+            records: 0,
+            tails: 0,
+        };
+        let decoded = |stamp: Stamp| Stamp::decode(Role::ZoneHeader, &stamp.encode_page(Role::ZoneHeader));
+        assert_eq!(decoded(stamp), Ok(stamp));
+        for wrong in [Stamp { sequence: u64::MAX, ..stamp }, Stamp { generation: Generation(u64::MAX), ..stamp }] {
+            assert_eq!(decoded(wrong), Err(Invalid::Field("sequence")));
+        }
+    }
 }
