@@ -3,6 +3,8 @@
 /// Ten bits and seven probes a key: under one false positive in a hundred.
 const BITS_PER_KEY: usize = 10;
 pub const PROBES: u32 = 7;
+/// A table that asks for more is not believed: every one takes time at every get.
+pub const PROBES_MAX: u32 = 64;
 
 /// The filter's hash of a key; part of the run format. FNV-1a with a 64-bit finalizer (the
 /// constants of MurmurHash3's), since FNV alone spreads the last bytes badly.

@@ -11,6 +11,9 @@ use cfs_wire::BlobId;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"CFSM");
 const FORMAT: u16 = 1;
+/// Versions, batches and runs are counted up from little: larger numbers were never counted, and
+/// would leave no room to count on.
+const NUMBER_MAX: u64 = u64::MAX >> 1;
 
 /// What a checkpoint fixes beside the tables.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -90,6 +93,9 @@ pub fn decode(bytes: &[u8]) -> Result<(Header, Vec<ListedRun>), Malformed> {
     }
     reader.u16()?;
     let (group, version, sequence, next_run) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
+    if version.max(sequence).max(next_run) > NUMBER_MAX {
+        return Err(Malformed("a number in its header is out of range"));
+    }
     let applied = Bytes::copy_from_slice(reader.bytes()?);
     if applied.len() > MARK_BYTES_MAX {
         return Err(Malformed("its applied mark is too long"));
@@ -126,4 +132,23 @@ fn decode_table(reader: &mut Reader<'_>, previous: &mut Bytes) -> Result<(BlobId
     }
     *previous = last_key.clone();
     Ok((id, TableShape { run, length, index_offset, entries, deletions, first_key, last_key }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_right_checksum_does_not_make_a_number_possible() {
+        let header = Header { group: 9, version: 3, sequence: 70, next_run: 8, applied: Bytes::from_static(b"mark") };
+        let decoded = |header: &Header| decode(&encode(header, &Version::default())).map(|(header, _)| header);
+        assert_eq!(decoded(&header), Ok(header.clone()));
+        for wrong in [
+            Header { version: u64::MAX, ..header.clone() },
+            Header { sequence: u64::MAX, ..header.clone() },
+            Header { next_run: u64::MAX, ..header.clone() },
+        ] {
+            assert_eq!(decoded(&wrong), Err(Malformed("a number in its header is out of range")));
+        }
+    }
 }

@@ -92,6 +92,9 @@ impl TableIndex {
         if footer.u32()? != crc32c(&bytes[..bytes.len() - 4]) {
             return Err(Malformed("a table's checksum is wrong"));
         }
+        if probes > bloom::PROBES_MAX {
+            return Err(Malformed("a table's filter asks for too many probes"));
+        }
         if named != (group, shape.run, shape.entries) {
             return Err(Malformed("a table is not the one its manifest names"));
         }
