@@ -16,6 +16,10 @@ pub(super) const RECORD_BYTES: usize = 32;
 /// Where the header's checksum lies: its last four bytes.
 const CRC_AT: usize = HEADER_BYTES - 4;
 
+/// Sequences, incarnations, terms and indices are counted up from little: larger ones were never
+/// counted, and would leave no room to count on.
+const NUMBER_MAX: u64 = u64::MAX >> 1;
+
 const KIND_ENTRY: u8 = 1;
 const KIND_VOTE: u8 = 2;
 const KIND_COMMITTED: u8 = 3;
@@ -39,6 +43,16 @@ pub(super) struct Header {
     pub first: u64,
     /// Which opening of the log wrote this batch; a later opening has a higher number.
     pub incarnation: u64,
+}
+
+impl Header {
+    /// A batch is part of the log, and written before it is durable.
+    fn is_possible(&self) -> bool {
+        self.sequence <= NUMBER_MAX
+            && self.incarnation <= NUMBER_MAX
+            && self.first <= self.sequence
+            && self.durable < self.sequence
+    }
 }
 
 /// One record, of one group.
@@ -66,6 +80,8 @@ pub enum BadBatch {
     Checksum,
     #[error("sequence {found} where {expected} was expected")]
     Sequence { found: u64, expected: u64 },
+    #[error("a number in its header is out of range")]
+    Range,
     #[error("record {0} is malformed")]
     Record(u32),
 }
@@ -221,6 +237,9 @@ pub(super) fn decode(bytes: &Bytes, expected: u64) -> Result<(Header, Vec<(Shard
     if header.sequence != expected {
         return Err(BadBatch::Sequence { found: header.sequence, expected });
     }
+    if !header.is_possible() {
+        return Err(BadBatch::Range);
+    }
     let mut body = Fields(&bytes[HEADER_BYTES..]);
     let mut out = Vec::new();
     for number in 0..records {
@@ -247,6 +266,9 @@ fn read_record(body: &mut Fields<'_>, whole: &Bytes) -> Option<(ShardId, Record)
         FLAG => true,
         _ => return None,
     };
+    if term > NUMBER_MAX || index > NUMBER_MAX {
+        return None;
+    }
     let id = log_id(term, index);
     let record = match kind {
         KIND_ENTRY => Record::Entry(Entry { log_id: id, payload: read_payload(&payload)? }),

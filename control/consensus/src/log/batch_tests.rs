@@ -51,6 +51,28 @@ fn every_damaged_byte_and_every_cut_is_noticed() {
     assert_eq!(decode(&bytes, 10), Err(BadBatch::Sequence { found: 9, expected: 10 }));
 }
 
+/// A right checksum proves nothing: what is added to these would not fit.
+#[test]
+fn numbers_that_were_never_counted_are_refused() {
+    let header = Header { sequence: 9, durable: 7, first: 2, incarnation: 5 };
+    for wrong in [
+        Header { incarnation: u64::MAX, ..header },
+        Header { durable: 9, ..header },
+        Header { durable: u64::MAX, ..header },
+        Header { first: 10, ..header },
+    ] {
+        assert_eq!(decode(&BatchWriter::new().seal(wrong), 9), Err(BadBatch::Range), "{wrong:?}");
+    }
+    let last = Header { sequence: u64::MAX, first: u64::MAX, ..header };
+    assert_eq!(decode(&BatchWriter::new().seal(last), u64::MAX), Err(BadBatch::Range));
+    for id in [log_id(1, u64::MAX), log_id(u64::MAX, 1)] {
+        let mut writer = BatchWriter::new();
+        writer.push(ShardId(3), &Record::Purge(id));
+        assert_eq!(decode(&writer.seal(header), 9), Err(BadBatch::Record(0)), "{id}");
+    }
+    assert_eq!(decode(&BatchWriter::new().seal(header), 9), Ok((header, Vec::new())));
+}
+
 /// Golden bytes: the format must not drift.
 #[test]
 fn the_first_bytes_are_those_of_the_document() {
