@@ -6,13 +6,15 @@
 //! when) and the [`checker`]s. It never knows which bug it is looking for: every check holds for
 //! a correct cluster under any seed, and a failing seed replays exactly.
 //!
-//! Start at [`scenario::run`]; the program `torture` runs it for many seeds.
+//! Start at [`scenario::run`]; the program `torture` runs it for many seeds. Beside it, [`fuzz`] feeds
+//! decoders with bytes that are nearly right.
 #![forbid(unsafe_code)]
 
 pub mod access;
 pub mod checker;
 pub mod content;
 pub mod draw;
+pub mod fuzz;
 mod games;
 pub mod history;
 pub mod ledger;

@@ -1,0 +1,193 @@
+//! Valid bytes: what a small cluster sent and stored while its client did one of everything.
+
+use crate::world::{SERVER, Shape, World};
+use bytes::Bytes;
+use cfs_api::AdminCall;
+use cfs_client::{Caller, Client, NewFile, OpenFlags};
+use cfs_fabric::{Address, Connection, Fabric, FabricError, Listener, Message, Service};
+use cfs_reactor::clock::SimClock;
+use cfs_reactor::{Executor, Handle};
+use cfs_store::segment::Mirror;
+use cfs_wire::Errno;
+use cfs_wire::blobs::{BlobInfo, BlobKind, MirroredBlobs};
+use cfs_wire::meta::{AttrChanges, FileKind, LockFamily, LockKind, LockRange};
+use futures_util::future::LocalBoxFuture;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+const SEED: u64 = 7;
+/// Of a batch of the Raft log, and of a record in it.
+const BATCH_HEADER_BYTES: usize = 64;
+const RECORD_BYTES: usize = 32;
+const PAYLOAD_PROPOSAL: u8 = 1;
+
+/// What was recorded.
+pub struct Recorded {
+    /// Requests and their replies.
+    pub calls: Vec<(Message, Message)>,
+    /// The batches of the Raft log.
+    pub log: Vec<(BlobInfo, Bytes)>,
+    /// What was proposed in them.
+    pub entries: Vec<Bytes>,
+    /// What the superblocks say of the cluster.
+    pub parameters: Bytes,
+}
+
+/// Runs the cluster.
+pub fn recorded() -> Recorded {
+    let executor = Executor::new(Rc::new(SimClock::new(SEED)));
+    let handle = executor.domain();
+    let story = story(handle.clone());
+    executor.run_simulated(&handle, story).expect("the cluster goes on").expect("the story ends")
+}
+
+/// A fabric on which every call is written down.
+struct Tapped {
+    fabric: Rc<dyn Fabric>,
+    calls: Calls,
+}
+
+struct TappedConnection {
+    connection: Rc<dyn Connection>,
+    calls: Calls,
+}
+
+type Calls = Rc<RefCell<Vec<(Message, Message)>>>;
+
+impl Fabric for Tapped {
+    fn listen(&self, address: &Address, service: Rc<dyn Service>) -> Result<Box<dyn Listener>, FabricError> {
+        self.fabric.listen(address, service)
+    }
+
+    fn connect(&self, address: &Address) -> LocalBoxFuture<'_, Result<Rc<dyn Connection>, FabricError>> {
+        let address = address.clone();
+        Box::pin(async move {
+            let connection = self.fabric.connect(&address).await?;
+            Ok(Rc::new(TappedConnection { connection, calls: self.calls.clone() }) as Rc<dyn Connection>)
+        })
+    }
+}
+
+impl Connection for TappedConnection {
+    fn call(&self, request: Message) -> LocalBoxFuture<'_, Result<Message, FabricError>> {
+        Box::pin(async move {
+            let reply = self.connection.call(request.clone()).await?;
+            self.calls.borrow_mut().push((request, reply.clone()));
+            Ok(reply)
+        })
+    }
+
+    fn is_closed(&self) -> bool {
+        self.connection.is_closed()
+    }
+
+    fn peer_address(&self) -> Address {
+        self.connection.peer_address()
+    }
+}
+
+async fn story(handle: Handle) -> Recorded {
+    let world = World::new(&handle, Shape::default(), SEED);
+    world.format().await.expect("formats");
+    world.start_server().await.expect("starts");
+    let calls = Calls::default();
+    let fabric: Rc<dyn Fabric> =
+        Rc::new(Tapped { fabric: world.network.endpoint("client", &handle), calls: calls.clone() });
+    let (config, server) = (world.shape.tuning.client("client"), Address(SERVER.to_owned()));
+    let client = Client::connect(&handle, fabric.clone(), &server, config).await.expect("mounts");
+    use_files(&client).await.expect("everything that is asked for is possible");
+    let connection = fabric.connect(&server).await.expect("connects");
+    ask_admin(&*connection).await;
+    client.shutdown().await.expect("unmounts");
+    let mirror = Mirror::new(&handle, world.node().pool().clone(), 2);
+    let mut log = Vec::new();
+    for info in mirror.list(BlobKind::Log).await.expect("lists") {
+        log.push((info, mirror.get(info.id, 0, info.length).await.expect("reads")));
+    }
+    let entries = log.iter().flat_map(|(_, batch)| proposals(batch)).collect();
+    let parameters = world.node().parameters().encode().into();
+    world.stop_server().await;
+    Recorded { calls: calls.take(), log, entries, parameters }
+}
+
+/// The proposals in a batch of the Raft log, as docs/on-disk.md draws it.
+fn proposals(batch: &Bytes) -> Vec<Bytes> {
+    let mut rest = batch.slice(BATCH_HEADER_BYTES..);
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let length = u32::from_le_bytes([rest[4], rest[5], rest[6], rest[7]]) as usize;
+        let payload = rest.slice(RECORD_BYTES..RECORD_BYTES + length);
+        if payload.first() == Some(&PAYLOAD_PROPOSAL) {
+            found.push(payload.slice(1..));
+        }
+        rest = rest.slice(RECORD_BYTES + length..);
+    }
+    found
+}
+
+/// One of everything that a program can ask for.
+async fn use_files(client: &Rc<Client>) -> Result<(), Errno> {
+    let caller = Caller::default();
+    let root = client.root();
+    let new = NewFile::regular(0o644, 0o022);
+    let dir = client.mkdir(caller, root, b"directory", 0o755, 0).await?.attr.ino;
+    let other = client.mkdir(caller, root, b"other", 0o700, 0).await?.attr.ino;
+    let mut inos = Vec::new();
+    // Inline, one segment, several.
+    for (name, length) in [(&b"small"[..], 700), (b"middle", 60_000), (b"large", 1_500_000)] {
+        let (entry, file) = client.create(caller, dir, name, new, OpenFlags::default()).await?;
+        let bytes: Bytes = (0..length).map(|byte: u32| (byte % 251) as u8).collect();
+        for (at, part) in (0u64..).step_by(128 << 10).zip(bytes.chunks(128 << 10)) {
+            client.write(&file, at, Bytes::copy_from_slice(part), false).await?;
+        }
+        client.fsync(&file, false).await?;
+        client.release(&file);
+        let file = client.open(entry.attr.ino, OpenFlags::default(), false).await?;
+        client.read(&file, 100, 5000).await?;
+        client.fallocate(&file, 3, 4096, 8192, false).await?;
+        client.flush(&file).await?;
+        client.release(&file);
+        inos.push(entry.attr.ino);
+    }
+    let (ino, large) = (inos[0], inos[2]);
+    client.symlink(caller, dir, b"symlink", b"small/or/not").await?;
+    client.mknod(caller, dir, b"pipe", NewFile { kind: FileKind::Fifo, ..new }).await?;
+    client.link(ino, other, b"second name").await?;
+    client.setxattr(ino, b"user.color", b"blue", 0).await?;
+    client.getxattr(ino, b"user.color").await?;
+    client.listxattr(ino).await?;
+    client.setattr(large, AttrChanges { size: Some(9_000), mode: Some(0o600), ..AttrChanges::default() }).await?;
+    let (family, kind) = (LockFamily::Posix, LockKind::Write);
+    let lock = LockRange { family, kind, start: 10, end: u64::MAX, owner: 3, pid: 4 };
+    client.setlk(ino, lock).await?;
+    client.getlk(ino, LockRange { owner: 9, ..lock }).await?;
+    client.unlock(ino, lock).await?;
+    client.rename(dir, b"middle", other, b"moved", 0).await?;
+    client.rename(dir, b"symlink", other, b"moved", 2).await?;
+    client.opendir(dir).await?;
+    client.readdir(dir, 0, 100, true).await?;
+    client.statfs().await?;
+    client.unlink(other, b"second name").await?;
+    client.unlink(dir, b"large").await?;
+    assert_eq!(client.rmdir(root, b"other").await, Err(Errno::ENOTEMPTY));
+    client.syncfs().await
+}
+
+async fn ask_admin(connection: &dyn Connection) {
+    let path = || b"/directory/small".to_vec();
+    let calls = [
+        AdminCall::Status,
+        AdminCall::Targets,
+        AdminCall::Shards,
+        AdminCall::Df,
+        AdminCall::Stat { path: path() },
+        AdminCall::Extents { path: b"/other/moved".to_vec() },
+        AdminCall::PolicySet { path: b"/other".to_vec(), policy: Some("2x".to_owned()) },
+        AdminCall::PolicyShow { path: path() },
+        AdminCall::CheckPoll,
+    ];
+    for call in calls {
+        // Refusals are bodies too.
+        let _ = cfs_api::client::call(connection, &call).await;
+    }
+}
