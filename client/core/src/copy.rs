@@ -37,7 +37,9 @@ impl Client {
         kill_privileges: bool,
     ) -> Result<u64, Errno> {
         // What is shared is what the server knows of the source.
-        self.flush_inode(&from.inode).await?;
+        let flushed = self.flush_inode(&from.inode).await;
+        from.take_failure()?;
+        flushed?;
         let mut length = length;
         if Rc::ptr_eq(&from.inode, &to.inode) {
             // Cut at the end as it is now: the copy must not go on into what it has just written.
@@ -95,7 +97,7 @@ impl Client {
         let to = &file.inode;
         let _turn = to.order.acquire(1).await;
         // What was written before must not be missing when the copy is there.
-        self.write_kept(to).await;
+        let _ = self.flush_in_turn(to).await;
         file.take_failure()?;
         let session = self.session().await?;
         let target_policy = self.policy(to).await?;

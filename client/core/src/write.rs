@@ -234,11 +234,11 @@ impl Client {
         how: WriteFlags,
     ) -> Result<(), Errno> {
         let inode = &file.inode;
-        let WriteFlags { mut append, kill_privileges, .. } = how;
-        let mut offset = offset;
-        if append && planted::is(Bug::ClientAppendAtSize) {
-            (append, offset) = (false, inode.state().attr.as_ref().map_or(0, |attr| attr.size));
-        }
+        let WriteFlags { append, kill_privileges, .. } = how;
+        let (append, offset) = match planted::is(Bug::ClientAppendAtSize) && append {
+            true => (false, inode.state().attr.as_ref().map_or(0, |attr| attr.size)),
+            false => (append, offset),
+        };
         if !append {
             check_end(offset, data.len())?;
         }

@@ -346,6 +346,73 @@ fn a_write_does_as_its_own_flags_say_whatever_its_file_was_opened_for() {
 }
 
 #[test]
+fn a_copy_shares_what_is_stored() {
+    simulate(14, |server| async move {
+        server.start().await;
+        let client = server.client("writer").await;
+        let (from, to) = (create(&client, "from").await, create(&client, "to").await);
+        let content = pattern(3 << 20, 1);
+        write(&client, &from, 0, &content).await;
+        client.fsync(&from, false).await.unwrap();
+        let stores = server.disk.stores.get();
+        assert_eq!(client.copy_file_range(&from, 0, &to, 0, 3 << 20, false).await, Ok(3 << 20));
+        client.fsync(&to, false).await.unwrap();
+        assert_eq!(server.disk.stores.get(), stores, "bytes were stored anew");
+        assert!(read(&client, &to, 0, 3 << 20).await == content);
+    });
+}
+
+const STEPS: u64 = 64;
+const STEP_BYTES: u64 = 64 << 10;
+
+/// Reads a file of so many steps in the order that `place` says; how many fetches that took.
+async fn fetches(server: &Server, name: &str, content: &[u8], place: fn(u64) -> u64) -> u32 {
+    let reader = server.client(name).await;
+    let file = open(&reader, "file").await;
+    let before = server.disk.fetches.get();
+    for step in 0..STEPS {
+        let offset = place(step) * STEP_BYTES;
+        let found = read(&reader, &file, offset, STEP_BYTES as u32).await;
+        assert!(found == content[offset as usize..][..STEP_BYTES as usize], "{name}: {offset}");
+    }
+    server.disk.fetches.get() - before
+}
+
+#[test]
+fn a_sequential_reader_finds_what_was_read_ahead_and_for_another_nothing_is() {
+    simulate(15, |server| async move {
+        server.start().await;
+        let client = server.client("writer").await;
+        let file = create(&client, "file").await;
+        let content = pattern((STEPS * STEP_BYTES) as usize, 1);
+        write(&client, &file, 0, &content).await;
+        client.fsync(&file, false).await.unwrap();
+        let in_order = fetches(&server, "sequential", &content, |step| step).await;
+        let scattered = fetches(&server, "scattered", &content, |step| step * 27 % STEPS).await;
+        // Pages that lie side by side come in one fetch in either case.
+        assert!(in_order <= 8, "{in_order} fetches: nothing was read ahead");
+        assert!((20..=STEPS as u32).contains(&scattered), "{scattered} fetches for {STEPS} reads");
+    });
+}
+
+#[test]
+fn ranges_are_neither_cut_out_nor_inserted() {
+    simulate(16, |server| async move {
+        server.start().await;
+        const COLLAPSE: i32 = 0x08;
+        const INSERT: i32 = 0x20;
+        const UNSHARE: i32 = 0x40;
+        let client = server.client("writer").await;
+        let file = create(&client, "file").await;
+        write(&client, &file, 0, &pattern(20_000, 1)).await;
+        for mode in [COLLAPSE, INSERT, UNSHARE] {
+            assert_eq!(client.fallocate(&file, mode, 0, 4096, false).await, Err(Errno::EOPNOTSUPP), "{mode:#x}");
+        }
+        assert!(read(&client, &file, 0, 30_000).await == pattern(20_000, 1));
+    });
+}
+
+#[test]
 fn a_hole_of_exabytes_is_sought_through_in_one_call() {
     simulate(15, |server| async move {
         server.start().await;

@@ -104,6 +104,19 @@ impl Movers {
         matches!(select(called, due).await, Either::Left(_))
     }
 
+    /// Compacts again and again while room is short and that helps, until it is time to pack: what was
+    /// compacted goes with the collector's next rounds, and makes room to compact more.
+    async fn make_room(&self, timer: &Handle, intervals: &MoverIntervals) {
+        let end = timer.now() + intervals.pack;
+        let mut useful = true;
+        while useful && self.store.is_short_of_room() && !self.store.packer_is_called() && timer.now() < end {
+            let began = timer.now();
+            useful = packed_something(self.packer.make_room().await);
+            // Half of the time at most: it reads all registrations.
+            timer.sleep(intervals.collect.max(timer.now() - began)).await;
+        }
+    }
+
     /// Starts the loops. They end with the domain.
     pub fn start(self: Rc<Self>, handle: &Handle, intervals: MoverIntervals, minimum: Epoch) {
         let (movers, timer) = (self.clone(), handle.clone());
@@ -116,19 +129,15 @@ impl Movers {
         });
         let (movers, timer) = (self.clone(), handle.clone());
         handle.spawn(async move {
-            let mut pause = intervals.pack;
             loop {
-                let pressed = movers.pack_pause(&timer, pause).await;
-                let began = timer.now();
+                let pressed = movers.pack_pause(&timer, intervals.pack).await;
                 let useful = packed_something(movers.packer.round(pressed).await);
-                // What was packed or compacted goes with the collector's next rounds, and makes room to
-                // compact more; but not all the time.
-                let more = useful && movers.store.is_short_of_room();
-                let soon = intervals.collect.max(timer.now() - began).min(intervals.pack);
-                pause = if more { soon } else { intervals.pack };
                 // Where there was nothing to do, calling again would find no more.
                 if pressed {
                     timer.sleep(if useful { intervals.collect } else { intervals.pack }).await;
+                }
+                if useful {
+                    movers.make_room(&timer, &intervals).await;
                 }
             }
         });

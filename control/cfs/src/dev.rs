@@ -71,7 +71,9 @@ fn target_path(data: &Path, index: u32) -> PathBuf {
 /// The paths of the targets, formatted if the directory is new.
 fn prepare(args: &DevArgs) -> Result<Vec<PathBuf>> {
     let data = &args.data;
-    std::fs::create_dir_all(data).with_context(|| format!("cannot create {}", data.display()))?;
+    std::fs::create_dir_all(data).with_context(|| {
+        format!("cannot create {}; give a --data directory that this user may write to", data.display())
+    })?;
     let layout = data.join(LAYOUT_FILE);
     if layout.exists() {
         let count = read_layout(&layout)?;

@@ -64,11 +64,11 @@ pub fn run(args: MountArgs) -> Result<()> {
     mounted.unmount()
 }
 
-/// Runs this very command again with --foreground in a session of its own, and waits until it
-/// has mounted or failed.
+/// Runs this very command again with --foreground in a process group of its own, and waits until it
+/// has mounted; if it fails, it has said why, and its exit code is this process's.
 fn detach() -> Result<()> {
     use std::io::BufRead;
-    use std::os::unix::process::CommandExt;
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
     use std::process::{Command, Stdio};
     let program = std::env::current_exe().context("cannot find this program")?;
     let arguments = helper_arguments(std::env::args_os().collect());
@@ -79,8 +79,11 @@ fn detach() -> Result<()> {
     let mut line = String::new();
     std::io::BufReader::new(output).read_line(&mut line).context("cannot hear from the mount process")?;
     if line.is_empty() {
-        child.wait().context("cannot wait for the mount process")?;
-        bail!("not mounted; the reason is above");
+        let status = child.wait().context("cannot wait for the mount process")?;
+        if let Some(signal) = status.signal() {
+            bail!("the mount process was ended by signal {signal} before it had mounted");
+        }
+        std::process::exit(status.code().filter(|code| *code != 0).unwrap_or(1));
     }
     Ok(())
 }

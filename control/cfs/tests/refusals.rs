@@ -122,7 +122,7 @@ fn targets_that_do_not_fit_the_disk_are_refused_and_leave_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("t0");
     let line = refused(&cfs(&["format", "--ec", "1+0", "--size", "8000T", target.to_str().unwrap()]));
-    assert!(line.contains(target.to_str().unwrap()), "{line}");
+    assert!(line.contains(target.to_str().unwrap()) && line.contains("give a smaller size"), "{line}");
     assert!(!target.exists(), "an unfinished target was left behind");
 }
 
@@ -141,6 +141,29 @@ fn a_read_only_disk_is_refused() {
     let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
     let line = refused(&output);
     assert!(line.contains("read-only"), "{line}");
+    let script = format!(
+        "mount --bind {dir} {dir} && mount -o remount,bind,ro {dir} && exec {CFS} dev --data {dir}/data /mnt",
+        dir = cluster.dir.path().display(),
+    );
+    let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
+    let line = refused(&output);
+    assert!(line.contains("Read-only") && line.contains("give a --data directory"), "{line}");
+}
+
+#[test]
+fn why_a_mount_in_the_background_failed_is_told_in_one_line() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED: needs root and /dev/fuse");
+        return;
+    }
+    let cluster = Cluster::new();
+    let server = Running::start(&cluster);
+    let dir = tempfile::tempdir().unwrap();
+    // Without the capability to mount: what the process that stays finds out, and not this one.
+    let powerless = ["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", CFS, "mount", &server.address];
+    let output = Command::new("setpriv").args(powerless).arg(dir.path()).output().unwrap();
+    let line = refused(&output);
+    assert!(line.contains(dir.path().to_str().unwrap()), "{line}");
 }
 
 trait TargetFlags {
@@ -176,7 +199,7 @@ fn two_servers_on_one_target_cannot_be() {
     let cluster = Cluster::new();
     let first = Running::start(&cluster);
     let line = refused(&cluster.server("127.0.0.1:0"));
-    assert!(line.contains(&cluster.targets()[0]) && line.contains("use"), "{line}");
+    assert!(line.contains(&cluster.targets()[0]) && line.contains("stop that one first"), "{line}");
     drop(first);
     // The lock goes with the process.
     for _ in 0..50 {

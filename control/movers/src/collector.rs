@@ -151,15 +151,18 @@ impl Collector {
         Ok(())
     }
 
-    /// Deletes blobs on every target that has them. A target that fails keeps garbage, which
-    /// the orphan search finds when it is back.
+    /// Deletes blobs on every target that has them. A target that failed forgets them, and keeps
+    /// garbage, which the orphan search finds when it is back.
     async fn delete_everywhere(&self, blobs: &[BlobId]) {
         let mut deletions = Vec::new();
-        for target in self.store.pool().writable() {
+        for target in self.store.pool().readable() {
+            let failed = target.failure().is_some();
             let held: Vec<BlobId> = blobs.iter().copied().filter(|blob| target.stat(*blob).is_some()).collect();
             if !held.is_empty() {
                 deletions.push(async move {
-                    if let Err(error) = target.delete(held).await {
+                    if let Err(error) = target.delete(held).await
+                        && !failed
+                    {
                         tracing::warn!(target = %target.id(), %error, "dead blobs could not be deleted");
                     }
                 });

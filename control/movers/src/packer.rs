@@ -19,7 +19,8 @@ const EXTENTS_BATCH: u32 = 512;
 /// A segment is compacted when at most the first share of its bytes lives (percent): rewriting half
 /// a segment frees as much as it writes, less does better. Where there is no room at all, up to the
 /// second: any share but all.
-const LIVE_PERCENT_MAX: (u64, u64) = (50, 99);
+const LIVE_PERCENT_MAX: u64 = 50;
+const LIVE_PERCENT_MAX_FULL: u64 = 99;
 /// Segments compacted in one round, those with the smallest living share: more wait for the next,
 /// which finds them and those that died meanwhile.
 const COMPACTED_MAX: usize = 256;
@@ -75,6 +76,13 @@ impl Packer {
         if matches!(outcome, Ok(()) | Err(MoverError::Data(DataError::NoSpace))) {
             outcome = self.compact(&mut packed).await;
         }
+        packed.ended(outcome)
+    }
+
+    /// Compacts only.
+    pub async fn make_room(&self) -> Result<Packed, MoverError> {
+        let mut packed = Packed::default();
+        let outcome = self.compact(&mut packed).await;
         packed.ended(outcome)
     }
 
@@ -191,8 +199,8 @@ impl Packer {
     /// Rewrites the living chunks of segments that are mostly dead; the shorter room is, the less has to
     /// be dead.
     async fn compact(&self, packed: &mut Packed) -> Result<(), MoverError> {
-        let (few, most) = LIVE_PERCENT_MAX;
-        let percent_max = few + (most - few) * self.store.shortage_percent() / 100;
+        let more = (LIVE_PERCENT_MAX_FULL - LIVE_PERCENT_MAX) * self.store.shortage_percent() / 100;
+        let percent_max = LIVE_PERCENT_MAX + more;
         for (registration, dead) in self.least_living(percent_max).await?.into_values() {
             self.compact_segment(&registration, &dead, packed).await?;
         }

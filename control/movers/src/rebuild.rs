@@ -29,6 +29,8 @@ const QUEUE_MAX: usize = 64 << 10;
 const LIST_BATCH: u32 = 256;
 /// Copies being put or deleted come and go within this time.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// What is lost is searched for at least so often.
+const LOST_PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Blobs looked at between two yields.
 const STEPS_PER_YIELD: usize = 64;
 
@@ -62,14 +64,15 @@ struct Situation {
     lost: BTreeSet<TargetId>,
     writable: BTreeSet<TargetId>,
     /// Everything is to be searched whatever the targets look like.
-    unsearched: bool,
+    search: bool,
 }
 
 /// A search that left nothing to be tried at once.
 struct Settled {
     situation: Situation,
-    /// Something found no place: it is searched again then.
+    /// Something found no place, or is lost: it is searched again then.
     again: Option<Instant>,
+    pause: Duration,
 }
 
 /// How a pass over one sort of things ended.
@@ -78,6 +81,8 @@ struct Pass {
     rebuilt: u64,
     /// Nowhere to put it now.
     waiting: u64,
+    /// Beyond repair: damage, or the rest of a store that was cut off and never answered.
+    lost: u64,
     /// To be tried again.
     failed: u64,
     /// The queue was full: there is more.
@@ -86,13 +91,14 @@ struct Pass {
 
 impl Pass {
     fn is_whole(&self) -> bool {
-        self.waiting == 0 && self.failed == 0 && !self.more
+        self.waiting == 0 && self.lost == 0 && self.failed == 0 && !self.more
     }
 
     fn and(self, other: Pass) -> Pass {
         Pass {
             rebuilt: self.rebuilt + other.rebuilt,
             waiting: self.waiting + other.waiting,
+            lost: self.lost + other.lost,
             failed: self.failed + other.failed,
             more: self.more || other.more,
         }
@@ -106,9 +112,11 @@ pub struct Rebuild {
     /// Of everything the log and the ordered stores consist of.
     metadata_copies: usize,
     config: RebuildConfig,
-    /// No search has found everything whole yet: zones whose headers were lost look empty once they
-    /// are used again, so an opening tells of them only once.
-    unsearched: Cell<bool>,
+    /// Searches asked for, and the last of them that has found everything whole. The start asks for one:
+    /// zones whose headers were lost look empty once they are used again, so an opening tells of them
+    /// only once.
+    asked: Cell<u64>,
+    searched: Cell<u64>,
     away_since: RefCell<BTreeMap<TargetId, Instant>>,
     settled: RefCell<Option<Settled>>,
     progress: RefCell<Repair>,
@@ -124,8 +132,8 @@ impl Rebuild {
         config: RebuildConfig,
     ) -> Rebuild {
         let (away_since, settled, progress) = Default::default();
-        let unsearched = Cell::new(true);
-        Rebuild { calls, store, refills, metadata_copies, config, unsearched, away_since, settled, progress }
+        let (asked, searched) = (Cell::new(1), Cell::new(0));
+        Rebuild { calls, store, refills, metadata_copies, config, asked, searched, away_since, settled, progress }
     }
 
     /// What is being done, and how far it is.
@@ -142,15 +150,16 @@ impl Rebuild {
 
     /// Has everything be searched once more: what a scrub can't see is what no index names any more.
     pub fn search_again(&self) {
-        self.unsearched.set(true);
+        self.asked.set(self.asked.get() + 1);
         *self.settled.borrow_mut() = None;
     }
 
-    /// Rebuilds everything that can be, if the targets have changed since it last was, or nobody has
-    /// looked yet.
+    /// Rebuilds everything that can be, if the targets have changed since it last was, or a search was
+    /// asked for.
     pub async fn round(&self) -> Result<(), MoverError> {
-        let mut situation = self.situation();
-        if situation.lacking.is_empty() && situation.lost.is_empty() && !situation.unsearched {
+        let asked = self.asked.get();
+        let situation = self.situation();
+        if situation.lacking.is_empty() && situation.lost.is_empty() && !situation.search {
             *self.settled.borrow_mut() = None;
             // What waited for a target has one.
             self.progress.borrow_mut().waiting = 0;
@@ -165,16 +174,29 @@ impl Rebuild {
         (progress.running, progress.queued) = (false, 0);
         progress.phase = if outcome.is_ok() { "done".into() } else { "stopped".into() };
         let left = outcome?;
-        if left.is_whole() && progress.lost == 0 {
-            self.unsearched.set(false);
-            situation.unsearched = false;
-        }
-        if left.failed == 0 && !left.more {
-            let again = (left.waiting > 0).then(|| self.store.handle().now() + self.config.lost_after);
-            *self.settled.borrow_mut() = Some(Settled { situation, again });
-        }
         tracing::info!(progress = ?*progress, "rebuilding ended");
+        drop(progress);
+        if left.is_whole() {
+            self.searched.set(asked);
+        }
+        if left.failed == 0 && !left.more && self.asked.get() == asked {
+            self.settle(situation, left);
+        }
         Ok(())
+    }
+
+    /// Nothing more is to be done for now.
+    fn settle(&self, situation: Situation, left: Pass) {
+        let before = self.settled.take().filter(|before| before.situation == situation);
+        // What is lost may have been the rest of a store, which goes with the next orphan search; real
+        // losses are looked at ever more rarely.
+        let pause = match before {
+            Some(before) if left.waiting == 0 => (before.pause * 2).min(LOST_PAUSE_MAX),
+            _ => self.config.lost_after,
+        };
+        let again = (left.waiting > 0 || left.lost > 0).then(|| self.store.handle().now() + pause);
+        let situation = Situation { search: situation.search && !left.is_whole(), ..situation };
+        *self.settled.borrow_mut() = Some(Settled { situation, again, pause });
     }
 
     /// Repairs what reads and scrubs found damaged. What can't be repaired now (a target is away and
@@ -227,8 +249,8 @@ impl Rebuild {
         }
         let lacking = self.refills.lacking().into_keys().collect();
         // What is on a target that may yet come back would be missed, and put elsewhere.
-        let unsearched = self.unsearched.get() && !awaited;
-        Situation { lacking, lost, writable: self.writable(), unsearched }
+        let search = self.asked.get() != self.searched.get() && !awaited;
+        Situation { lacking, lost, writable: self.writable(), search }
     }
 
     fn writable(&self) -> BTreeSet<TargetId> {
@@ -356,7 +378,7 @@ impl Rebuild {
                 // More of it is damaged than is missing: another search soon would find no more.
                 Err(DataError::Unreadable(error)) => {
                     tracing::warn!(%segment, error, "a segment is beyond repair");
-                    pass.waiting += 1;
+                    pass.lost += 1;
                     self.progress.borrow_mut().lost += 1;
                     (0, 0)
                 }
@@ -391,7 +413,8 @@ impl Rebuild {
                     }
                     match self.shortage(&registration, situation).await {
                         Shortage::None => {}
-                        Shortage::Lost => lost += 1,
+                        // Unless it was deleted while the list was read.
+                        Shortage::Lost => lost += u64::from(self.lookup(segment).await?.is_some()),
                         Shortage::NoTarget => waiting += 1,
                         Shortage::Left(left) => queue.push((left, segment)),
                     }
@@ -408,6 +431,7 @@ impl Rebuild {
             }
         }
         pass.waiting += waiting;
+        pass.lost += lost;
         let mut progress = self.progress.borrow_mut();
         (progress.waiting, progress.lost) = (progress.waiting + waiting, lost);
         Ok(queue.into_sorted_vec().into_iter().map(|(_, segment)| segment).collect())

@@ -158,7 +158,10 @@ fn a_second_server_is_refused_until_the_first_is_gone() {
         let message = second.join().unwrap();
         assert_eq!(
             message,
-            format!("cannot open {}: another server uses it (it holds the file's lock)", path.display())
+            format!(
+                "cannot open {}: another server uses it (it holds the file's lock); stop that one first, or give another file",
+                path.display()
+            )
         );
         let reader = OpenOptions { read_only: true, create_size: None };
         assert!(UringDevice::open(&path, &ring, &handle, reader).is_err());

@@ -178,9 +178,13 @@ impl TargetStore {
         self.core.get(id, offset, length).await
     }
 
-    /// Deletes blobs; durable when answered. Unknown ids are no error. Works on a full device.
+    /// Deletes blobs; durable when answered. Unknown ids are no error. Works on a full device. A device
+    /// that failed answers so, but serves and lists them no more until it is opened again.
     pub async fn delete(&self, ids: Vec<BlobId>) -> Result<(), StoreError> {
-        self.core.check_writable()?;
+        if let Err(failed) = self.core.check_writable() {
+            ids.iter().for_each(|id| self.core.state.borrow_mut().forget_blob(*id));
+            return Err(failed);
+        }
         let mut present = Vec::new();
         let deleting = Deleting::new(&self.core, ids);
         for id in deleting.ids.iter().copied() {

@@ -58,7 +58,10 @@ impl Cluster {
 }
 
 /// A server that runs; ended when dropped.
-pub struct Running(Child);
+pub struct Running {
+    child: Child,
+    pub address: String,
+}
 
 impl Running {
     pub fn start(cluster: &Cluster) -> Running {
@@ -69,15 +72,15 @@ impl Running {
             .expect("cfs starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("serving on 127.0.0.1:"), "{line}");
-        Running(child)
+        let address = line.trim_end().strip_prefix("serving on ").unwrap_or_else(|| panic!("{line}")).to_owned();
+        Running { child, address }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

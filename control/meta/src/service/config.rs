@@ -15,8 +15,8 @@ pub struct ServiceConfig {
     /// a reader that does not answer. Never longer than the session's lease.
     pub read_lease: Duration,
     /// A client that is alive and yet keeps a recalled write lease for longer is fenced; time in which
-    /// the shard applies nothing of what is proposed does not count. More than a client tries to commit
-    /// before it gives up and says so itself.
+    /// the shard applies nothing of what is proposed does not count. More than a client tries one call
+    /// before it gives it up and says so itself.
     pub write_recall_max: Duration,
     /// For so long after two sessions wanted to write one inode, neither gets a write lease:
     /// every write is stored and committed through.

@@ -117,9 +117,7 @@ impl MetaService {
                 let lock = self.take_rename_lock(call.id, rename_lock.take()).await?;
                 let token = lock.token;
                 *rename_lock = Some(lock);
-                if !planted::is(Bug::MetaSkipAncestors)
-                    && let Some(errno) = self.walk(walks).await?
-                {
+                if let Some(errno) = self.walk(walks).await? {
                     return Ok(Attempt::Answered(Err(MetaError::Errno(errno))));
                 }
                 facts.rename_token = Some(token);

@@ -126,7 +126,10 @@ impl MetaService {
             }
             let progress = shard.applied.progress().notified();
             let acquiring = shard.acquiring.borrow().get(&ino).is_some_and(|other| *other != session);
+            // Nor does the holder take the time that reading about him takes.
+            let looked = self.inner.handle.now();
             let holder = self.lease_holder(shard, ino).await?.filter(|holder| *holder != session);
+            stood_still += self.inner.handle.now().saturating_since(looked);
             let Some(holder) = holder else {
                 if acquiring {
                     let _ = self.inner.handle.timeout(BLOCKED_RECHECK, progress).await;

@@ -82,7 +82,9 @@ fn open_refused<T>(path: &Path, errno: Errno) -> DeviceResult<T> {
         Errno::ACCESS | Errno::PERM => {
             refuse(path, "permission denied: it is read-only, or this user may not open it; run as its owner")
         }
-        Errno::BUSY => refuse(path, "it is in use: mounted, or another server uses it"),
+        Errno::BUSY => {
+            refuse(path, "it is in use: mounted, or another server uses it; stop that first, or give another device")
+        }
         Errno::NXIO | Errno::NODEV => refuse(path, "the device is not there"),
         errno => refuse(path, errno),
     }
@@ -100,7 +102,12 @@ fn open_regular(path: &Path, options: &OpenOptions, create: bool) -> DeviceResul
     };
     match patiently(Errno::WOULDBLOCK, || flock(&file, lock)) {
         Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return refuse(path, "another server uses it (it holds the file's lock)"),
+        Err(Errno::WOULDBLOCK) => {
+            return refuse(
+                path,
+                "another server uses it (it holds the file's lock); stop that one first, or give another file",
+            );
+        }
         Err(errno) => return refuse(path, format_args!("locking it failed: {errno}")),
     }
     let mut size = length(path, &file)?;
@@ -154,7 +161,10 @@ fn allocate(path: &Path, file: &OwnedFd, size: u64) -> DeviceResult<()> {
     match fallocate(file, FallocateFlags::empty(), 0, size) {
         Ok(()) => {}
         Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
-            return refuse(path, format_args!("there is no room for {size} bytes ({errno})"));
+            return refuse(
+                path,
+                format_args!("there is no room for {size} bytes ({errno}); free some, or give a smaller size"),
+            );
         }
         Err(Errno::OPNOTSUPP) => {
             return refuse(path, "its file system cannot preallocate; put the file on ext4, xfs, btrfs or tmpfs");

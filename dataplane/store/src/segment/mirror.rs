@@ -89,16 +89,19 @@ impl MirroredBlobs for Mirror {
     fn delete(&self, ids: Vec<BlobId>) -> LocalBoxFuture<'_, Result<(), BlobError>> {
         async move {
             let mut deletions = Vec::new();
-            for target in self.pool.writable() {
+            // A failed one takes no tombstone, but forgets what is deleted: nobody brings it back.
+            for target in self.pool.readable() {
                 let held: Vec<BlobId> = ids.iter().copied().filter(|id| target.stat(*id).is_some()).collect();
+                let failed = target.failure().is_some();
                 if !held.is_empty() {
-                    deletions.push(async move { (target.id(), target.delete(held).await) });
+                    deletions.push(async move { (target.id(), failed, target.delete(held).await) });
                 }
             }
             let mut refused = None;
-            for (target, outcome) in join_all(deletions).await {
+            for (target, failed, outcome) in join_all(deletions).await {
                 match outcome {
                     Ok(()) => {}
+                    Err(_) if failed => {}
                     Err(StoreError::NoSpace { kind, needed }) => refused = Some(BlobError::NoSpace { kind, needed }),
                     // It is fenced now; what it still holds is old state that no newer manifest or
                     // log batch names.

@@ -141,6 +141,11 @@ impl SegmentStore {
         self.packer_call.notify_all();
     }
 
+    /// Whether [`SegmentStore::packer_called`] would answer at once.
+    pub fn packer_is_called(&self) -> bool {
+        self.packer_is_called.get()
+    }
+
     /// Waits until a writer has met the limit of hot blobs, or found no room, since the last
     /// answer: the packer is behind.
     pub async fn packer_called(&self) {
@@ -156,7 +161,7 @@ impl SegmentStore {
     }
 
     /// How short of room the fullest target is: 0 with a 16th of what it can hold free, 100 with no
-    /// more than is kept for movers and a shard.
+    /// more than is kept for movers and a shard. Of a target so small that the second is more: 0 or 100.
     pub fn shortage_percent(&self) -> u64 {
         let shortage = |space: Space| {
             let full = MOVERS_ROOM + BLOB_BYTES_MAX as u64;
