@@ -90,8 +90,13 @@ struct Pass {
 }
 
 impl Pass {
+    /// Everything that can be rebuilt is.
+    fn is_done(&self) -> bool {
+        self.waiting == 0 && self.failed == 0 && !self.more
+    }
+
     fn is_whole(&self) -> bool {
-        self.waiting == 0 && self.lost == 0 && self.failed == 0 && !self.more
+        self.is_done() && self.lost == 0
     }
 
     fn and(self, other: Pass) -> Pass {
@@ -261,7 +266,7 @@ impl Rebuild {
     async fn rebuild_all(&self, situation: &Situation) -> Result<Pass, MoverError> {
         // The log first: of it, one more loss could take acknowledged metadata.
         let metadata = self.restore_copies(&[BlobKind::Log, BlobKind::Manifest, BlobKind::Run]).await;
-        if metadata.is_whole() {
+        if metadata.is_done() {
             self.refills.filled(self.writable(), Lacks { metadata: true, data: false }).await;
         }
         let hot = self.restore_copies(&[BlobKind::Hot]).await;
@@ -273,7 +278,7 @@ impl Rebuild {
             }
         }
         let all = metadata.and(hot).and(segments);
-        if all.is_whole() {
+        if all.is_done() {
             self.refills.filled(self.writable(), Lacks::ALL).await;
         }
         Ok(all)

@@ -148,6 +148,30 @@ fn nothing_else_may_be_missing_or_replaced_before_a_replacement_is_refilled() {
     });
 }
 
+/// What is beyond repair can't be brought back to it, and must not keep it from being a full target.
+#[test]
+fn a_replacement_counts_as_refilled_although_something_is_lost() {
+    simulated(39, |handle| async move {
+        let world = cluster(&handle, Shape::default(), 39).await;
+        handle.sleep(Duration::from_secs(30)).await;
+        let shards =
+            |target: &Rc<dyn BlobTarget>| [target.list(BlobKind::Data), target.list(BlobKind::Parity)].concat();
+        let targets = world.node().pool().readable();
+        let segment = shards(&targets[1])[0].owner;
+        for target in &targets[1..] {
+            world.distrust(target.id().0 as usize, Trust::Faulty);
+            let of_it = shards(target).into_iter().filter(|info| info.owner == segment);
+            target.delete(of_it.map(|info| info.id).collect()).await.unwrap();
+        }
+        drop(targets);
+        world.stop_server().await;
+        world.replace_disk(0).await.unwrap();
+        assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+        refilled(&world).await;
+        assert_eq!(world.node().movers().rebuild.progress().lost, 1);
+    });
+}
+
 #[test]
 fn a_target_that_stays_away_is_rebuilt_on_the_others_and_one_that_comes_back_is_not() {
     simulated(34, |handle| async move {
