@@ -182,6 +182,31 @@ fn the_log_stays_short_while_groups_idle_and_others_write() {
 }
 
 /// Writes 300 KB into three groups, waits, and answers what the log still takes on a target.
+/// The oldest batch that counts holds a mark only, and the next more than a cut copies forward.
+#[test]
+fn entries_behind_a_mark_do_not_keep_the_log_from_being_cut() {
+    const STORED_MAX: u64 = 400_000;
+    simulate(13, |handle| async move {
+        let disks = Disks::new(2);
+        let config = LogConfig { stored_bytes_max: STORED_MAX, copy_bytes_max: 4096, ..LogConfig::default() };
+        let node = start(&disks, &handle, config).await.unwrap();
+        let (host, log) = (&node.host, &node.log);
+        host.checkpoint_all().await.unwrap();
+        log.cut_at_rest().await.unwrap();
+        assert_eq!(log.pinning(), []);
+        propose_all(host, &handle, GROUP, 0..500).await;
+        let mut number = 500;
+        while log.bytes_stored() <= STORED_MAX {
+            propose_all(host, &handle, GROUP, number..number + 1).await;
+            number += 1;
+        }
+        assert_eq!(log.pinning(), [GROUP]);
+        handle.sleep(Duration::from_secs(5)).await;
+        assert!(log.bytes_stored() <= STORED_MAX, "{} bytes are stored", log.bytes_stored());
+        host.shutdown().await;
+    });
+}
+
 fn stored_after_rest(rest_bytes: u64) -> u64 {
     let (stored, _) = simulate(21, move |handle| async move {
         let disks = Disks::new(3);

@@ -6,6 +6,7 @@ use cfs_wire::ShardId;
 use cfs_wire::planted::{self, Bug};
 use futures_util::future::select;
 use openraft::async_runtime::WatchReceiver;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -134,14 +135,16 @@ impl RaftHost {
         }
         self.log.cut().await?;
         // Idle groups' short tails are copied forward by the cut; longer ones need a checkpoint.
+        let mut relieved = BTreeSet::new();
         while self.log.is_over_limit() {
-            let before = self.log.bytes_stored();
-            for id in self.log.pinning() {
-                self.try_checkpoint(id, &mut outcome).await;
-            }
-            if self.log.cut().await? == 0 || self.log.bytes_stored() >= before {
+            let pinning: Vec<ShardId> = self.log.pinning().into_iter().filter(|id| relieved.insert(*id)).collect();
+            if pinning.is_empty() {
                 break;
             }
+            for id in pinning {
+                self.try_checkpoint(id, &mut outcome).await;
+            }
+            self.log.cut().await?;
         }
         outcome
     }

@@ -177,7 +177,7 @@ impl SharedLog {
         self.config.rest_bytes
     }
 
-    /// Groups whose entries keep the oldest batch from being cut.
+    /// Groups whose entries keep the oldest batches from being cut.
     pub fn pinning(&self) -> Vec<ShardId> {
         self.state.borrow().pinning()
     }

@@ -332,13 +332,15 @@ impl State {
         cut.into_values().filter_map(|batch| batch.id).collect()
     }
 
-    /// Groups with entries in the oldest batch that counts.
+    /// Groups with entries in the oldest batch that has any. What older ones hold alive, votes and
+    /// marks, is copied forward by a cut, which may still end before a batch full of entries.
     pub fn pinning(&self) -> Vec<ShardId> {
-        let Some(oldest) = self.batches.iter().find(|(_, batch)| batch.live > 0).map(|(sequence, _)| *sequence) else {
-            return Vec::new();
-        };
-        let pins = |group: &Group| group.entries.values().any(|held| held.slot.batch == oldest);
-        self.groups.iter().filter(|(_, group)| pins(group)).map(|(id, _)| *id).collect()
+        let oldest_of =
+            |group: &Group| group.entries.values().map(|held| held.slot.batch).filter(|batch| *batch > 0).min();
+        let oldest: Vec<(ShardId, u64)> =
+            self.groups.iter().filter_map(|(id, group)| Some((*id, oldest_of(group)?))).collect();
+        let first = oldest.iter().map(|(_, batch)| *batch).min();
+        oldest.into_iter().filter(|(_, batch)| Some(*batch) == first).map(|(id, _)| id).collect()
     }
 
     fn stamp(&mut self) -> u64 {
