@@ -63,6 +63,12 @@ fn mount_directly(mountpoint: &Path, source: &str, options: &MountOptions) -> Re
     if allows_other(options) {
         data.push_str(",allow_other");
     }
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount(source, mountpoint, format!("fuse.{SUBTYPE}"), flags(options), data.as_c_str())?;
+    Ok(device)
+}
+
+fn flags(options: &MountOptions) -> MountFlags {
     let flags = [
         (options.read_only, MountFlags::RDONLY),
         (!options.suid, MountFlags::NOSUID),
@@ -70,10 +76,22 @@ fn mount_directly(mountpoint: &Path, source: &str, options: &MountOptions) -> Re
         (!options.exec, MountFlags::NOEXEC),
         (options.noatime, MountFlags::NOATIME),
     ];
-    let flags = flags.into_iter().filter(|(wanted, _)| *wanted).map(|(_, flag)| flag).collect::<MountFlags>();
-    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
-    rustix::mount::mount(source, mountpoint, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
-    Ok(device)
+    flags.into_iter().filter(|(wanted, _)| *wanted).map(|(_, flag)| flag).collect()
+}
+
+/// Gives a mount that there is other options, of those that the kernel keeps: read-only, no
+/// set-user-id programs, no device files, no programs, no access times. The others stay.
+///
+/// # Errors
+/// Nothing is mounted there, it is not permitted, or files are open for writing and it is to be
+/// read-only.
+pub fn remount(mountpoint: &Path, options: &MountOptions) -> Result<(), MountError> {
+    rustix::mount::mount_remount(mountpoint, flags(options), c"").map_err(|errno| match errno {
+        Errno::INVAL => {
+            MountError::Mountpoint { path: mountpoint.to_owned(), detail: "nothing is mounted there".to_owned() }
+        }
+        errno => mount_error(mountpoint, errno.into()),
+    })
 }
 
 /// A name within fusermount3's list of options.

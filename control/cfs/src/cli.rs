@@ -116,6 +116,9 @@ pub struct MountArgs {
     /// Look at the arguments, but mount nothing (mount -f)
     #[arg(long)]
     pub fake: bool,
+    /// The mount namespace that mount(8) was told (mount -N): refused
+    #[arg(long, hide = true)]
+    pub namespace: Option<PathBuf>,
 }
 
 #[derive(Args)]

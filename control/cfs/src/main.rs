@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod dev;
 mod mount;
+mod progress;
 mod server;
 mod signals;
 

@@ -1,6 +1,7 @@
 //! `cfs mount`, and `mount.cfs` as `mount -t cfs` and fstab call it.
 
 use crate::cli::MountArgs;
+use crate::progress::Progress;
 use crate::signals::Signals;
 use anyhow::{Context, Result, bail};
 use cfs_fabric::Address;
@@ -12,23 +13,32 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-/// Under the name `mount.cfs` the arguments are `ADDRESS MOUNTPOINT [-sfnv] [-o OPTIONS]`
-/// (mount(8), "external helpers"); there `-f` asks for everything but the mount.
+/// Names under which mount(8) finds this program: by the type that is asked for, and by the type
+/// that the kernel shows, which is what a remount goes by.
+const HELPER_NAMES: [&str; 2] = ["mount.cfs", "mount.fuse.cfs"];
+
+/// Under the name of a mount helper the arguments are `ADDRESS MOUNTPOINT [-sfnv] [-N NAMESPACE]
+/// [-o OPTIONS] [-t TYPE]` (mount(8), "external helpers"); there `-f` asks for everything but the mount.
 pub fn helper_arguments(arguments: Vec<OsString>) -> Vec<OsString> {
     let name = arguments.first().map(|program| Path::new(program).file_name().unwrap_or_default().to_owned());
-    if name.is_none_or(|name| name != "mount.cfs") {
+    if !name.is_some_and(|name| HELPER_NAMES.iter().any(|helper| name == *helper)) {
         return arguments;
     }
     let mut ours = Vec::new();
-    for (index, argument) in arguments.into_iter().enumerate() {
+    let mut arguments = arguments.into_iter();
+    ours.extend(arguments.next());
+    ours.push("mount".into());
+    while let Some(argument) = arguments.next() {
         let flags = argument.to_str().and_then(|text| text.strip_prefix('-')).unwrap_or_default();
-        if !flags.is_empty() && flags.bytes().all(|flag| b"sfnv".contains(&flag)) {
+        if flags == "t" {
+            // It is ours, or we would not have been called.
+            arguments.next();
+        } else if flags == "N" {
+            ours.push("--namespace".into());
+        } else if !flags.is_empty() && flags.bytes().all(|flag| b"sfnv".contains(&flag)) {
             ours.extend(flags.contains('f').then(|| OsString::from("--fake")));
-            continue;
-        }
-        ours.push(argument);
-        if index == 0 {
-            ours.push("mount".into());
+        } else {
+            ours.push(argument);
         }
     }
     ours
@@ -48,10 +58,18 @@ pub fn check_mountpoint(mountpoint: &Path) -> Result<()> {
 
 /// Mounts in this process, or in a child that outlives it, as mount helpers do.
 pub fn run(args: MountArgs) -> Result<()> {
+    if let Some(namespace) = &args.namespace {
+        let namespace = namespace.display();
+        bail!("mount namespace {namespace}: not supported here; use: nsenter --mount={namespace} mount ...");
+    }
     check_mountpoint(&args.mountpoint)?;
-    let config = configure(&args.address, &args.mountpoint, &args.options)?;
+    let (remounts, options) = args.options.into_iter().partition::<Vec<_>, _>(|option| option == "remount");
+    let config = configure(&args.address, &args.mountpoint, &options)?;
     if args.fake {
         return Ok(());
+    }
+    if !remounts.is_empty() {
+        return Ok(cfs_fuse::remount(&args.mountpoint, &config.options)?);
     }
     if !args.foreground {
         return detach();
@@ -97,6 +115,7 @@ pub struct Mounted {
 impl Mounted {
     /// Unmounts, waits until everything written is committed, and tells of failures.
     pub fn unmount(self) -> Result<()> {
+        let _progress = Progress::of("unmounting: committing what was written");
         self.unmounter.unmount()?;
         self.thread.join().unwrap_or_else(|_| bail!("the mount's thread panicked; its message is above"))
     }
@@ -112,6 +131,7 @@ pub fn in_background(address: &str, mountpoint: &Path, name: String, ended: Unix
 #[allow(clippy::disallowed_methods, reason = "a mount has threads; nothing here is simulated")]
 fn spawn(config: MountConfig, mut ended: UnixStream) -> Result<Mounted> {
     let (ready, mounted) = mpsc::channel();
+    let progress = Progress::of(format!("mounting: connecting to {}", config.address.0));
     let thread = std::thread::Builder::new()
         .name("cfs-mount".into())
         .spawn(move || {
@@ -123,7 +143,9 @@ fn spawn(config: MountConfig, mut ended: UnixStream) -> Result<Mounted> {
             outcome.map_err(anyhow::Error::from)
         })
         .context("cannot start a thread")?;
-    match mounted.recv() {
+    let mounted = mounted.recv();
+    drop(progress);
+    match mounted {
         Ok(unmounter) => Ok(Mounted { unmounter, thread }),
         Err(_) => match thread.join() {
             Ok(Err(error)) => Err(error),
@@ -153,13 +175,25 @@ fn parse_options(parsed: &mut MountOptions, options: &[String]) -> Result<()> {
             "noexec" => parsed.exec = false,
             "noatime" => parsed.noatime = true,
             "allow_other" => parsed.allow_other = Some(true),
-            "defaults" | "relatime" | "_netdev" | "auto" | "noauto" | "nofail" | "user" | "users" | "nouser" => {}
+            "defaults"
+            | "relatime"
+            | "atime"
+            | "_netdev"
+            | "auto"
+            | "noauto"
+            | "nofail"
+            | "user"
+            | "users"
+            | "nouser"
+            | "default_permissions" => {}
             other => match other.split_once('=') {
                 Some(("read_ahead_kib", count)) => {
                     parsed.read_ahead_kib =
                         count.parse().with_context(|| format!("mount option {other}: not a number"))?;
                 }
-                _ if other.starts_with("x-") || other.starts_with("comment=") => {}
+                // What the kernel shows of a mount comes back to us for a remount.
+                Some(("user_id" | "group_id" | "max_read" | "comment", _)) => {}
+                _ if other.starts_with("x-") => {}
                 _ => bail!(
                     "mount option '{other}' is unknown; known: ro, nosuid, nodev, noexec, noatime, allow_other, read_ahead_kib=N"
                 ),
@@ -185,6 +219,10 @@ mod tests {
             ["/sbin/mount.cfs", "mount", "host:1", "/mnt", "-o", "rw,noatime"]
         );
         assert_eq!(helped(&["mount.cfs", "host:1", "/mnt", "-fn"]), ["mount.cfs", "mount", "host:1", "/mnt", "--fake"]);
+        assert_eq!(
+            helped(&["/sbin/mount.fuse.cfs", "host:1", "/mnt", "-o", "remount,ro", "-t", "fuse.cfs", "-N", "/ns"]),
+            ["/sbin/mount.fuse.cfs", "mount", "host:1", "/mnt", "-o", "remount,ro", "--namespace", "/ns"]
+        );
         // Under its own name -f is --foreground, and nothing is touched.
         assert_eq!(helped(&["cfs", "mount", "host:1", "/mnt", "-f"]), ["cfs", "mount", "host:1", "/mnt", "-f"]);
     }

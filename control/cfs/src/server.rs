@@ -1,11 +1,12 @@
 //! A node on the real seams: io_uring devices, TCP, the kernel's clock. Its executor runs on a
 //! thread of its own.
 
+use crate::progress::Progress;
 use anyhow::{Context, Result, anyhow, bail};
 use cfs::format::{FormatSpec, format_cluster, format_replacement};
 use cfs::node::{DeviceSlot, Node, NodeConfig, NodeSetup};
-use cfs_device::BlockDevice;
 use cfs_device::uring::{OpenOptions, UringDevice};
+use cfs_device::{BlockDevice, DeviceError};
 use cfs_fabric::Address;
 use cfs_fabric::tcp::TcpFabric;
 use cfs_meta::service::ServiceConfig;
@@ -29,9 +30,6 @@ use std::time::Duration;
 
 /// Operations in the kernel at once: devices and sockets together.
 const RING_ENTRIES: u32 = 1024;
-
-/// A start that takes longer says so, and again each time this has passed.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What `cfs server` was told.
 #[derive(Clone, Debug, Default)]
@@ -94,9 +92,12 @@ impl Server {
             .name("cfs-reactor".into())
             .spawn(move || run(settings, ready, stopped))
             .context("cannot start a thread")?;
-        match wait_for_start(&started) {
-            Some(address) => Ok(Server { address, stop, thread }),
-            None => match thread.join() {
+        let progress = Progress::of("starting: reading the targets and replaying the log");
+        let address = started.recv();
+        drop(progress);
+        match address {
+            Ok(address) => Ok(Server { address, stop, thread }),
+            Err(_) => match thread.join() {
                 Ok(Err(error)) => Err(error),
                 Ok(Ok(())) => Err(anyhow!("the server ended at once")),
                 Err(_) => Err(anyhow!("the server's thread panicked; its message is above")),
@@ -110,27 +111,12 @@ impl Server {
 
     /// Ends in order and waits for it.
     pub fn stop(self) -> Result<()> {
+        let _progress = Progress::of("stopping: making what is applied durable");
         // A full mailbox means that it was told already.
         let _ = self.stop.try_send(());
         match self.thread.join() {
             Ok(outcome) => outcome,
             Err(_) => Err(anyhow!("the server's thread panicked; its message is above")),
-        }
-    }
-}
-
-/// The address once the node serves, `None` if it ended before; tells whoever waits longer than a
-/// second what is being waited for.
-fn wait_for_start(started: &mpsc::Receiver<String>) -> Option<String> {
-    let mut waited = Duration::ZERO;
-    loop {
-        match started.recv_timeout(PROGRESS_INTERVAL) {
-            Ok(address) => return Some(address),
-            Err(mpsc::RecvTimeoutError::Disconnected) => return None,
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                waited += PROGRESS_INTERVAL;
-                eprintln!("starting: reading the targets and replaying the log, {} s", waited.as_secs());
-            }
         }
     }
 }
@@ -148,7 +134,7 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
         if let Some(rate) = settings.repair_mib_s {
             config.rebuild.bytes_per_second = u64::from(rate) << 20;
         }
-        let devices = settings.targets.iter().map(|path| slot(path, &ring, &handle)).collect();
+        let devices = settings.targets.iter().map(|path| slot(path, &ring, &handle)).collect::<Result<_, _>>()?;
         let fabric = TcpFabric::new(ring.clone(), &handle);
         let listen = Address(settings.listen.clone());
         let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices, config, attach: None };
@@ -166,12 +152,18 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
     })
 }
 
-fn slot(path: &Path, ring: &Rc<Ring>, handle: &Handle) -> DeviceSlot {
+/// What can't be opened counts as lost, which redundancy may bridge.
+///
+/// # Errors
+/// It is in use: it is not lost, and a start without it would make it lag behind.
+fn slot(path: &Path, ring: &Rc<Ring>, handle: &Handle) -> Result<DeviceSlot, DeviceError> {
     let device = UringDevice::open(path, ring, handle, OpenOptions { read_only: false, create_size: None });
-    DeviceSlot {
-        label: path.display().to_string(),
-        device: device.map(|device| device as Rc<dyn BlockDevice>).map_err(|error| error.to_string()),
-    }
+    let device = match device {
+        Ok(device) => Ok(device as Rc<dyn BlockDevice>),
+        Err(error @ DeviceError::InUse(_)) => return Err(error),
+        Err(error) => Err(error.to_string()),
+    };
+    Ok(DeviceSlot { label: path.display().to_string(), device })
 }
 
 /// Runs `main` on a fresh executor with its own ring, on this thread.
@@ -191,6 +183,7 @@ where
 /// Formats files (created with `size` bytes if missing) or block devices as a new cluster.
 pub fn format_files(paths: &[PathBuf], size: Option<u64>, spec: FormatSpec) -> Result<ClusterId> {
     let paths = paths.to_vec();
+    let _progress = Progress::of(format!("formatting {} targets", paths.len()));
     on_reactor(Duration::ZERO, move |handle, ring| async move {
         let mut devices: Vec<Rc<dyn BlockDevice>> = Vec::new();
         for path in &paths {
@@ -223,6 +216,7 @@ pub fn parameters_of(paths: &[PathBuf]) -> Result<Option<ClusterParameters>> {
 /// `id`. `survivors` are where the others should be; nobody may be using them.
 pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, force: bool) -> Result<()> {
     check_given_once(&survivors)?;
+    let _progress = Progress::of(format!("formatting {} in the place of target {id}", path.display()));
     on_reactor(Duration::ZERO, move |handle, ring| async move {
         let is_file = std::fs::metadata(&path).map(|found| !found.file_type().is_block_device()).ok();
         if is_file == Some(true) {

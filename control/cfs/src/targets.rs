@@ -6,7 +6,7 @@ use crate::node::{Attach, DeviceSlot, StartError};
 use cfs_device::BlockDevice;
 use cfs_reactor::Handle;
 use cfs_store::segment::TargetPool;
-use cfs_store::{Identity, Roster, Superblock, TargetStore, inspect};
+use cfs_store::{Identity, Roster, StoreError, Superblock, TargetStore, inspect};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::{ClusterId, NodeId, TargetId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +38,7 @@ pub(crate) async fn open(handle: &Handle, slots: Vec<DeviceSlot>, attach: &Attac
     if slots.is_empty() {
         return Err(StartError::NoTargets);
     }
-    let (found, mut unusable) = inspect_all(slots).await;
+    let (found, mut unusable) = inspect_all(slots).await?;
     let Some(first) = found.first() else {
         return Err(StartError::NoneUsable(listed(&unusable)));
     };
@@ -83,26 +83,29 @@ pub(crate) async fn open(handle: &Handle, slots: Vec<DeviceSlot>, attach: &Attac
     Ok(Targets { cluster: identity.cluster, node: identity.node, parameters, pool, labels, membership })
 }
 
-async fn inspect_all(slots: Vec<DeviceSlot>) -> (Vec<Found>, Unusable) {
+/// Reads who the devices are. One on which nothing can be recognised counts as lost; one that a
+/// newer program wrote is not lost, and a start without it would make it lag behind.
+async fn inspect_all(slots: Vec<DeviceSlot>) -> Result<(Vec<Found>, Unusable), StartError> {
     let inspections = slots.into_iter().map(|slot| async move {
         let DeviceSlot { label, device } = slot;
         let device = match device {
             Ok(device) => device,
-            Err(reason) => return Err((label, reason)),
+            Err(reason) => return Ok(Err((label, reason))),
         };
         match inspect(&*device).await {
-            Ok((superblock, roster)) => Ok(Found { label, device, superblock, roster }),
-            Err(error) => Err((label, error.to_string())),
+            Ok((superblock, roster)) => Ok(Ok(Found { label, device, superblock, roster })),
+            Err(error @ (StoreError::NewerVersion { .. } | StoreError::UnknownFeatures { .. })) => Err(error),
+            Err(error) => Ok(Err((label, error.to_string()))),
         }
     });
     let (mut found, mut unusable) = (Vec::new(), Vec::new());
     for outcome in futures_util::future::join_all(inspections).await {
-        match outcome {
+        match outcome? {
             Ok(device) => found.push(device),
             Err(refusal) => unusable.push(refusal),
         }
     }
-    (found, unusable)
+    Ok((found, unusable))
 }
 
 struct Open {

@@ -100,21 +100,39 @@ fn a_target_of_another_cluster_is_named() {
     assert!(line.contains(&theirs[2]) && line.contains("check the configured paths"), "{line}");
 }
 
+/// Both copies of the superblock (docs/on-disk.md).
+fn change_superblocks(target: &str, change: impl Fn(&mut [u8])) {
+    let mut bytes = fs::read(target).unwrap();
+    for copy in [0usize, (1 << 20) - 4096] {
+        change(&mut bytes[copy..copy + 4096]);
+    }
+    fs::write(target, bytes).unwrap();
+}
+
+/// One of three is enough: redundancy would bridge its loss, but it is not lost.
 #[test]
 fn a_target_of_a_newer_format_is_refused_with_the_remedy() {
     let cluster = Cluster::new();
-    for target in cluster.targets() {
-        let mut bytes = fs::read(&target).unwrap();
-        // The version field of both superblock copies (docs/on-disk.md).
-        for copy in [0usize, (1 << 20) - 4096] {
-            bytes[copy + 8..copy + 12].copy_from_slice(&2u32.to_le_bytes());
-        }
-        fs::write(&target, bytes).unwrap();
-    }
-    let before = fingerprint(Path::new(&cluster.targets()[0]));
+    let targets = cluster.targets();
+    change_superblocks(&targets[1], |superblock| superblock[8..12].copy_from_slice(&2u32.to_le_bytes()));
+    let before: Vec<_> = targets.iter().map(|target| fingerprint(Path::new(target))).collect();
     let line = refused(&cluster.server("127.0.0.1:0"));
-    assert!(line.contains("version 2") && line.contains("use a newer cfs"), "{line}");
-    assert!(fingerprint(Path::new(&cluster.targets()[0])) == before, "the target was changed");
+    assert!(line.contains(&targets[1]) && line.contains("version 2") && line.contains("use a newer cfs"), "{line}");
+    let after: Vec<_> = targets.iter().map(|target| fingerprint(Path::new(target))).collect();
+    assert!(after == before, "a target was changed");
+}
+
+/// A target on which nothing is recognised any more is lost like one that is gone.
+#[test]
+fn a_target_whose_superblocks_are_damaged_is_bridged() {
+    let cluster = Cluster::new();
+    let targets = cluster.targets();
+    change_superblocks(&targets[1], |superblock| superblock.fill(0xA5));
+    drop(Running::start(&cluster));
+    // The twin: two of three are too many.
+    change_superblocks(&targets[2], |superblock| superblock.fill(0xA5));
+    let line = refused(&cluster.server("127.0.0.1:0"));
+    assert!(line.contains("2 of 3 targets are missing") && line.contains(&targets[1]), "{line}");
 }
 
 #[test]
@@ -197,6 +215,13 @@ fn an_address_that_others_could_reach_is_refused_with_the_reason() {
 #[test]
 fn two_servers_on_one_target_cannot_be() {
     let cluster = Cluster::new();
+    // One of three is enough: redundancy would bridge its loss, but it is not lost.
+    let one = fs::File::open(&cluster.targets()[2]).unwrap();
+    rustix::fs::flock(&one, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let line = refused(&cluster.server("127.0.0.1:0"));
+    assert!(line.contains(&cluster.targets()[2]) && line.contains("stop that one first"), "{line}");
+    drop(one);
+
     let first = Running::start(&cluster);
     let line = refused(&cluster.server("127.0.0.1:0"));
     assert!(line.contains(&cluster.targets()[0]) && line.contains("stop that one first"), "{line}");

@@ -12,7 +12,7 @@ pub struct Cli {
     /// Address of a server
     #[arg(long, global = true, env = "CFS_ADDRESS", default_value = "127.0.0.1:7400")]
     pub address: String,
-    /// Print JSON instead of tables
+    /// Print JSON instead of tables, and errors as {"error": "..."}
     #[arg(long, global = true)]
     pub json: bool,
     #[command(subcommand)]

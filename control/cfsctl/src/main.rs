@@ -19,16 +19,17 @@ use std::time::Duration;
 const CHECK_POLL: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let cli = Cli::parse();
+    match run(&cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("cfsctl: {error:#}");
+            show::error(&error, cli.json);
             ExitCode::from(1)
         }
     }
 }
 
-fn run(cli: Cli) -> Result<ExitCode> {
+fn run(cli: &Cli) -> Result<ExitCode> {
     let call = match &cli.command {
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "cfsctl", &mut std::io::stdout());
@@ -40,7 +41,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 .with_context(|| format!("cannot write man pages to {}", dir.display()))?;
             return Ok(ExitCode::SUCCESS);
         }
-        Command::Check { repair, deep } => return check(&cli, *repair, *deep),
+        Command::Check { repair, deep } => return check(cli, *repair, *deep),
         Command::Status => AdminCall::Status,
         Command::Targets => AdminCall::Targets,
         Command::Shards => AdminCall::Shards,

@@ -22,6 +22,15 @@ pub fn reply(reply: &AdminReply, json: bool) -> Result<()> {
     print(&format!("{}\n", table(reply)))
 }
 
+/// One line on stderr: `cfsctl: WHY`, or `{"error":"WHY"}`.
+pub fn error(error: &anyhow::Error, json: bool) {
+    let why = format!("{error:#}").replace('\n', " ");
+    match json {
+        true => eprintln!("{}", serde_json::json!({ "error": why })),
+        false => eprintln!("cfsctl: {why}"),
+    }
+}
+
 /// A reader that has seen enough and closed the pipe, like `head`, is no failure.
 fn print(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {

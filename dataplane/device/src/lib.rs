@@ -82,6 +82,9 @@ pub enum DeviceError {
     Unsupported { device: String, what: &'static str },
     #[error("{0}")]
     Open(String),
+    /// Somebody else has it open, and writes to it perhaps.
+    #[error("{0}")]
+    InUse(String),
 }
 
 impl DeviceError {

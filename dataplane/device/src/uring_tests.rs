@@ -118,7 +118,7 @@ fn a_block_device_conforms() {
     run(async move |ring, handle| {
         let device = UringDevice::open(&path, &ring, &handle, OpenOptions::default()).unwrap();
         let second = UringDevice::open(&path, &ring, &handle, OpenOptions::default()).map(|_| ());
-        assert!(matches!(&second, Err(DeviceError::Open(reason)) if reason.contains("in use")), "{second:?}");
+        assert!(matches!(&second, Err(DeviceError::InUse(reason)) if reason.contains("in use")), "{second:?}");
         conformance::all(device, 1).await;
     });
 }

@@ -47,6 +47,10 @@ fn refuse<T>(path: &Path, reason: impl std::fmt::Display) -> DeviceResult<T> {
     Err(DeviceError::Open(format!("cannot open {}: {reason}", path.display())))
 }
 
+fn in_use<T>(path: &Path, reason: &str) -> DeviceResult<T> {
+    Err(DeviceError::InUse(format!("cannot open {}: {reason}", path.display())))
+}
+
 pub(super) fn open(path: &Path, options: &OpenOptions) -> DeviceResult<Opened> {
     if let Some(size) = options.create_size
         && (size == 0 || !size.is_multiple_of(PAGE as u64) || options.read_only)
@@ -83,7 +87,7 @@ fn open_refused<T>(path: &Path, errno: Errno) -> DeviceResult<T> {
             refuse(path, "permission denied: it is read-only, or this user may not open it; run as its owner")
         }
         Errno::BUSY => {
-            refuse(path, "it is in use: mounted, or another server uses it; stop that first, or give another device")
+            in_use(path, "it is in use: mounted, or another server uses it; stop that first, or give another device")
         }
         Errno::NXIO | Errno::NODEV => refuse(path, "the device is not there"),
         errno => refuse(path, errno),
@@ -103,7 +107,7 @@ fn open_regular(path: &Path, options: &OpenOptions, create: bool) -> DeviceResul
     match patiently(Errno::WOULDBLOCK, || flock(&file, lock)) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
-            return refuse(
+            return in_use(
                 path,
                 "another server uses it (it holds the file's lock); stop that one first, or give another file",
             );
