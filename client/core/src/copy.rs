@@ -18,6 +18,13 @@ const COPY_STEP: u32 = 1 << 20;
 /// Bytes whose references are copied in one call: 256 chunks of 64 KiB are one commit.
 const SHARE_STEP: u64 = 16 << 20;
 
+/// So many bytes from `source` of one file that belong at `target` of the other.
+struct Part {
+    source: u64,
+    target: u64,
+    length: u64,
+}
+
 /// What a step of sharing did.
 enum Shared {
     Bytes(u64),
@@ -58,7 +65,8 @@ impl Client {
             let (source, target) = (from_offset + done, to_offset + done);
             let step = length - done;
             let copied = if share {
-                match self.share(&from.inode, source, to, target, step.min(SHARE_STEP), kill_privileges).await? {
+                let part = Part { source, target, length: step.min(SHARE_STEP) };
+                match self.share(&from.inode, to, part, kill_privileges).await? {
                     Shared::Bytes(copied) => copied,
                     Shared::Refused => {
                         share = false;
@@ -81,12 +89,11 @@ impl Client {
     async fn share(
         self: &Rc<Self>,
         from: &Rc<Inode>,
-        source: u64,
         file: &OpenFile,
-        target: u64,
-        length: u64,
+        part: Part,
         kill: bool,
     ) -> Result<Shared, Errno> {
+        let Part { source, target, length } = part;
         let op =
             MetaOp::GetExtents { ino: from.ino, offset: source, length, extents_max: COMMIT_WRITES_MAX as u32 / 4 };
         let MetaReply::Extents(reply) = self.read_call(op).await?.reply else { return Err(Errno::EIO) };

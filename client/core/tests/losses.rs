@@ -3,9 +3,10 @@
 mod common;
 
 use bytes::Bytes;
-use cfs_client::ClientConfig;
+use cfs_client::{Client, ClientConfig, OpenFile};
 use cfs_wire::Errno;
-use common::{ROOT, create, open, pattern, read, simulate, write};
+use common::{ROOT, Server, create, fenced_by_a_writer, open, pattern, read, simulate, write};
+use std::rc::Rc;
 
 #[test]
 fn dirty_data_of_a_fenced_session_is_reported_once_on_each_open_file_and_never_committed() {
@@ -21,15 +22,7 @@ fn dirty_data_of_a_fenced_session_is_reported_once_on_each_open_file_and_never_c
         write(&client, &file, 0, b"safe").await;
         client.fsync(&file, false).await.unwrap();
         write(&client, &file, 0, b"lost").await;
-        server.network.partition("a", "server", true);
-        // Longer than the session's lease, which the server then ends for another client.
-        server.sleep(40_000).await;
-        let other = server.client("b").await;
-        let theirs = open(&other, "f").await;
-        write(&other, &theirs, 4, b"!").await;
-        other.fsync(&theirs, false).await.unwrap();
-        server.network.heal();
-        server.sleep(10_000).await;
+        let (other, theirs) = fenced_by_a_writer(&server, "a", "f").await;
         assert_eq!(client.fsync(&file, false).await, Err(Errno::EIO));
         assert_eq!(client.fsync(&file, false).await, Ok(()));
         assert_eq!(client.flush(&second).await, Err(Errno::EIO));
@@ -41,16 +34,23 @@ fn dirty_data_of_a_fenced_session_is_reported_once_on_each_open_file_and_never_c
     });
 }
 
+/// A client that keeps 50,000 bytes of the file "f", for which the server has no room any more since
+/// the client asked; and the room that there was.
+async fn kept_without_room(server: &Rc<Server>) -> (Rc<Client>, Rc<OpenFile>, u64) {
+    let client = server.client("a").await;
+    let file = create(&client, "f").await;
+    let other = create(&client, "asks for the space there is").await;
+    write(&client, &other, 0, b"small").await;
+    let room = server.disk.room.replace(0);
+    write(&client, &file, 0, &pattern(50_000, 1)).await;
+    (client, file, room)
+}
+
 #[test]
 fn a_full_store_is_reported_by_fsync_and_the_next_write_succeeds_again() {
     simulate(8, |server| async move {
         server.start().await;
-        let client = server.client("a").await;
-        let file = create(&client, "f").await;
-        let other = create(&client, "asks for the space there is").await;
-        write(&client, &other, 0, b"small").await;
-        let room = server.disk.room.replace(0);
-        write(&client, &file, 0, &pattern(50_000, 1)).await;
+        let (client, file, room) = kept_without_room(&server).await;
         assert_eq!(client.fsync(&file, false).await, Err(Errno::ENOSPC));
         assert_eq!(client.getattr(file.ino()).await.unwrap().attr.size, 0);
         server.disk.room.set(room);
@@ -64,12 +64,7 @@ fn a_full_store_is_reported_by_fsync_and_the_next_write_succeeds_again() {
 fn a_failure_that_no_open_file_reported_is_the_next_ones_to_report_once() {
     simulate(8, |server| async move {
         server.start().await;
-        let client = server.client("a").await;
-        let file = create(&client, "f").await;
-        let other = create(&client, "asks for the space there is").await;
-        write(&client, &other, 0, b"small").await;
-        let room = server.disk.room.replace(0);
-        write(&client, &file, 0, &pattern(50_000, 1)).await;
+        let (client, file, room) = kept_without_room(&server).await;
         client.flush(&file).await.unwrap();
         client.release(&file);
         server.sleep(5000).await;

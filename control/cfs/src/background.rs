@@ -8,7 +8,7 @@ use cfs_movers::rebuild::Rebuild;
 use cfs_movers::scrub::Scrub;
 use cfs_movers::{MoverError, ShardCalls};
 use cfs_reactor::Handle;
-use cfs_store::segment::SegmentStore;
+use cfs_store::segment::{Registrar, SegmentStore};
 use cfs_wire::meta::{ShardOp, ShardReply};
 use cfs_wire::{Epoch, ShardId};
 use futures_util::future::{Either, select};
@@ -119,68 +119,73 @@ impl Movers {
 
     /// Starts the loops. They end with the domain.
     pub fn start(self: Rc<Self>, handle: &Handle, intervals: MoverIntervals, minimum: Epoch) {
-        let (movers, timer) = (self.clone(), handle.clone());
-        handle.spawn(async move {
-            loop {
-                timer.sleep(intervals.collect).await;
-                let epoch = cfs_store::segment::Registrar::epoch(&*movers.registrar);
-                report("collector", movers.collector.round(epoch).await);
+        let timer = || handle.clone();
+        handle.spawn(self.clone().collecting(timer(), intervals.collect));
+        handle.spawn(self.clone().packing(timer(), intervals));
+        handle.spawn(self.clone().searching_orphans(timer(), intervals.orphans));
+        handle.spawn(self.clone().repairing(timer(), intervals.repair));
+        handle.spawn(self.clone().rebuilding(timer(), intervals.repair));
+        handle.spawn(self.clone().scrubbing(intervals.scrub));
+        handle.spawn(self.counting_epochs(timer(), intervals.epoch, minimum));
+    }
+
+    async fn collecting(self: Rc<Self>, timer: Handle, pause: Duration) {
+        loop {
+            timer.sleep(pause).await;
+            report("collector", self.collector.round(self.registrar.epoch()).await);
+        }
+    }
+
+    async fn packing(self: Rc<Self>, timer: Handle, intervals: MoverIntervals) {
+        loop {
+            let pressed = self.pack_pause(&timer, intervals.pack).await;
+            let useful = packed_something(self.packer.round(pressed).await);
+            // Where there was nothing to do, calling again would find no more.
+            if pressed {
+                timer.sleep(if useful { intervals.collect } else { intervals.pack }).await;
             }
-        });
-        let (movers, timer) = (self.clone(), handle.clone());
-        handle.spawn(async move {
-            loop {
-                let pressed = movers.pack_pause(&timer, intervals.pack).await;
-                let useful = packed_something(movers.packer.round(pressed).await);
-                // Where there was nothing to do, calling again would find no more.
-                if pressed {
-                    timer.sleep(if useful { intervals.collect } else { intervals.pack }).await;
-                }
-                if useful {
-                    movers.make_room(&timer, &intervals).await;
-                }
+            if useful {
+                self.make_room(&timer, &intervals).await;
             }
-        });
-        let (movers, timer) = (self.clone(), handle.clone());
-        handle.spawn(async move {
-            loop {
-                timer.sleep(intervals.orphans).await;
-                let epoch = cfs_store::segment::Registrar::epoch(&*movers.registrar);
-                report("orphan search", movers.orphans.round(epoch).await);
+        }
+    }
+
+    async fn searching_orphans(self: Rc<Self>, timer: Handle, pause: Duration) {
+        loop {
+            timer.sleep(pause).await;
+            report("orphan search", self.orphans.round(self.registrar.epoch()).await);
+        }
+    }
+
+    async fn repairing(self: Rc<Self>, timer: Handle, pause: Duration) {
+        loop {
+            timer.sleep(pause).await;
+            self.rebuild.repair_damaged().await;
+        }
+    }
+
+    async fn rebuilding(self: Rc<Self>, timer: Handle, pause: Duration) {
+        loop {
+            report("rebuild", self.rebuild.round().await);
+            timer.sleep(pause).await;
+        }
+    }
+
+    async fn scrubbing(self: Rc<Self>, within: Duration) {
+        loop {
+            self.scrub.pass(within).await;
+            self.rebuild.search_again();
+        }
+    }
+
+    async fn counting_epochs(self: Rc<Self>, timer: Handle, pause: Duration, mut minimum: Epoch) {
+        loop {
+            timer.sleep(pause).await;
+            match self.advance_epoch(minimum).await {
+                Ok(next) => minimum = next,
+                Err(error) => tracing::warn!(%error, "the reference epoch did not advance"),
             }
-        });
-        let (movers, timer) = (self.clone(), handle.clone());
-        handle.spawn(async move {
-            loop {
-                timer.sleep(intervals.repair).await;
-                movers.rebuild.repair_damaged().await;
-            }
-        });
-        let (movers, timer) = (self.clone(), handle.clone());
-        handle.spawn(async move {
-            loop {
-                report("rebuild", movers.rebuild.round().await);
-                timer.sleep(intervals.repair).await;
-            }
-        });
-        let movers = self.clone();
-        handle.spawn(async move {
-            loop {
-                movers.scrub.pass(intervals.scrub).await;
-                movers.rebuild.search_again();
-            }
-        });
-        let timer = handle.clone();
-        handle.spawn(async move {
-            let mut minimum = minimum;
-            loop {
-                timer.sleep(intervals.epoch).await;
-                match self.advance_epoch(minimum).await {
-                    Ok(next) => minimum = next,
-                    Err(error) => tracing::warn!(%error, "the reference epoch did not advance"),
-                }
-            }
-        });
+        }
     }
 }
 

@@ -16,10 +16,10 @@ use std::rc::Rc;
 
 /// Extents of one file looked at per call.
 const EXTENTS_BATCH: u32 = 512;
-/// A segment is compacted when at most the first share of its bytes lives (percent): rewriting half
-/// a segment frees as much as it writes, less does better. Where there is no room at all, up to the
-/// second: any share but all.
+/// A segment is compacted when at most this share of its bytes lives (percent): rewriting half a
+/// segment frees as much as it writes, less does better.
 const LIVE_PERCENT_MAX: u64 = 50;
+/// And where there is no room at all: any share but all.
 const LIVE_PERCENT_MAX_FULL: u64 = 99;
 /// Segments compacted in one round, those with the smallest living share: more wait for the next,
 /// which finds them and those that died meanwhile.

@@ -85,6 +85,21 @@ pub async fn open(client: &Rc<Client>, name: &str) -> Rc<OpenFile> {
     client.open(entry.attr.ino, OpenFlags::default(), false).await.unwrap()
 }
 
+/// Cuts a client off until it is fenced because another one, which is answered, wrote "!" to a file at
+/// offset 4; then it hears of that.
+pub async fn fenced_by_a_writer(server: &Rc<Server>, cut_off: &str, name: &str) -> (Rc<Client>, Rc<OpenFile>) {
+    server.network.partition(cut_off, "server", true);
+    // Longer than the session's lease, which the server then ends for another client.
+    server.sleep(40_000).await;
+    let other = server.client("b").await;
+    let theirs = open(&other, name).await;
+    write(&other, &theirs, 4, b"!").await;
+    other.fsync(&theirs, false).await.unwrap();
+    server.network.heal();
+    server.sleep(10_000).await;
+    (other, theirs)
+}
+
 pub async fn write(client: &Rc<Client>, file: &OpenFile, offset: u64, data: &[u8]) {
     let written = client.write(file, offset, Bytes::copy_from_slice(data), false).await.unwrap();
     assert_eq!(written as usize, data.len());

@@ -1,7 +1,7 @@
 //! Two clients: what one was told is what the other sees.
 
 use super::client::{Client, errno};
-use super::cluster::{SHARDS, seeds, simulate};
+use super::cluster::{Cluster, SHARDS, seeds, simulate};
 use cfs_wire::meta::{Event, EventsCall, MetaCall, MetaError, MetaOp, MetaReply};
 use cfs_wire::{Errno, Ino, ShardId};
 use std::cell::Cell;
@@ -145,15 +145,21 @@ pub fn a_silent_writer_is_fenced_before_its_lease_is_given_away() {
     });
 }
 
+/// A file's write lease is with the first of two clients, and is recalled for at most so long.
+async fn holder_and_asker(cluster: &Rc<Cluster>, recall_max: Duration) -> (Rc<Client>, Rc<Client>, Ino) {
+    cluster.config.borrow_mut().write_recall_max = recall_max;
+    cluster.start().await;
+    let a = Client::open(cluster, 1).await;
+    let b = Client::open(cluster, 2).await;
+    let file = a.create(Ino::ROOT, "file").await.unwrap();
+    assert!(a.acquire(file).await);
+    (a, b, file)
+}
+
 #[test]
 pub fn a_recall_ends_with_the_leadership_it_began_under() {
     simulate(10, |cluster| async move {
-        cluster.config.borrow_mut().write_recall_max = Duration::from_secs(3);
-        cluster.start().await;
-        let a = Client::open(&cluster, 1).await;
-        let b = Client::open(&cluster, 2).await;
-        let file = a.create(Ino::ROOT, "file").await.unwrap();
-        assert!(a.acquire(file).await);
+        let (a, b, file) = holder_and_asker(&cluster, Duration::from_secs(3)).await;
         a.stubborn.set(true);
         let service = cluster.service().unwrap();
         let stat = b.next_call(MetaOp::GetAttr { ino: file });
@@ -172,12 +178,7 @@ pub fn a_recall_ends_with_the_leadership_it_began_under() {
 #[test]
 pub fn a_writer_whose_commit_waits_for_the_log_is_not_fenced_for_that() {
     simulate(12, |cluster| async move {
-        cluster.config.borrow_mut().write_recall_max = Duration::from_secs(3);
-        cluster.start().await;
-        let a = Client::open(&cluster, 1).await;
-        let b = Client::open(&cluster, 2).await;
-        let file = a.create(Ino::ROOT, "file").await.unwrap();
-        assert!(a.acquire(file).await);
+        let (a, b, file) = holder_and_asker(&cluster, Duration::from_secs(3)).await;
         a.dirty.borrow_mut().insert(file, 4096);
         let usual = cluster.disk.delay_micros_max.replace(15_000_000);
         let started = cluster.handle.now();
