@@ -3,9 +3,7 @@
 
 mod common;
 
-use bytes::Bytes;
 use cfs_api::{AdminError, CheckLost};
-use cfs_client::Client;
 use cfs_movers::rebuild::RebuildConfig;
 use cfs_reactor::Handle;
 use cfs_sim::ledger::Trust;
@@ -13,60 +11,9 @@ use cfs_sim::tuning::Tuning;
 use cfs_sim::world::{Death, Shape, Started, World};
 use cfs_store::segment::BlobTarget;
 use cfs_wire::blobs::BlobKind;
-use common::{fill, pattern, read_file, simulated};
+use common::{degraded, expect_files, fill, filled_cluster, refilled, simulated, write_length};
 use std::rc::Rc;
 use std::time::Duration;
-
-/// Some that go to segments, some to replicated blobs.
-const LENGTHS: [usize; 6] = [900_000, 20_000, 300_000, 30_000, 2_000_000, 5000];
-
-fn content(length: usize) -> Bytes {
-    pattern(length as u64, length)
-}
-
-async fn write_file(client: &Rc<Client>, length: usize) {
-    common::write_file(client, client.root(), length.to_string().as_bytes(), &content(length)).await;
-}
-
-/// A cluster with a file of each length.
-async fn cluster(handle: &Handle, shape: Shape, seed: u64) -> Rc<World> {
-    let world = common::cluster(handle, shape, seed).await;
-    let writer = world.mount("writer").await.unwrap();
-    for length in LENGTHS {
-        write_file(&writer.client, length).await;
-    }
-    writer.kill();
-    world
-}
-
-async fn expect_files(world: &World, context: &str) {
-    let reader = world.mount("reader").await.unwrap();
-    let client = &reader.client;
-    for length in LENGTHS {
-        let bytes = read_file(client, client.root(), length.to_string().as_bytes()).await;
-        let bytes = bytes.unwrap_or_else(|error| panic!("{context}: file {length}: {error:?}"));
-        assert!(bytes == content(length), "{context}: file {length} has other bytes");
-    }
-    reader.kill();
-}
-
-/// Waits until nothing is being rebuilt and no replacement lacks anything.
-async fn refilled(world: &World) {
-    for _ in 0..600 {
-        let progress = world.node().movers().rebuild.progress();
-        if !progress.running && progress.refilling.is_empty() && progress.phase == "done" {
-            return;
-        }
-        world.handle.sleep(Duration::from_secs(1)).await;
-    }
-    panic!("it is not refilled after ten minutes: {:?}", world.node().movers().rebuild.progress());
-}
-
-async fn degraded(world: &World) -> u64 {
-    let report = world.node().check(false, true).await;
-    assert_eq!(report.problems, Vec::<String>::new());
-    report.degraded
-}
 
 /// About one segment of 300,000 bytes in a second.
 fn slowly() -> RebuildConfig {
@@ -76,7 +23,7 @@ fn slowly() -> RebuildConfig {
 #[test]
 fn a_replacement_is_refilled_unasked_and_then_any_other_target_may_go() {
     simulated(31, |handle| async move {
-        let world = cluster(&handle, Shape::default(), 31).await;
+        let world = filled_cluster(&handle, Shape::default(), 31).await;
         world.stop_server().await;
         world.replace_disk(1).await.unwrap();
         assert_eq!(world.start_server().await.unwrap(), Started::Serving);
@@ -100,10 +47,10 @@ fn a_replacement_is_refilled_unasked_and_then_any_other_target_may_go() {
 #[test]
 fn a_crash_in_the_middle_of_refilling_is_no_harm_and_it_goes_on() {
     simulated(32, |handle| async move {
-        let world = cluster(&handle, Shape { rebuild: slowly(), ..Shape::default() }, 32).await;
+        let world = filled_cluster(&handle, Shape { rebuild: slowly(), ..Shape::default() }, 32).await;
         let writer = world.mount("more").await.unwrap();
         for more in 1..=15 {
-            write_file(&writer.client, 300_000 + more).await;
+            write_length(&writer.client, 300_000 + more).await;
         }
         writer.kill();
         world.stop_server().await;
@@ -126,7 +73,7 @@ fn a_crash_in_the_middle_of_refilling_is_no_harm_and_it_goes_on() {
 #[test]
 fn nothing_else_may_be_missing_or_replaced_before_a_replacement_is_refilled() {
     simulated(33, |handle| async move {
-        let world = cluster(&handle, Shape::default(), 33).await;
+        let world = filled_cluster(&handle, Shape::default(), 33).await;
         world.stop_server().await;
         world.replace_disk(1).await.unwrap();
         let refusal = world.replace_disk(0).await.unwrap_err().detail;
@@ -152,7 +99,7 @@ fn nothing_else_may_be_missing_or_replaced_before_a_replacement_is_refilled() {
 #[test]
 fn a_replacement_counts_as_refilled_although_something_is_lost() {
     simulated(39, |handle| async move {
-        let world = cluster(&handle, Shape::default(), 39).await;
+        let world = filled_cluster(&handle, Shape::default(), 39).await;
         handle.sleep(Duration::from_secs(30)).await;
         let shards =
             |target: &Rc<dyn BlobTarget>| [target.list(BlobKind::Data), target.list(BlobKind::Parity)].concat();
@@ -177,7 +124,7 @@ fn a_target_that_stays_away_is_rebuilt_on_the_others_and_one_that_comes_back_is_
     simulated(34, |handle| async move {
         let lost_after = Duration::from_secs(60);
         let rebuild = RebuildConfig { lost_after, ..RebuildConfig::default() };
-        let world = cluster(&handle, Shape { targets: 5, rebuild, ..Shape::default() }, 34).await;
+        let world = filled_cluster(&handle, Shape { targets: 5, rebuild, ..Shape::default() }, 34).await;
         let rebuilt = || world.node().movers().rebuild.progress().repaired;
         let shards = |target: &Rc<dyn BlobTarget>| target.list(BlobKind::Data).len();
         let fullest = world.node().pool().readable().into_iter().max_by_key(shards).unwrap().id().0 as usize;
@@ -203,7 +150,7 @@ fn what_found_no_room_when_its_target_was_lost_is_rebuilt_once_there_is_some() {
         let rebuild = RebuildConfig { lost_after, ..RebuildConfig::default() };
         // Small, so that it is filled quickly.
         let shape = Shape { targets: 4, disk_bytes: 31 << 20, rebuild, ..Shape::default() };
-        let world = cluster(&handle, shape, 35).await;
+        let world = filled_cluster(&handle, shape, 35).await;
         let mounted = world.mount("filler").await.unwrap();
         let (file, full) = fill(&mounted.client, "filler", usize::MAX).await;
         assert!(full);
@@ -239,7 +186,7 @@ fn damage_zone_headers(world: &World, index: usize, zones: u32) {
 #[test]
 fn what_an_opening_finds_lost_is_rebuilt_unasked() {
     simulated(36, |handle| async move {
-        let world = cluster(&handle, Shape::default(), 36).await;
+        let world = filled_cluster(&handle, Shape::default(), 36).await;
         let zones = world.node().pool().readable()[1].space().zones_total;
         world.stop_server().await;
         damage_zone_headers(&world, 1, zones);
@@ -261,7 +208,7 @@ fn what_an_opening_finds_lost_is_rebuilt_unasked() {
 #[test]
 fn what_no_index_names_any_more_is_rebuilt_after_the_next_start_or_scrub() {
     simulated(38, |handle| async move {
-        let world = cluster(&handle, Shape::default(), 38).await;
+        let world = filled_cluster(&handle, Shape::default(), 38).await;
         handle.sleep(Duration::from_secs(30)).await;
         world.distrust(1, Trust::Faulty);
         let lose = async || {
@@ -290,7 +237,7 @@ fn what_no_index_names_any_more_is_rebuilt_after_the_next_start_or_scrub() {
 async fn rot(handle: Handle, scrub: Duration) -> u64 {
     let mut tuning = Tuning::default();
     tuning.movers.scrub = scrub;
-    let world = cluster(&handle, Shape { tuning, ..Shape::default() }, 37).await;
+    let world = filled_cluster(&handle, Shape { tuning, ..Shape::default() }, 37).await;
     handle.sleep(Duration::from_secs(30)).await;
     assert!(world.disk(2).corrupt_written(200, 5) > 50);
     world.distrust(2, Trust::Faulty);
@@ -308,7 +255,7 @@ fn the_scrub_finds_what_rots_unread() {
 #[test]
 fn a_check_is_not_taken_for_one_with_other_options_nor_for_one_before_a_crash() {
     simulated(35, |handle| async move {
-        let world = cluster(&handle, Shape::default(), 35).await;
+        let world = filled_cluster(&handle, Shape::default(), 35).await;
         let begun = world.node().start_check(false, true).unwrap();
         assert_eq!(begun.result_of(begun.id), Ok(None));
         assert_eq!(world.node().start_check(false, true).unwrap().id, begun.id, "the same options join it");

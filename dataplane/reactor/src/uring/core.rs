@@ -128,6 +128,9 @@ pub(super) struct Core {
     wake_count: Box<[u8; 8]>,
     wake_armed: bool,
     closing: bool,
+    /// io_uring_enter.
+    #[cfg(test)]
+    pub calls: u64,
 }
 
 /// Errors after which waiting or submitting is simply tried again.
@@ -184,6 +187,8 @@ impl Core {
             wake_count: Box::new([0; 8]),
             wake_armed: false,
             closing: false,
+            #[cfg(test)]
+            calls: 0,
         };
         // A polled ring never sleeps, and could not read an eventfd.
         if kind == Completions::Announced {
@@ -285,7 +290,7 @@ impl Core {
             if unsafe { self.uring.submission().push(&entry) }.is_ok() {
                 if self.uring.submission().len() >= SUBMIT_AT {
                     // What fails is tried again at the driver's next turn.
-                    let _ = self.uring.submit();
+                    let _ = self.enter();
                 }
                 return;
             }
@@ -347,10 +352,22 @@ impl Core {
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow() || !self.backlog.is_empty()
     }
 
+    fn enter(&mut self) -> io::Result<usize> {
+        self.count_call();
+        self.uring.submit()
+    }
+
+    fn count_call(&mut self) {
+        #[cfg(test)]
+        {
+            self.calls += 1;
+        }
+    }
+
     /// Hands the queued entries to the kernel, without waiting.
     fn submit(&mut self) -> io::Result<()> {
         loop {
-            self.uring.submit()?;
+            self.enter()?;
             if self.backlog.is_empty() {
                 return Ok(());
             }
@@ -387,6 +404,7 @@ impl Core {
         if (!self.backlog.is_empty() && self.turn(harvest)) || self.reap(harvest) {
             return true;
         }
+        self.count_call();
         let waited = match timeout {
             None => self.uring.submit_and_wait(1),
             Some(timeout) => {

@@ -142,6 +142,27 @@ fn many_more_operations_than_entries_all_complete() {
 }
 
 #[test]
+fn operations_started_at_once_are_submitted_several_to_a_call() {
+    const COUNT: u64 = 64;
+    run(256, async |ring, _| {
+        let file = file(&ring);
+        let calls = || ring.core.borrow().calls;
+        let before = calls();
+        let write =
+            |index| ring.write_at(&file, vec![Bytes::from_static(b"8 bytes.")], index * 8, ReadWriteFlags::empty());
+        assert!(join_all((0..COUNT).map(write)).await.iter().all(|(written, _)| *written == Ok(8)));
+        let together = calls() - before;
+        assert!(together <= COUNT / 2, "{together} calls for {COUNT} operations");
+        // The twin: one after the other, each takes a call.
+        let before = calls();
+        for index in 0..COUNT {
+            assert_eq!(write(index).await.0, Ok(8));
+        }
+        assert!(calls() - before >= COUNT, "calls are not counted");
+    });
+}
+
+#[test]
 fn a_dropped_receive_is_cancelled_and_takes_nothing_from_the_stream() {
     run(8, async |ring, handle| {
         let (one, other) = sockets();

@@ -127,7 +127,7 @@ async fn read_all(bench: &Bench, pieces: &[Piece]) -> Result<Bytes, DataError> {
 
 #[test]
 fn any_m_lost_targets_leave_every_byte_readable_and_one_more_is_a_clear_error() {
-    for (policy, targets, seed) in [("2+1", 3, 1), ("4+2", 6, 2), ("3x", 3, 3), ("2+2", 5, 4)] {
+    for (policy, targets, seed) in [("2+1", 3, 1), ("4+2", 6, 2), ("3x", 3, 3), ("2+2", 5, 4), ("32+8", 40, 5)] {
         run(seed, move |handle| async move {
             let bench = bench(handle, targets).await;
             let parity = call(policy).policy.parity();

@@ -10,6 +10,7 @@ use cfs_sim::world::{Shape, Started, World};
 use cfs_wire::{Errno, Ino};
 use std::future::Future;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// What one write call of a program brings.
 const WRITE_BYTES: usize = 128 << 10;
@@ -83,4 +84,58 @@ pub async fn read_file(client: &Rc<Client>, dir: Ino, name: &[u8]) -> Result<Vec
     };
     client.release(&file);
     outcome
+}
+
+/// Some that go to segments, some to replicated blobs.
+pub const LENGTHS: [usize; 6] = [900_000, 20_000, 300_000, 30_000, 2_000_000, 5000];
+
+fn content(length: usize) -> Bytes {
+    pattern(length as u64, length)
+}
+
+/// A file of this length, called by it.
+pub async fn write_length(client: &Rc<Client>, length: usize) {
+    write_file(client, client.root(), length.to_string().as_bytes(), &content(length)).await;
+}
+
+/// A cluster with a file of each length.
+pub async fn filled_cluster(handle: &Handle, shape: Shape, seed: u64) -> Rc<World> {
+    let world = cluster(handle, shape, seed).await;
+    let writer = world.mount("writer").await.unwrap();
+    for length in LENGTHS {
+        write_length(&writer.client, length).await;
+    }
+    writer.kill();
+    world
+}
+
+/// Reads every one of them.
+pub async fn expect_files(world: &World, context: &str) {
+    let reader = world.mount("reader").await.unwrap();
+    let client = &reader.client;
+    for length in LENGTHS {
+        let bytes = read_file(client, client.root(), length.to_string().as_bytes()).await;
+        let bytes = bytes.unwrap_or_else(|error| panic!("{context}: file {length}: {error:?}"));
+        assert!(bytes == content(length), "{context}: file {length} has other bytes");
+    }
+    reader.kill();
+}
+
+/// Waits until nothing is being rebuilt and no replacement lacks anything.
+pub async fn refilled(world: &World) {
+    for _ in 0..600 {
+        let progress = world.node().movers().rebuild.progress();
+        if !progress.running && progress.refilling.is_empty() && progress.phase == "done" {
+            return;
+        }
+        world.handle.sleep(Duration::from_secs(1)).await;
+    }
+    panic!("it is not refilled after ten minutes: {:?}", world.node().movers().rebuild.progress());
+}
+
+/// How much has less redundancy than it was promised; nothing may be wrong.
+pub async fn degraded(world: &World) -> u64 {
+    let report = world.node().check(false, true).await;
+    assert_eq!(report.problems, Vec::<String>::new());
+    report.degraded
 }
