@@ -1,14 +1,12 @@
 //! The bytes on disk are pinned: a change here needs a new format version.
-//!
-//! `CFS_WRITE_GOLDEN=1` writes the files anew.
 
 use cfs_store::layout::append::{AppendHeader, BlobRecord, Record, Tail, TombstoneRecord, ZoneUse, header_bytes};
 use cfs_store::layout::stamp::{Role, Stamp};
 use cfs_store::layout::summary::{Summary, ZoneFooter};
 use cfs_store::{Identity, Lacks, Member, Roster, Superblock};
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
+use cfs_wire::golden::Golden;
 use cfs_wire::{BlobId, ClusterId, DeviceId, Generation, NodeId, TargetId, Timestamp, ZoneNo};
-use std::path::PathBuf;
 
 fn superblock() -> Superblock {
     let device = DeviceId(0x1112_1314_1516_1718_191a_1b1c_1d1e_1f20);
@@ -88,26 +86,22 @@ fn sealed() -> (ZoneFooter, Vec<u8>) {
     Summary::of(&[header], end).expect("no append is missing").finish(stamp, tails)
 }
 
-/// Compares with the checked-in bytes; trailing zeroes are not stored.
-fn compare(name: &str, bytes: &[u8]) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    if std::env::var_os("CFS_WRITE_GOLDEN").is_some() {
-        std::fs::write(&path, &bytes[..used]).unwrap();
-    }
-    let golden = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert!(golden == bytes[..used], "{name}: the format changed; see the head of this file");
-}
-
 #[test]
 fn the_formats_are_what_they_were() {
-    compare("superblock.bin", &superblock().encode());
-    compare("roster.bin", &roster().encode(&superblock().identity));
-    compare("zone_header.bin", &stamp(0, 4096, 0).encode_page(Role::ZoneHeader));
+    let mut golden = Golden::new(env!("CARGO_MANIFEST_DIR"), "target");
+    // The zeroes that pad structures to whole pages are left out.
+    let mut used = |name: &str, bytes: &[u8]| {
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        golden.bytes(name, &bytes[..end]);
+    };
+    used("superblock", &superblock().encode());
+    used("roster", &roster().encode(&superblock().identity));
+    used("zone_header", &stamp(0, 4096, 0).encode_page(Role::ZoneHeader));
     let (footer, summary) = sealed();
-    compare("zone_footer.bin", &footer.encode_page());
-    compare("zone_summary.bin", &summary);
-    compare("append_header.bin", &append().encode());
+    used("zone_footer", &footer.encode_page());
+    used("zone_summary", &summary);
+    used("append_header", &append().encode());
+    golden.check();
 }
 
 #[test]
