@@ -153,5 +153,9 @@ mod tests {
         let mut newer = bytes.to_vec();
         newer[0] = 2;
         assert_eq!(Mark::decode(&newer), Err(BadMark));
+        let mut golden = cfs_wire::golden::Golden::new(env!("CARGO_MANIFEST_DIR"), "mark");
+        golden.bytes("mark", &bytes);
+        golden.bytes("mark-of-nothing", &Mark::default().encode());
+        golden.check();
     }
 }

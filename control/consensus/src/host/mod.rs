@@ -10,7 +10,8 @@ mod config;
 mod error;
 mod machine;
 mod network;
-mod rpc;
+#[doc(hidden)]
+pub mod rpc;
 mod serve;
 
 pub use applier::{Applier, SnapshotData};

@@ -3,7 +3,10 @@
 
 use super::applier::SnapshotData;
 use super::machine::SnapshotSource;
-use super::rpc::{self, SnapshotBegin, Status, Transfer};
+use super::rpc::{
+    self, AppendCall, AppendReply, SnapshotBegin, SnapshotReply, Status, Transfer, TransferLeaderCall,
+    TransferLeaderReply, VoteCall, VoteReply,
+};
 use crate::types::{Member, Raft, Vote};
 use bytes::Bytes;
 use cfs_fabric::{Address, Connection, Fabric, FabricError, Message};
@@ -13,10 +16,6 @@ use futures_util::future::{Either, select};
 use openraft::OptionalSend;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
-};
 use openraft::type_config::alias::SnapshotOf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -114,7 +113,7 @@ impl PeerNetwork {
         &self,
         begin: SnapshotBegin,
         mut source: Box<dyn SnapshotSource>,
-    ) -> Result<SnapshotResponse<Raft>, StreamingError<Raft>> {
+    ) -> Result<SnapshotReply, StreamingError<Raft>> {
         let action = RPCTypes::InstallSnapshot;
         let id: u64 = self.call(action, (rpc::SNAPSHOT_BEGIN, &begin, Bytes::new()), CHUNK_TIMEOUT).await?;
         let mut number = 0;
@@ -138,35 +137,23 @@ fn source_error(error: &super::machine::StateError) -> openraft::type_config::al
 impl RaftNetworkV2<Raft> for PeerNetwork {
     type SnapshotData = SnapshotData;
 
-    async fn append_entries(
-        &mut self,
-        request: AppendEntriesRequest<Raft>,
-        option: RPCOption,
-    ) -> Result<AppendEntriesResponse<Raft>, RPCError<Raft>> {
+    async fn append_entries(&mut self, request: AppendCall, option: RPCOption) -> Result<AppendReply, RPCError<Raft>> {
         self.call(RPCTypes::AppendEntries, (rpc::APPEND, &request, Bytes::new()), option.hard_ttl()).await
     }
 
-    async fn vote(
-        &mut self,
-        request: VoteRequest<Raft>,
-        option: RPCOption,
-    ) -> Result<VoteResponse<Raft>, RPCError<Raft>> {
+    async fn vote(&mut self, request: VoteCall, option: RPCOption) -> Result<VoteReply, RPCError<Raft>> {
         self.call(RPCTypes::Vote, (rpc::VOTE, &request, Bytes::new()), option.hard_ttl()).await
     }
 
-    async fn pre_vote(
-        &mut self,
-        request: VoteRequest<Raft>,
-        option: RPCOption,
-    ) -> Result<VoteResponse<Raft>, RPCError<Raft>> {
+    async fn pre_vote(&mut self, request: VoteCall, option: RPCOption) -> Result<VoteReply, RPCError<Raft>> {
         self.call(RPCTypes::Vote, (rpc::PRE_VOTE, &request, Bytes::new()), option.hard_ttl()).await
     }
 
     async fn transfer_leader(
         &mut self,
-        request: TransferLeaderRequest<Raft>,
+        request: TransferLeaderCall,
         option: RPCOption,
-    ) -> Result<TransferLeaderResponse<Raft>, RPCError<Raft>> {
+    ) -> Result<TransferLeaderReply, RPCError<Raft>> {
         self.call(RPCTypes::TransferLeader, (rpc::TRANSFER_LEADER, &request, Bytes::new()), option.hard_ttl()).await
     }
 
@@ -176,7 +163,7 @@ impl RaftNetworkV2<Raft> for PeerNetwork {
         snapshot: SnapshotOf<Raft, SnapshotData>,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
-    ) -> Result<SnapshotResponse<Raft>, StreamingError<Raft>> {
+    ) -> Result<SnapshotReply, StreamingError<Raft>> {
         let SnapshotData::Source(source) = snapshot.snapshot else {
             return Err(Unreachable::from_string("this snapshot has no content to send").into());
         };

@@ -1,8 +1,13 @@
 //! The bytes of Raft messages: opcodes, statuses, and bodies in postcard.
 
-use crate::types::{SnapshotMeta, Vote};
+use crate::types::{Raft, SnapshotMeta, Vote};
 use bytes::Bytes;
 use cfs_fabric::Message;
+use cfs_wire::body;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -47,15 +52,25 @@ impl Status {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-pub(super) struct SnapshotBegin {
+pub type AppendCall = AppendEntriesRequest<Raft>;
+pub type AppendReply = AppendEntriesResponse<Raft>;
+/// Also asked before an election, without effect.
+pub type VoteCall = VoteRequest<Raft>;
+pub type VoteReply = VoteResponse<Raft>;
+pub type TransferLeaderCall = TransferLeaderRequest<Raft>;
+pub type TransferLeaderReply = TransferLeaderResponse<Raft>;
+/// Of the finish; a begin is answered by the transfer's id, a chunk by nothing.
+pub type SnapshotReply = SnapshotResponse<Raft>;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotBegin {
     pub vote: Vote,
     pub meta: SnapshotMeta,
 }
 
 /// Names one transfer; a new `begin` for the group ends the one before.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Transfer {
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Transfer {
     pub id: u64,
     /// Of the chunk; at the finish, how many there were.
     pub number: u64,
@@ -74,7 +89,7 @@ pub(super) fn reply<T: Serialize>(result: Result<T, Status>) -> Message {
 
 pub(super) fn read_reply<T: DeserializeOwned>(reply: &Message) -> Result<T, Status> {
     match Status::from_u16(reply.opcode) {
-        Status::Ok => postcard::from_bytes(&reply.body).map_err(|_| Status::Malformed),
+        Status::Ok => read_body(&reply.body),
         status => Err(status),
     }
 }
@@ -85,9 +100,13 @@ pub(super) fn read_group(body: &[u8]) -> Result<(u16, &[u8]), Status> {
 }
 
 pub(super) fn read_body<T: DeserializeOwned>(rest: &[u8]) -> Result<T, Status> {
-    postcard::from_bytes(rest).map_err(|_| Status::Malformed)
+    body::decode(rest).map_err(|_| Status::Malformed)
 }
 
 fn encode<T: Serialize>(value: &T) -> Bytes {
     postcard::to_allocvec(value).expect("Raft messages hold nothing postcard can't encode").into()
 }
+
+#[cfg(test)]
+#[path = "rpc_tests.rs"]
+mod tests;

@@ -1,13 +1,12 @@
 //! The receiving side of Raft's messages.
 
 use super::machine::SnapshotSink;
-use super::rpc::{self, SnapshotBegin, Status, Transfer};
+use super::rpc::{self, AppendReply, SnapshotBegin, SnapshotReply, Status, Transfer, TransferLeaderReply, VoteReply};
 use super::{Group, RaftHost, SnapshotData};
 use crate::types::{SnapshotMeta, Vote};
 use bytes::Bytes;
 use cfs_fabric::Message;
 use cfs_wire::ShardId;
-use openraft::raft::{AppendEntriesResponse, SnapshotResponse};
 use openraft::storage::Snapshot;
 use std::rc::Rc;
 
@@ -62,22 +61,19 @@ fn refused(error: super::StateError) -> Status {
     Status::Refused
 }
 
-async fn append(group: &Group, rest: &[u8]) -> Result<AppendEntriesResponse<crate::types::Raft>, Status> {
+async fn append(group: &Group, rest: &[u8]) -> Result<AppendReply, Status> {
     group.raft.append_entries(rpc::read_body(rest)?).await.map_err(stopped)
 }
 
-async fn vote(group: &Group, rest: &[u8]) -> Result<openraft::raft::VoteResponse<crate::types::Raft>, Status> {
+async fn vote(group: &Group, rest: &[u8]) -> Result<VoteReply, Status> {
     group.raft.vote(rpc::read_body(rest)?).await.map_err(stopped)
 }
 
-async fn pre_vote(group: &Group, rest: &[u8]) -> Result<openraft::raft::VoteResponse<crate::types::Raft>, Status> {
+async fn pre_vote(group: &Group, rest: &[u8]) -> Result<VoteReply, Status> {
     group.raft.pre_vote(rpc::read_body(rest)?).await.map_err(stopped)
 }
 
-async fn transfer_leader(
-    group: &Group,
-    rest: &[u8],
-) -> Result<openraft::raft::TransferLeaderResponse<crate::types::Raft>, Status> {
+async fn transfer_leader(group: &Group, rest: &[u8]) -> Result<TransferLeaderReply, Status> {
     group.raft.handle_transfer_leader(rpc::read_body(rest)?).await.map_err(stopped)
 }
 
@@ -97,7 +93,7 @@ async fn chunk(group: &Group, rest: &[u8], bytes: Bytes) -> Result<(), Status> {
     Ok(())
 }
 
-async fn finish(group: &Group, rest: &[u8]) -> Result<SnapshotResponse<crate::types::Raft>, Status> {
+async fn finish(group: &Group, rest: &[u8]) -> Result<SnapshotReply, Status> {
     let transfer: Transfer = rpc::read_body(rest)?;
     let received = {
         let mut receiving = group.receiving.borrow_mut();

@@ -1,14 +1,19 @@
 use super::*;
 use crate::types::Member;
+use cfs_wire::golden::Golden;
+use std::collections::BTreeSet;
 
-fn sample() -> Bytes {
-    let membership = openraft::Membership::new(
+fn membership() -> crate::types::Membership {
+    openraft::Membership::new(
         vec![[1].into()],
         std::collections::BTreeMap::from([(1, Member { address: "n1".into() })]),
     )
-    .unwrap();
+    .unwrap()
+}
+
+fn sample() -> Bytes {
     let mut writer = BatchWriter::new();
-    for record in records(membership) {
+    for record in records(membership()) {
         writer.push(ShardId(3), &record);
     }
     writer.seal(Header { sequence: 9, durable: 7, first: 2, incarnation: 5 })
@@ -73,7 +78,6 @@ fn numbers_that_were_never_counted_are_refused() {
     assert_eq!(decode(&BatchWriter::new().seal(header), 9), Ok((header, Vec::new())));
 }
 
-/// Golden bytes: the format must not drift.
 #[test]
 fn the_first_bytes_are_those_of_the_document() {
     let mut writer = BatchWriter::new();
@@ -96,4 +100,52 @@ fn the_first_bytes_are_those_of_the_document() {
     }
     expected.extend(b"\x01hi");
     assert_eq!(bytes, expected);
+}
+
+/// One record in a batch of its own, with what payload its bytes ask for.
+fn alone(kind: u8, payload: u8) -> Bytes {
+    let membership = encode_membership(&membership());
+    let payload = if payload == PAYLOAD_MEMBERSHIP { [&[payload], &membership[..]].concat() } else { vec![payload] };
+    let mut writer = BatchWriter::new();
+    writer.records = 1;
+    writer.fixed(kind, 0, ShardId(3), payload.len() as u32, 2, 1, 6);
+    writer.bytes.extend_from_slice(&payload);
+    writer.seal(Header { sequence: 9, durable: 7, first: 2, incarnation: 5 })
+}
+
+#[test]
+fn records_are_what_they_were_and_no_other_kind_is_read() {
+    let mut golden = Golden::new(env!("CARGO_MANIFEST_DIR"), "log");
+    let header = Header { sequence: 0x1112_1314, durable: 0x1011_1213, first: 0x0102, incarnation: 0x6162_6364 };
+    let ballot = |committed| Record::Vote(Vote { leader_id: RaftLeaderId::new(0x0304, 0x0506), committed });
+    let id = log_id(0x0708, 0x0910_1112);
+    let entry = |payload| Record::Entry(Entry { log_id: id, payload });
+    let records = [
+        ("entry-blank", entry(EntryPayload::Blank)),
+        ("entry-proposal", entry(EntryPayload::Normal(Command("proposal".into())))),
+        ("entry-membership", entry(EntryPayload::Membership(membership()))),
+        ("vote", ballot(false)),
+        ("vote-granted", ballot(true)),
+        ("committed", Record::Committed(id)),
+        ("truncate-after", Record::TruncateAfter(Some(id))),
+        ("truncate-all", Record::TruncateAfter(None)),
+        ("purge", Record::Purge(id)),
+    ];
+    let (mut kinds, mut payloads) = (BTreeSet::new(), BTreeSet::new());
+    golden.bytes("empty-batch", &BatchWriter::new().seal(header));
+    for (name, record) in records {
+        let mut writer = BatchWriter::new();
+        writer.push(ShardId(0x0203), &record);
+        let batch = writer.seal(header);
+        assert_eq!(decode(&batch, header.sequence), Ok((header, vec![(ShardId(0x0203), record.clone())])));
+        golden.bytes(name, &batch[HEADER_BYTES..]);
+        kinds.insert(batch[HEADER_BYTES]);
+        if let Record::Entry(_) = record {
+            payloads.insert(batch[HEADER_BYTES + RECORD_BYTES]);
+        }
+    }
+    golden.check();
+    let is_read = |kind, payload| decode(&alone(kind, payload), 9).is_ok();
+    assert_eq!((0..=u8::MAX).filter(|kind| is_read(*kind, PAYLOAD_BLANK)).collect::<BTreeSet<u8>>(), kinds);
+    assert_eq!((0..=u8::MAX).filter(|payload| is_read(KIND_ENTRY, *payload)).collect::<BTreeSet<u8>>(), payloads);
 }
