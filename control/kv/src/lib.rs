@@ -25,6 +25,8 @@ mod config;
 mod cursor;
 mod error;
 mod flush;
+#[cfg(test)]
+mod golden_tests;
 mod kv;
 mod manifest;
 mod memtable;
