@@ -8,31 +8,43 @@ use cfs_wire::{BlobId, Ino, RequestId, SegmentId, SessionId, ShardId};
 
 use super::entry::TxnId;
 
-pub(crate) const CONFIG: u8 = 0x01;
-pub(crate) const COUNTERS: u8 = 0x02;
-pub(crate) const INODE: u8 = 0x10;
-pub(crate) const ENTRY: u8 = 0x11;
-pub(crate) const EXTENT: u8 = 0x12;
-pub(crate) const XATTR: u8 = 0x13;
-pub(crate) const REFERENCE: u8 = 0x20;
-pub(crate) const RELEASED: u8 = 0x21;
-pub(crate) const FROZEN: u8 = 0x22;
-pub(crate) const REGISTRATION: u8 = 0x23;
-pub(crate) const DEAD_SLOTS: u8 = 0x24;
-pub(crate) const SESSION: u8 = 0x30;
-pub(crate) const REPLY: u8 = 0x31;
-pub(crate) const HOLD: u8 = 0x32;
-pub(crate) const SESSION_HOLD: u8 = 0x33;
-pub(crate) const LEASE: u8 = 0x34;
-pub(crate) const SESSION_LEASE: u8 = 0x35;
-pub(crate) const LOCK: u8 = 0x36;
-pub(crate) const SESSION_LOCK: u8 = 0x37;
-pub(crate) const ORPHAN: u8 = 0x38;
-pub(crate) const TRIMMING: u8 = 0x39;
-pub(crate) const TRANSACTION: u8 = 0x40;
-pub(crate) const KEY_LOCK: u8 = 0x41;
-pub(crate) const REQUEST_TXN: u8 = 0x42;
-pub(crate) const RENAME_LOCK: u8 = 0x43;
+/// Declares the tables, and a list of them.
+macro_rules! tables {
+    ($($name:ident = $number:literal,)*) => {
+        $(pub(crate) const $name: u8 = $number;)*
+
+        #[cfg(test)]
+        pub(crate) const TABLES: &[(&str, u8)] = &[$((stringify!($name), $number)),*];
+    };
+}
+
+tables! {
+    CONFIG = 0x01,
+    COUNTERS = 0x02,
+    INODE = 0x10,
+    ENTRY = 0x11,
+    EXTENT = 0x12,
+    XATTR = 0x13,
+    REFERENCE = 0x20,
+    RELEASED = 0x21,
+    FROZEN = 0x22,
+    REGISTRATION = 0x23,
+    DEAD_SLOTS = 0x24,
+    SESSION = 0x30,
+    REPLY = 0x31,
+    HOLD = 0x32,
+    SESSION_HOLD = 0x33,
+    LEASE = 0x34,
+    SESSION_LEASE = 0x35,
+    LOCK = 0x36,
+    SESSION_LOCK = 0x37,
+    ORPHAN = 0x38,
+    TRIMMING = 0x39,
+    TRANSACTION = 0x40,
+    KEY_LOCK = 0x41,
+    REQUEST_TXN = 0x42,
+    RENAME_LOCK = 0x43,
+}
 // 0xf0 is reserved for versions of inodes, entries, extents and xattrs that a snapshot needs.
 
 const LOCKED_INODE: u8 = 1;
@@ -256,6 +268,8 @@ pub(crate) fn referent_at(key: &[u8], at: usize) -> Option<Referent> {
     }
 }
 
+/// Where a key names its table.
+pub(crate) const TABLE_AT: usize = 2;
 /// Where a key's own fields begin.
 pub(crate) const FIELDS: usize = 3;
 /// Length of a referent in a key.

@@ -2,14 +2,14 @@
 //! keep versions of (inodes, entries, extents, xattrs) carry the snapshot sequence they were
 //! written at in front. An unknown format byte is an error, never a default.
 
-use super::StateError;
-use super::entry::{Action, Answer};
-use cfs_wire::data::Location;
-use cfs_wire::meta::{Attr, FileKind, LockKind, MetaCall, Name};
+use super::entry::{Action, Answer, TxnId};
+use super::{StateError, keys};
+use cfs_wire::data::{Location, Registration};
+use cfs_wire::meta::{Attr, FileKind, LockKind, MetaCall, MetaResult, Name};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Epoch, Ino, Policy, RequestId, SessionId, ShardId, Timestamp, VolumeId};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The first format of every record; it has no predecessor.
 const FORMAT: u8 = 1;
@@ -36,6 +36,58 @@ pub(crate) fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T,
     }
 }
 
+/// The value of any row as this version writes it, if this version reads it. For the fuzzer: what a
+/// row holds is decided where it is read.
+#[doc(hidden)]
+pub fn rewritten(key: &[u8], value: &[u8]) -> Result<Vec<u8>, StateError> {
+    let rewrite = match key.get(keys::TABLE_AT) {
+        Some(&keys::CONFIG) => again::<Config>,
+        Some(&keys::COUNTERS) => again::<Counters>,
+        Some(&keys::INODE) => again::<Versioned<Inode>>,
+        Some(&keys::ENTRY) => again::<Versioned<EntryRecord>>,
+        Some(&keys::EXTENT) => again::<Versioned<ExtentRecord>>,
+        Some(&keys::XATTR) => again::<Versioned<Vec<u8>>>,
+        Some(&keys::RELEASED) => again::<ReleasedRecord>,
+        Some(&keys::FROZEN) => again::<FrozenRecord>,
+        Some(&keys::REGISTRATION) => again::<Registration>,
+        Some(&keys::DEAD_SLOTS) => again::<Vec<u8>>,
+        Some(&keys::SESSION) => again::<SessionRecord>,
+        Some(&keys::REPLY) => again::<MetaResult>,
+        Some(&keys::LEASE) => again::<LeaseRecord>,
+        Some(&keys::LOCK) => again::<LockRecord>,
+        Some(&keys::TRANSACTION) => again::<TxnRecord>,
+        Some(&(keys::KEY_LOCK | keys::REQUEST_TXN)) => again::<TxnId>,
+        Some(&keys::RENAME_LOCK) => again::<RenameLockRecord>,
+        Some(
+            &(keys::REFERENCE
+            | keys::HOLD
+            | keys::SESSION_HOLD
+            | keys::SESSION_LEASE
+            | keys::SESSION_LOCK
+            | keys::ORPHAN
+            | keys::TRIMMING),
+        ) => again::<()>,
+        _ => return Err(StateError::Corrupt { key: key.to_vec(), reason: "no such table" }),
+    };
+    rewrite(key, value)
+}
+
+fn again<T: Serialize + DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<Vec<u8>, StateError> {
+    Ok(encode(&decode::<T>(key, value)?))
+}
+
+/// A number that is counted up from little: one above half of its range was never counted, and would
+/// leave no room to count on.
+fn counted<'de, D, N>(deserializer: D) -> Result<N, D::Error>
+where
+    D: Deserializer<'de>,
+    N: Deserialize<'de> + Copy + Into<u64>,
+{
+    let number = N::deserialize(deserializer)?;
+    let half = u64::MAX >> (u64::BITS as usize - 8 * size_of::<N>() + 1);
+    if number.into() > half { Err(D::Error::custom("it was never counted")) } else { Ok(number) }
+}
+
 /// A record and the snapshot sequence at which this version of it was written.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Versioned<T> {
@@ -59,12 +111,16 @@ pub struct Config {
 pub struct Counters {
     /// The next inode's counter part.
     pub next_ino: u64,
+    #[serde(deserialize_with = "counted")]
     pub inodes: u64,
+    #[serde(deserialize_with = "counted")]
     pub next_txn: u64,
     /// Fencing tokens of leases, locks and the rename lock.
+    #[serde(deserialize_with = "counted")]
     pub next_token: u64,
     pub minimum_epoch: Epoch,
     /// Prepared transactions with keys locked; while 0 no key lock is looked up.
+    #[serde(deserialize_with = "counted")]
     pub prepared: u32,
     /// The newest snapshot sequence this shard adopted.
     pub snapshot: u64,
@@ -82,6 +138,7 @@ pub struct Inode {
     pub ino: Ino,
     pub kind: FileKind,
     pub mode: u32,
+    #[serde(deserialize_with = "counted")]
     pub nlink: u32,
     pub uid: u32,
     pub gid: u32,
@@ -89,11 +146,13 @@ pub struct Inode {
     /// Of files; a directory's and a symlink's are derived.
     pub size: u64,
     /// Bytes that extents cover.
+    #[serde(deserialize_with = "counted")]
     pub mapped: u64,
     pub atime: Timestamp,
     pub mtime: Timestamp,
     pub ctime: Timestamp,
     pub btime: Timestamp,
+    #[serde(deserialize_with = "counted")]
     pub version: u64,
     /// A file's bytes from 0 on that are kept here (zero where an extent covers them), or a
     /// symlink's target.
@@ -102,8 +161,10 @@ pub struct Inode {
     pub parent: Option<Ino>,
     /// Names in a directory.
     pub entries: u64,
+    #[serde(deserialize_with = "counted")]
     pub xattrs: u32,
     /// What listing the xattrs' names takes, NULs included.
+    #[serde(deserialize_with = "counted")]
     pub xattr_list_bytes: u32,
     pub access_acl: bool,
     pub default_acl: bool,
@@ -201,6 +262,7 @@ pub(crate) struct SessionRecord {
     pub fenced: bool,
     /// Sequences below were acknowledged: their replies are gone, they are not run again.
     pub lowest: u64,
+    #[serde(deserialize_with = "counted")]
     pub replies: u32,
 }
 

@@ -4,6 +4,7 @@ mod client;
 mod cluster;
 mod coherence;
 mod cross_shard;
+mod golden;
 mod locks;
 mod on_raft;
 #[cfg(feature = "planted")]

@@ -1,6 +1,8 @@
 //! What is too large to be stored is refused by the entry, not by the store below.
 
 use super::super::entry::{Action, Refusal, TxnId};
+use super::super::keys;
+use super::super::records::{Counters, decode, encode};
 use super::*;
 use cfs_kv::VALUE_BYTES_MAX;
 use cfs_wire::SegmentId;
@@ -72,4 +74,20 @@ fn a_record_larger_than_the_store_takes_fails_the_entry_that_makes_it() {
     let too_large = refused(&mut shard, prepare(1, VALUE_BYTES_MAX / 16));
     assert_eq!(too_large, Reply::Prepared(Err(Refusal::Errno(Errno::E2BIG))));
     assert!(matches!(shard.entry(prepare(2, 3)), Reply::Prepared(Ok(answers)) if answers.len() == 3));
+}
+
+/// A right checksum proves nothing: what is added to these would not fit.
+#[test]
+fn numbers_that_were_never_counted_are_refused() {
+    let key = keys::table(ShardId(3), keys::COUNTERS);
+    let counters = Counters { next_txn: u64::MAX >> 1, prepared: u32::MAX >> 1, ..Counters::default() };
+    assert_eq!(decode(&key, &encode(&counters)), Ok(counters.clone()));
+    for wrong in [
+        Counters { next_txn: 1 << 63, ..counters.clone() },
+        Counters { inodes: u64::MAX, ..counters.clone() },
+        Counters { prepared: 1 << 31, ..counters.clone() },
+    ] {
+        let refused = StateError::Corrupt { key: key.clone(), reason: "not decodable" };
+        assert_eq!(decode::<Counters>(&key, &encode(&wrong)), Err(refused), "{wrong:?}");
+    }
 }

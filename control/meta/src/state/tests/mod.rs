@@ -5,6 +5,7 @@ mod acl;
 mod bounds;
 mod check;
 mod content;
+mod golden;
 mod liveness;
 mod locks;
 mod model;
