@@ -10,7 +10,8 @@
 //! It owns the mutations ([`mutate`]), what valid bytes look like ([`corpus`]: what a small
 //! cluster really sent and stored), the targets, and the process in which they run
 //! ([`process`]: a panic is caught there, a hang or a lack of memory ends it, and its parent says
-//! which seed that was). A round is named by target and seed alone, so a failure replays.
+//! which seed that was). A round is named by target and seed alone, so a failure replays. That
+//! failures are found is tested with decoders that fail ([`planted`]).
 //!
 //! Start at [`Target`]; the program `fuzz` runs all of them.
 
@@ -21,7 +22,9 @@ mod frames;
 mod logs;
 mod mutate;
 mod ordered;
+mod planted;
 mod process;
+mod rows;
 mod stores;
 
 pub use process::FuzzOptions;
@@ -46,13 +49,19 @@ trait Target {
 /// Builds a target with its corpus.
 type Build = fn() -> Box<dyn Target>;
 
-const TARGETS: [(&str, Build); 5] = [
+const TARGETS: [(&str, Build); 6] = [
     ("frame", || Box::new(frames::Frames::new())),
     ("bodies", || Box::new(bodies::Bodies::new())),
     ("target", || Box::new(stores::Stores::new())),
     ("kv", || Box::new(ordered::Ordered::new())),
     ("log", || Box::new(logs::Logs::new())),
+    ("rows", || Box::new(rows::Rows::new())),
 ];
+
+/// The target of this name, one that is fuzzed only when it is asked for among them.
+fn build_of(name: &str) -> Option<Build> {
+    TARGETS.iter().chain(&planted::TARGETS).find(|(listed, _)| *listed == name).map(|(_, build)| *build)
+}
 
 /// What one input came to.
 enum Fed {

@@ -6,6 +6,7 @@ use super::mutate::{Length, mutate, noise, pick};
 use super::{Fed, Target, Trial};
 use cfs_api::{AdminCall, AdminError, AdminReply};
 use cfs_consensus::Mark;
+use cfs_consensus::host::rpc;
 use cfs_meta::service::applied::{decode_entry, encode_entry};
 use cfs_meta::service::{PeerCall, PeerReply};
 use cfs_meta::state::LogEntry;
@@ -40,7 +41,7 @@ pub struct Bodies {
     kinds: Vec<Kind>,
 }
 
-const KINDS: [(&str, Rewrite); 20] = [
+const KINDS: [(&str, Rewrite); 30] = [
     ("MetaCall", body_again::<MetaCall>),
     ("MetaResult", body_again::<MetaResult>),
     ("MountCall", body_again::<MountCall>),
@@ -57,6 +58,16 @@ const KINDS: [(&str, Rewrite); 20] = [
     ("PeerReply", body_again::<PeerReply>),
     ("AdminCall", body_again::<AdminCall>),
     ("AdminReply", body_again::<Result<AdminReply, AdminError>>),
+    ("Raft append", body_again::<(u16, rpc::AppendCall)>),
+    ("Raft appended", body_again::<rpc::AppendReply>),
+    ("Raft vote", body_again::<(u16, rpc::VoteCall)>),
+    ("Raft voted", body_again::<rpc::VoteReply>),
+    ("Raft transfer of leadership", body_again::<(u16, rpc::TransferLeaderCall)>),
+    ("Raft transferred", body_again::<rpc::TransferLeaderReply>),
+    ("Raft snapshot", body_again::<(u16, rpc::SnapshotBegin)>),
+    ("Raft snapshot's id", body_again::<u64>),
+    ("Raft snapshot's part", body_again::<(u16, rpc::Transfer)>),
+    ("Raft snapshot taken", body_again::<rpc::SnapshotReply>),
     ("LogEntry", body_again::<LogEntry>),
     ("log entry", entry_again),
     ("mark", mark_again),
@@ -93,8 +104,9 @@ impl Bodies {
         let recorded = corpus::recorded();
         let mark = Mark::default().encode();
         let messages = recorded.calls.iter().flat_map(|(request, reply)| [&request.body, &reply.body]);
+        let entries = recorded.entries.iter().map(|(_, entry)| entry);
         let recorded: Vec<&[u8]> =
-            messages.chain(&recorded.entries).chain([&recorded.parameters, &mark]).map(|bytes| &bytes[..]).collect();
+            messages.chain(entries).chain([&recorded.parameters, &mark]).map(|bytes| &bytes[..]).collect();
         let kinds = KINDS.into_iter().zip(1..).map(|((name, rewrite), seed)| {
             // A body counts for every kind whose own writing of it is the same: of which kind it
             // was is not recorded.

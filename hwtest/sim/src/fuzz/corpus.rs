@@ -1,24 +1,33 @@
 //! Valid bytes: what a small cluster sent and stored while its client did one of everything.
 
 use crate::world::{SERVER, Shape, World};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use cfs_api::AdminCall;
 use cfs_client::{Caller, Client, NewFile, OpenFlags};
 use cfs_fabric::{Address, Connection, Fabric, FabricError, Listener, Message, Service};
+use cfs_meta::service::applied::decode_entry;
+use cfs_meta::state::{self, LogEntry, MemoryState};
 use cfs_reactor::clock::SimClock;
 use cfs_reactor::{Executor, Handle};
 use cfs_store::segment::Mirror;
-use cfs_wire::Errno;
 use cfs_wire::blobs::{BlobInfo, BlobKind, MirroredBlobs};
-use cfs_wire::meta::{AttrChanges, FileKind, LockFamily, LockKind, LockRange};
+use cfs_wire::data::Referent;
+use cfs_wire::meta::{AttrChanges, FileKind, LockFamily, LockKind, LockRange, ShardOp, ShardReply};
+use cfs_wire::{Epoch, Errno, RequestId, SessionId, ShardId, Timestamp};
+use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 const SEED: u64 = 7;
 /// Of a batch of the Raft log, and of a record in it.
 const BATCH_HEADER_BYTES: usize = 64;
 const RECORD_BYTES: usize = 32;
+/// In a record.
+const LENGTH_AT: usize = 4;
+const INDEX_AT: usize = 24;
+const KIND_ENTRY: u8 = 1;
 const PAYLOAD_PROPOSAL: u8 = 1;
 
 /// What was recorded.
@@ -27,8 +36,8 @@ pub struct Recorded {
     pub calls: Vec<(Message, Message)>,
     /// The batches of the Raft log.
     pub log: Vec<(BlobInfo, Bytes)>,
-    /// What was proposed in them.
-    pub entries: Vec<Bytes>,
+    /// What was proposed in them, in the order of each shard.
+    pub entries: Vec<(ShardId, Bytes)>,
     /// What the superblocks say of the cluster.
     pub parameters: Bytes,
 }
@@ -104,25 +113,84 @@ async fn story(handle: Handle) -> Recorded {
     for info in mirror.list(BlobKind::Log).await.expect("lists") {
         log.push((info, mirror.get(info.id, 0, info.length).await.expect("reads")));
     }
-    let entries = log.iter().flat_map(|(_, batch)| proposals(batch)).collect();
+    // What is copied to the end of the log is there twice.
+    let entries: BTreeMap<(ShardId, u64), Bytes> = log.iter().flat_map(|(_, batch)| proposals(batch)).collect();
+    let entries = entries.into_iter().map(|((shard, _), entry)| (shard, entry)).collect();
     let parameters = world.node().parameters().encode().into();
     world.stop_server().await;
     Recorded { calls: calls.take(), log, entries, parameters }
 }
 
-/// The proposals in a batch of the Raft log, as docs/on-disk.md draws it.
-fn proposals(batch: &Bytes) -> Vec<Bytes> {
+/// The proposals in a batch of the Raft log, by shard and index, as docs/on-disk.md draws it.
+fn proposals(batch: &Bytes) -> Vec<((ShardId, u64), Bytes)> {
     let mut rest = batch.slice(BATCH_HEADER_BYTES..);
     let mut found = Vec::new();
     while !rest.is_empty() {
-        let length = u32::from_le_bytes([rest[4], rest[5], rest[6], rest[7]]) as usize;
+        let (mut fields, shard) = (&rest[..RECORD_BYTES], ShardId(u16::from_le_bytes([rest[2], rest[3]])));
+        fields.advance(LENGTH_AT);
+        let length = fields.get_u32_le() as usize;
+        fields.advance(INDEX_AT - LENGTH_AT - 4);
         let payload = rest.slice(RECORD_BYTES..RECORD_BYTES + length);
-        if payload.first() == Some(&PAYLOAD_PROPOSAL) {
-            found.push(payload.slice(1..));
+        if rest[0] == KIND_ENTRY && payload.first() == Some(&PAYLOAD_PROPOSAL) {
+            found.push(((shard, fields.get_u64_le()), payload.slice(1..)));
         }
         rest = rest.slice(RECORD_BYTES + length..);
     }
     found
+}
+
+/// A shard as one entry of its log left it.
+pub struct Step {
+    pub shard: ShardId,
+    pub entry: LogEntry,
+    pub state: MemoryState,
+}
+
+/// Every state that the recorded shards went through, then some that a longer life would bring.
+pub fn steps() -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for (shard, entry) in recorded().entries {
+        let (_, entry) = decode_entry(&entry).expect("what was proposed is read");
+        step(&mut steps, shard, entry);
+    }
+    let shards: BTreeSet<ShardId> = steps.iter().map(|step| step.shard).collect();
+    for shard in shards {
+        for op in collection(&steps, shard) {
+            step(&mut steps, shard, LogEntry::Shard { op, now: Timestamp::default() });
+        }
+        let holder = RequestId { session: SessionId(1), sequence: 1 };
+        step(&mut steps, shard, LogEntry::TakeRenameLock { holder, steal: false });
+        step(&mut steps, shard, LogEntry::Fence { session: holder.session });
+    }
+    steps
+}
+
+fn step(steps: &mut Vec<Step>, shard: ShardId, entry: LogEntry) {
+    let last = steps.iter().rev().find(|step| step.shard == shard);
+    let mut state = last.map_or_else(MemoryState::default, |step| step.state.clone());
+    let applied = state::apply(&state, shard, &entry).now_or_never().expect("a state in memory never waits");
+    let outcome = applied.expect("what was applied once is applied again");
+    state.write(&outcome);
+    steps.push(Step { shard, entry, state });
+}
+
+/// What the collector asks of a shard for everything that the shard released or has registered.
+fn collection(steps: &[Step], shard: ShardId) -> Vec<ShardOp> {
+    let state = steps.iter().rev().find(|step| step.shard == shard).map(|step| &step.state).expect("it has a state");
+    let ask = |op: &ShardOp| state::read_shard(state, shard, op).now_or_never();
+    let max = 10;
+    let Some(Ok(Some(ShardReply::Released(released)))) = ask(&ShardOp::ListReleased { max }) else { return Vec::new() };
+    let registered = ask(&ShardOp::ListRegistrations { after: None, max });
+    let Some(Ok(Some(ShardReply::Registrations { list, .. }))) = registered else { return Vec::new() };
+    let referents: Vec<Referent> = released.into_iter().map(|(referent, _)| referent).collect();
+    let slots = list.iter().map(|(registration, _)| (registration.segment, 0)).collect();
+    vec![
+        ShardOp::Freeze { referents: referents.clone(), epoch: Epoch(5) },
+        ShardOp::MarkDead { slots },
+        ShardOp::Thaw { referents: referents.iter().take(1).copied().collect() },
+        ShardOp::Resolve { referents },
+        ShardOp::AdvanceEpoch { minimum: Epoch(3), after: None },
+    ]
 }
 
 /// One of everything that a program can ask for.

@@ -1,7 +1,7 @@
 //! The process in which a target is fuzzed, with its limits, and the one that waits for it and
 //! says what came of it.
 
-use super::{Fault, TARGETS, Trial};
+use super::{Fault, TARGETS, Trial, build_of};
 use cfs_reactor::Clock;
 use cfs_reactor::clock::{KernelClock, SplitMix64};
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
@@ -43,6 +43,9 @@ pub struct FuzzOptions {
     /// Print every input before it is fed.
     #[arg(long, hide = true)]
     show: bool,
+    /// CPU time after which a round counts as hanging.
+    #[arg(long, hide = true, default_value_t = ROUND_CPU_SECONDS)]
+    round_cpu_seconds: u64,
 }
 
 /// What a target's process ended with.
@@ -84,15 +87,15 @@ fn cpu_seconds() -> f64 {
 
 impl FuzzOptions {
     pub fn run(&self) -> ExitCode {
-        let known: Vec<&str> = TARGETS.iter().map(|(name, _)| *name).collect();
-        if let Some(unknown) = self.targets.iter().find(|name| !known.contains(&name.as_str())) {
-            eprintln!("no target is called {unknown}; there are {}", known.join(", "));
+        let listed = || TARGETS.iter().map(|(name, _)| *name);
+        if let Some(unknown) = self.targets.iter().find(|name| build_of(name).is_none()) {
+            eprintln!("no target is called {unknown}; there are {}", listed().collect::<Vec<_>>().join(", "));
             return ExitCode::FAILURE;
         }
-        let chosen: Vec<&str> = known
-            .into_iter()
-            .filter(|name| self.targets.is_empty() || self.targets.iter().any(|t| t == name))
-            .collect();
+        let chosen: Vec<&str> = match self.targets.is_empty() {
+            true => listed().collect(),
+            false => self.targets.iter().map(String::as_str).collect(),
+        };
         if self.inside {
             return self.fuzz_here(chosen[0]);
         }
@@ -114,7 +117,7 @@ impl FuzzOptions {
     fn fuzz_here(&self, name: &str) -> ExitCode {
         // Where limits can't be set, targets go without.
         let _ = setrlimit(Resource::As, Rlimit { current: Some(MEMORY_MAX), maximum: Some(MEMORY_MAX) });
-        let Some((_, build)) = TARGETS.iter().find(|(listed, _)| *listed == name) else { return ExitCode::FAILURE };
+        let Some(build) = build_of(name) else { return ExitCode::FAILURE };
         let target = build();
         std::panic::set_hook(Box::new(|panic| {
             if let Ok(mut first) = PANIC.lock() {
@@ -128,7 +131,7 @@ impl FuzzOptions {
         while deadline.map_or(rounds < self.rounds, |deadline| clock.now() < deadline) {
             let seed = self.seed.wrapping_add(rounds);
             rounds += 1;
-            let until = cpu_seconds() as u64 + ROUND_CPU_SECONDS;
+            let until = cpu_seconds() as u64 + self.round_cpu_seconds;
             let _ = setrlimit(Resource::Cpu, Rlimit { current: Some(until), maximum: None });
             println!("at {seed}");
             let _ = std::io::stdout().flush();
@@ -149,10 +152,10 @@ impl FuzzOptions {
             Some(minutes) => ["--minutes".to_owned(), minutes.to_string()],
             None => ["--rounds".to_owned(), self.rounds.to_string()],
         };
-        let ended = match run_child(name, self.seed, &extent)? {
+        let ended = match self.run_child(name, self.seed, &extent)? {
             // It died of its input: once more, with every input printed before it is fed.
             Ended::Failed { seed, reason, input: None } => {
-                match run_child(name, seed, &["--show".to_owned(), "--rounds=1".to_owned()])? {
+                match self.run_child(name, seed, &["--show".to_owned(), "--rounds=1".to_owned()])? {
                     Ended::Failed { input, .. } => Ended::Failed { seed, reason, input },
                     _ => Ended::Failed { seed, reason, input: None },
                 }
@@ -174,20 +177,22 @@ impl FuzzOptions {
         }
         Ok(true)
     }
-}
 
-fn run_child(name: &str, seed: u64, extent: &[String]) -> std::io::Result<Ended> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--inside", "--target", name, "--seed", &seed.to_string()]).args(extent);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-    let mut said = Said::default();
-    if let Some(output) = child.stdout.take() {
-        for line in BufReader::new(output).lines() {
-            said.hear(&line?);
+    fn run_child(&self, name: &str, seed: u64, extent: &[String]) -> std::io::Result<Ended> {
+        let cpu_seconds = self.round_cpu_seconds;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["--inside", "--target", name, "--seed", &seed.to_string()]).args(extent);
+        command.args(["--round-cpu-seconds", &cpu_seconds.to_string()]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut said = Said::default();
+        if let Some(output) = child.stdout.take() {
+            for line in BufReader::new(output).lines() {
+                said.hear(&line?);
+            }
         }
+        let status = child.wait()?;
+        Ok(said.end(status, cpu_seconds))
     }
-    let status = child.wait()?;
-    Ok(said.end(status))
 }
 
 /// What a child has printed so far.
@@ -210,7 +215,7 @@ impl Said {
         }
     }
 
-    fn end(self, status: ExitStatus) -> Ended {
+    fn end(self, status: ExitStatus, cpu_seconds: u64) -> Ended {
         let Said { at, input, failed, passed } = self;
         if let Some(told) = passed.filter(|_| status.success()) {
             return Ended::Passed(told);
@@ -218,7 +223,7 @@ impl Said {
         let is = |signal: Signal| status.signal() == Some(signal.as_raw());
         let died = match failed {
             Some(reason) => Some(reason),
-            None if is(Signal::XCPU) => Some(format!("no end after {ROUND_CPU_SECONDS} CPU s")),
+            None if is(Signal::XCPU) => Some(format!("no end after {cpu_seconds} CPU s")),
             None if is(Signal::ABORT) || is(Signal::SEGV) => Some("took all memory or stack".to_owned()),
             None => None,
         };
@@ -236,7 +241,7 @@ mod tests {
     fn ended(lines: &[&str], raw: i32) -> Ended {
         let mut said = Said::default();
         lines.iter().for_each(|line| said.hear(line));
-        said.end(ExitStatus::from_raw(raw))
+        said.end(ExitStatus::from_raw(raw), 15)
     }
 
     #[test]
