@@ -42,6 +42,10 @@ pub type StoredMembership = StoredMembershipOf<Raft>;
 pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<Raft>;
 pub type LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>;
 
+/// Terms, indices, sequences and incarnations are counted up from little: larger ones were never
+/// counted, and would leave no room to count on.
+pub(crate) const NUMBER_MAX: u64 = u64::MAX >> 1;
+
 /// A log id from its two numbers: with one leader a term, the term alone names the leader.
 pub fn log_id(term: u64, index: u64) -> LogId {
     let leader: CommittedLeaderIdOf<Raft> = LeaderId::new(term, 0).to_committed();

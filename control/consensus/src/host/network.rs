@@ -4,7 +4,7 @@
 use super::applier::SnapshotData;
 use super::machine::SnapshotSource;
 use super::rpc::{
-    self, AppendCall, AppendReply, SnapshotBegin, SnapshotReply, Status, Transfer, TransferLeaderCall,
+    self, AppendCall, AppendReply, Counted, SnapshotBegin, SnapshotReply, Status, Transfer, TransferLeaderCall,
     TransferLeaderReply, VoteCall, VoteReply,
 };
 use crate::types::{Member, Raft, Vote};
@@ -88,7 +88,7 @@ pub(super) struct PeerNetwork {
 }
 
 impl PeerNetwork {
-    async fn call<Q: Serialize, R: DeserializeOwned>(
+    async fn call<Q: Serialize, R: DeserializeOwned + Counted>(
         &self,
         action: RPCTypes,
         request: (u16, &Q, Bytes),

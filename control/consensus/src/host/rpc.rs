@@ -1,12 +1,12 @@
 //! The bytes of Raft messages: opcodes, statuses, and bodies in postcard.
 
-use crate::types::{Raft, SnapshotMeta, Vote};
+use crate::types::{LogId, NUMBER_MAX, Raft, SnapshotMeta, Vote};
 use bytes::Bytes;
 use cfs_fabric::Message;
 use cfs_wire::body;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,111 @@ pub struct Transfer {
     pub number: u64,
 }
 
+/// The votes and log ids in a body. One that was never counted is refused: it would be written to the
+/// log, which does not believe it when it is read again.
+pub(super) trait Counted {
+    fn votes(&self) -> Vec<&Vote> {
+        Vec::new()
+    }
+
+    fn log_ids(&self) -> Vec<&LogId> {
+        Vec::new()
+    }
+}
+
+impl Counted for () {}
+impl Counted for u64 {}
+impl Counted for Transfer {}
+
+impl Counted for AppendCall {
+    fn votes(&self) -> Vec<&Vote> {
+        vec![&self.vote]
+    }
+
+    fn log_ids(&self) -> Vec<&LogId> {
+        let entries = self.entries.iter().map(|entry| &entry.log_id);
+        entries.chain(&self.prev_log_id).chain(&self.leader_commit).collect()
+    }
+}
+
+impl Counted for AppendReply {
+    fn votes(&self) -> Vec<&Vote> {
+        match self {
+            AppendReply::HigherVote(vote) => vec![vote],
+            AppendReply::Success | AppendReply::PartialSuccess(_) | AppendReply::Conflict => Vec::new(),
+        }
+    }
+
+    fn log_ids(&self) -> Vec<&LogId> {
+        match self {
+            AppendReply::PartialSuccess(id) => id.iter().collect(),
+            AppendReply::Success | AppendReply::HigherVote(_) | AppendReply::Conflict => Vec::new(),
+        }
+    }
+}
+
+impl Counted for VoteCall {
+    fn votes(&self) -> Vec<&Vote> {
+        vec![&self.vote]
+    }
+
+    fn log_ids(&self) -> Vec<&LogId> {
+        self.last_log_id.iter().collect()
+    }
+}
+
+impl Counted for VoteReply {
+    fn votes(&self) -> Vec<&Vote> {
+        vec![&self.vote]
+    }
+
+    fn log_ids(&self) -> Vec<&LogId> {
+        self.last_log_id.iter().collect()
+    }
+}
+
+impl Counted for TransferLeaderCall {
+    fn votes(&self) -> Vec<&Vote> {
+        vec![self.from_leader()]
+    }
+
+    fn log_ids(&self) -> Vec<&LogId> {
+        self.last_log_id().into_iter().collect()
+    }
+}
+
+impl Counted for TransferLeaderReply {
+    fn votes(&self) -> Vec<&Vote> {
+        match self {
+            Err(TransferLeaderError::VoteChanged { expected, actual }) => vec![expected, actual],
+            Ok(()) | Err(TransferLeaderError::LogNotFlushed { .. }) => Vec::new(),
+        }
+    }
+
+    fn log_ids(&self) -> Vec<&LogId> {
+        match self {
+            Err(TransferLeaderError::LogNotFlushed { expected, actual }) => expected.iter().chain(actual).collect(),
+            Ok(()) | Err(TransferLeaderError::VoteChanged { .. }) => Vec::new(),
+        }
+    }
+}
+
+impl Counted for SnapshotBegin {
+    fn votes(&self) -> Vec<&Vote> {
+        vec![&self.vote]
+    }
+
+    fn log_ids(&self) -> Vec<&LogId> {
+        self.meta.last_log_id.iter().chain(self.meta.last_membership.log_id()).collect()
+    }
+}
+
+impl Counted for SnapshotReply {
+    fn votes(&self) -> Vec<&Vote> {
+        vec![&self.vote]
+    }
+}
+
 pub(super) fn request<T: Serialize>(opcode: u16, group: u16, body: &T, bulk: Bytes) -> Message {
     Message { opcode, body: encode(&(group, body)), bulk }
 }
@@ -87,7 +192,7 @@ pub(super) fn reply<T: Serialize>(result: Result<T, Status>) -> Message {
     }
 }
 
-pub(super) fn read_reply<T: DeserializeOwned>(reply: &Message) -> Result<T, Status> {
+pub(super) fn read_reply<T: DeserializeOwned + Counted>(reply: &Message) -> Result<T, Status> {
     match Status::from_u16(reply.opcode) {
         Status::Ok => read_body(&reply.body),
         status => Err(status),
@@ -99,8 +204,11 @@ pub(super) fn read_group(body: &[u8]) -> Result<(u16, &[u8]), Status> {
     postcard::take_from_bytes(body).map_err(|_| Status::Malformed)
 }
 
-pub(super) fn read_body<T: DeserializeOwned>(rest: &[u8]) -> Result<T, Status> {
-    body::decode(rest).map_err(|_| Status::Malformed)
+pub(super) fn read_body<T: DeserializeOwned + Counted>(rest: &[u8]) -> Result<T, Status> {
+    let read: T = body::decode(rest).map_err(|_| Status::Malformed)?;
+    let terms = read.votes().into_iter().map(|vote| vote.leader_id.term);
+    let numbers = terms.chain(read.log_ids().into_iter().flat_map(|id| [id.leader_id.term, id.index]));
+    if numbers.max().is_some_and(|number| number > NUMBER_MAX) { Err(Status::Malformed) } else { Ok(read) }
 }
 
 fn encode<T: Serialize>(value: &T) -> Bytes {

@@ -2,7 +2,6 @@ use super::*;
 use crate::types::{Command, Entry, LeaderId, LogId, Member, Membership, StoredMembership, log_id};
 use cfs_wire::golden::Golden;
 use openraft::EntryPayload;
-use openraft::raft::TransferLeaderError;
 use openraft::vote::RaftLeaderId;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -43,7 +42,7 @@ fn snapshot() -> SnapshotBegin {
 }
 
 /// Opcode and body, which must also be read as what it was.
-fn call<T: Serialize + DeserializeOwned + Debug>(golden: &mut Golden, name: &str, opcode: u16, body: &T) {
+fn call<T: Serialize + DeserializeOwned + Debug + Counted>(golden: &mut Golden, name: &str, opcode: u16, body: &T) {
     let message = request(opcode, GROUP, body, Bytes::new());
     let (group, rest) = read_group(&message.body).expect("a request names its group");
     let read: T = read_body(rest).expect("what was written is read");
@@ -101,4 +100,45 @@ fn a_body_with_bytes_left_over_is_refused() {
     assert_eq!(read_reply(&good), Ok(AppendReply::Conflict));
     let bad = Message { body: longer(&good.body), ..good };
     assert_eq!(read_reply::<AppendReply>(&bad), Err(Status::Malformed));
+}
+
+/// The log would refuse them when it is read again, and the node could not start.
+#[test]
+fn terms_and_indices_that_were_never_counted_are_refused() {
+    fn is_refused<T: Serialize + DeserializeOwned + Counted>(body: &T) -> bool {
+        match read_reply::<T>(&reply(Ok(body))) {
+            Ok(_) => false,
+            Err(status) => {
+                assert_eq!(status, Status::Malformed);
+                true
+            }
+        }
+    }
+    let (last, beyond) = (NUMBER_MAX, NUMBER_MAX + 1);
+    for (number, refused) in [(last, false), (beyond, true), (u64::MAX, true)] {
+        let (late, far, newer) = (vote(number), Some(at(number)), Some(log_id(number, 1)));
+        for id in [&far, &newer] {
+            let id = || id.clone();
+            assert_eq!(is_refused(&AppendCall { prev_log_id: id(), ..append() }), refused);
+            assert_eq!(is_refused(&AppendCall { leader_commit: id(), ..append() }), refused);
+            assert_eq!(is_refused(&AppendReply::PartialSuccess(id())), refused);
+            assert_eq!(is_refused(&VoteCall::new(vote(1), id())), refused);
+            assert_eq!(is_refused(&VoteReply::new(vote(1), id(), true)), refused);
+            assert_eq!(is_refused(&TransferLeaderCall::new(vote(1), 2, id())), refused);
+            let unflushed = TransferLeaderError::LogNotFlushed { expected: None, actual: id() };
+            assert_eq!(is_refused::<TransferLeaderReply>(&Err(unflushed)), refused);
+        }
+        let mut appended = append();
+        appended.entries[2].log_id = at(number);
+        assert_eq!(is_refused(&appended), refused);
+        let mut begin = snapshot();
+        begin.meta.last_membership = StoredMembership::new(far, membership());
+        assert_eq!(is_refused(&begin), refused);
+        assert_eq!(is_refused(&SnapshotBegin { vote: late, ..snapshot() }), refused);
+        assert_eq!(is_refused(&AppendCall { vote: late, ..append() }), refused);
+        assert_eq!(is_refused(&AppendReply::HigherVote(late)), refused);
+        assert_eq!(is_refused(&VoteReply::new(late, None, true)), refused);
+        assert_eq!(is_refused(&TransferLeaderCall::new(late, 2, None)), refused);
+        assert_eq!(is_refused(&SnapshotReply::new(late)), refused);
+    }
 }

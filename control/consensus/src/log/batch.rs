@@ -2,7 +2,7 @@
 //!
 //! Everything is little-endian. A batch is one blob of kind Log, owner (0, sequence).
 
-use crate::types::{Command, Entry, LogId, Vote, decode_membership, encode_membership, log_id};
+use crate::types::{Command, Entry, LogId, NUMBER_MAX, Vote, decode_membership, encode_membership, log_id};
 use bytes::{BufMut, Bytes, BytesMut};
 use cfs_wire::ShardId;
 use openraft::EntryPayload;
@@ -15,10 +15,6 @@ pub(super) const HEADER_BYTES: usize = 64;
 pub(super) const RECORD_BYTES: usize = 32;
 /// Where the header's checksum lies: its last four bytes.
 const CRC_AT: usize = HEADER_BYTES - 4;
-
-/// Sequences, incarnations, terms and indices are counted up from little: larger ones were never
-/// counted, and would leave no room to count on.
-const NUMBER_MAX: u64 = u64::MAX >> 1;
 
 const KIND_ENTRY: u8 = 1;
 const KIND_VOTE: u8 = 2;
