@@ -29,6 +29,7 @@ const LENGTH_AT: usize = 4;
 const INDEX_AT: usize = 24;
 const KIND_ENTRY: u8 = 1;
 const PAYLOAD_PROPOSAL: u8 = 1;
+const OPCODE_BYTES: usize = 2;
 
 /// What was recorded.
 pub struct Recorded {
@@ -137,6 +138,28 @@ fn proposals(batch: &Bytes) -> Vec<((ShardId, u64), Bytes)> {
         rest = rest.slice(RECORD_BYTES + length..);
     }
     found
+}
+
+/// The golden bytes of all bodies, with an opcode in front or without: also of those that a cluster
+/// of one node never sends.
+pub fn golden() -> Vec<Vec<u8>> {
+    let files = [
+        include_str!("../../../../control/api/tests/golden/admin.txt"),
+        include_str!("../../../../control/consensus/tests/golden/rpc.txt"),
+        include_str!("../../../../control/meta/tests/golden/entries.txt"),
+        include_str!("../../../../control/meta/tests/golden/peers.txt"),
+        include_str!("../../../../dataplane/wire/tests/golden/data.txt"),
+        include_str!("../../../../dataplane/wire/tests/golden/ops.txt"),
+        include_str!("../../../../dataplane/wire/tests/golden/replies.txt"),
+        include_str!("../../../../dataplane/wire/tests/golden/shard.txt"),
+    ];
+    let lines = files.iter().flat_map(|file| file.lines()).filter_map(|line| line.split_once(' '));
+    let bodies = lines.map(|(name, hex)| {
+        let byte = |at: usize| hex.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let bytes: Option<Vec<u8>> = (0..hex.len()).step_by(2).map(byte).collect();
+        bytes.unwrap_or_else(|| panic!("the golden bytes of {name} are no bytes"))
+    });
+    bodies.flat_map(|body| [body.get(OPCODE_BYTES..).unwrap_or_default().to_vec(), body]).collect()
 }
 
 /// A shard as one entry of its log left it.
