@@ -18,8 +18,8 @@ use cfs_movers::rebuild::{Rebuild, RebuildConfig};
 use cfs_movers::scrub::Scrub;
 use cfs_movers::{MoverError, ShardCalls};
 use cfs_reactor::{Handle, Instant};
+use cfs_store::TargetStore;
 use cfs_store::segment::{BlobTarget, LocalTarget, Mirror, SegmentConfig, SegmentStore, TargetPool};
-use cfs_store::{StoreError, TargetStore};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::meta::{MetaError, ShardOp, ShardReply};
 use cfs_wire::{ClusterId, Epoch, NodeId, ShardId, TargetId, VolumeId};
@@ -85,8 +85,8 @@ pub enum StartError {
     )]
     NotRefilled { missing: usize, total: usize, empty: String, tolerated: usize, detail: String },
     /// A target that only a newer program understands.
-    #[error(transparent)]
-    Newer(#[from] StoreError),
+    #[error("{0}")]
+    Newer(String),
     #[error(transparent)]
     Replicas(#[from] ReplicasError),
     #[error(transparent)]

@@ -94,7 +94,9 @@ async fn inspect_all(slots: Vec<DeviceSlot>) -> Result<(Vec<Found>, Unusable), S
         };
         match inspect(&*device).await {
             Ok((superblock, roster)) => Ok(Ok(Found { label, device, superblock, roster })),
-            Err(error @ (StoreError::NewerVersion { .. } | StoreError::UnknownFeatures { .. })) => Err(error),
+            Err(error @ (StoreError::NewerVersion { .. } | StoreError::UnknownFeatures { .. })) => {
+                Err(StartError::Newer(error.to_string()))
+            }
             Err(error) => Ok(Err((label, error.to_string()))),
         }
     });

@@ -177,6 +177,8 @@ mod tests {
             #[serde(skip)]
             lost: u8,
         }
-        golden().body("lossy", &Lossy { lost: 1 });
+        let lossy = Lossy { lost: 1 };
+        assert_eq!(lossy.lost, 1);
+        golden().body("lossy", &lossy);
     }
 }

@@ -117,15 +117,14 @@ fn terms_and_indices_that_were_never_counted_are_refused() {
     let (last, beyond) = (NUMBER_MAX, NUMBER_MAX + 1);
     for (number, refused) in [(last, false), (beyond, true), (u64::MAX, true)] {
         let (late, far, newer) = (vote(number), Some(at(number)), Some(log_id(number, 1)));
-        for id in [&far, &newer] {
-            let id = || id.clone();
-            assert_eq!(is_refused(&AppendCall { prev_log_id: id(), ..append() }), refused);
-            assert_eq!(is_refused(&AppendCall { leader_commit: id(), ..append() }), refused);
-            assert_eq!(is_refused(&AppendReply::PartialSuccess(id())), refused);
-            assert_eq!(is_refused(&VoteCall::new(vote(1), id())), refused);
-            assert_eq!(is_refused(&VoteReply::new(vote(1), id(), true)), refused);
-            assert_eq!(is_refused(&TransferLeaderCall::new(vote(1), 2, id())), refused);
-            let unflushed = TransferLeaderError::LogNotFlushed { expected: None, actual: id() };
+        for id in [far, newer] {
+            assert_eq!(is_refused(&AppendCall { prev_log_id: id, ..append() }), refused);
+            assert_eq!(is_refused(&AppendCall { leader_commit: id, ..append() }), refused);
+            assert_eq!(is_refused(&AppendReply::PartialSuccess(id)), refused);
+            assert_eq!(is_refused(&VoteCall::new(vote(1), id)), refused);
+            assert_eq!(is_refused(&VoteReply::new(vote(1), id, true)), refused);
+            assert_eq!(is_refused(&TransferLeaderCall::new(vote(1), 2, id)), refused);
+            let unflushed = TransferLeaderError::LogNotFlushed { expected: None, actual: id };
             assert_eq!(is_refused::<TransferLeaderReply>(&Err(unflushed)), refused);
         }
         let mut appended = append();
