@@ -154,3 +154,23 @@ pub struct DevArgs {
     #[arg(long, value_name = "TARGET")]
     pub replace: Option<u32>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_key_of_the_file_is_a_flag_and_an_environment_variable() {
+        let command = Cli::command();
+        let server = command.find_subcommand("server").expect("there is a server");
+        for (key, _) in config::KEYS {
+            let flag = if key == "targets" { "target".to_owned() } else { key.replace('_', "-") };
+            let argument =
+                server.get_arguments().chain(command.get_arguments()).find(|one| one.get_long() == Some(&flag));
+            let argument = argument.unwrap_or_else(|| panic!("--{flag} is no flag"));
+            let variable = argument.get_env().unwrap_or_else(|| panic!("--{flag} has no environment variable"));
+            assert_eq!(variable.to_str(), Some(&*format!("CFS_{}", key.to_uppercase())));
+        }
+    }
+}
