@@ -174,10 +174,10 @@ fn parse_options(parsed: &mut MountOptions, options: &[String]) -> Result<()> {
             "exec" => parsed.exec = true,
             "noexec" => parsed.exec = false,
             "noatime" => parsed.noatime = true,
+            "atime" => parsed.noatime = false,
             "allow_other" => parsed.allow_other = Some(true),
             "defaults"
             | "relatime"
-            | "atime"
             | "_netdev"
             | "auto"
             | "noauto"
@@ -240,6 +240,7 @@ mod tests {
         assert_eq!((parsed.allow_other, parsed.read_ahead_kib), (Some(true), 64));
         let passed = parse(&["defaults", "_netdev", "nofail", "x-systemd.automount", "comment=a"]).unwrap();
         assert!(!passed.read_only);
+        assert!(!parse(&["noatime", "atime"]).unwrap().noatime);
         assert!(parse(&["rw", "noatme"]).unwrap_err().contains("mount option 'noatme' is unknown; known: ro,"));
         assert!(parse(&["read_ahead_kib=much"]).unwrap_err().contains("read_ahead_kib=much: not a number"));
     }
