@@ -184,6 +184,12 @@ impl IndexBuilder {
     }
 }
 
+/// What is cached in memory of its own: a device's buffer is up to sixteen times as large, is pooled,
+/// and may be one of the few that rings have registered.
+fn own(read: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(read)
+}
+
 /// Reads tables of one group through the cache.
 pub struct TableReader {
     pub blobs: Rc<dyn MirroredBlobs>,
@@ -207,7 +213,7 @@ impl TableReader {
             return Ok(index);
         }
         let length = table.shape.length.saturating_sub(offset);
-        let bytes = self.blobs.get(table.id, offset, length).await?;
+        let bytes = own(&self.blobs.get(table.id, offset, length).await?);
         let index = Rc::new(self.check(table, TableIndex::decode(&bytes, self.group, &table.shape))?);
         self.cache.insert(table.id, offset, Cached::Index(index.clone()), index.bytes());
         Ok(index)
@@ -217,7 +223,7 @@ impl TableReader {
         if let Some(Cached::Block(block)) = self.cache.get(table.id, at.offset) {
             return Ok(block);
         }
-        let bytes = self.blobs.get(table.id, at.offset, at.length).await?;
+        let bytes = own(&self.blobs.get(table.id, at.offset, at.length).await?);
         let length = bytes.len();
         let block = self.check(table, Block::parse(bytes))?;
         self.cache.insert(table.id, at.offset, Cached::Block(block.clone()), length);

@@ -9,7 +9,7 @@ use crate::core::Core;
 use crate::error::StoreError;
 use crate::layout::{PAGE_BYTES, ZONE_HEADER_BYTES, round_up};
 use crate::state::Entry;
-use crate::zones::{Stream, Zone, ZoneState};
+use crate::zones::{GARBAGE_SHARE_AHEAD, Stream, Zone, ZoneState};
 use cfs_reactor::sync::{OneshotSender, oneshot};
 use cfs_wire::BlobId;
 use cfs_wire::planted::{self, Bug};
@@ -21,14 +21,22 @@ const BATCH_BLOBS: usize = 64;
 const BATCH_BYTES: u64 = 1 << 20;
 /// Tombstones handed over at once: a few header pages.
 const BATCH_TOMBSTONES: usize = 256;
-/// Ahead of demand a zone is taken when this part of it is garbage.
-const GARBAGE_SHARE_AHEAD: u64 = 4;
 /// On demand, when there is nothing better, down to this part.
 const GARBAGE_SHARE_URGENT: u64 = 32;
+
+/// Tombstones of a target beyond which zones with many deleted copies are collected although space
+/// is plenty: they take some 200 bytes of memory each. So many for each zone, that is one a MiB,
+/// and no fewer than so many.
+const TOMBSTONES_PER_ZONE: usize = 64;
+const TOMBSTONES_MIN: usize = 64 << 10;
+/// After a search for such a zone that found none: as many more before the next.
+const TOMBSTONES_STEP: usize = 4096;
 
 #[derive(Default)]
 pub(crate) struct Collector {
     running: Cell<bool>,
+    /// No zone was worth collecting for its tombstones when there were so many, less a step.
+    tombstones_futile: Cell<usize>,
     /// Writers without a zone; told whether one was freed.
     waiting: RefCell<Vec<OneshotSender<bool>>>,
     /// Zones freed since the target was opened.
@@ -99,32 +107,53 @@ impl Core {
         false
     }
 
+    /// Whether deletions have made more tombstones than memory is to be spent on.
+    pub fn has_many_tombstones(&self) -> bool {
+        let most = TOMBSTONES_MIN.max(TOMBSTONES_PER_ZONE * self.superblock.zones as usize);
+        self.state.borrow().tombstones.len() > most.max(self.collector.tombstones_futile.get())
+    }
+
     /// The zone whose collection pays most.
     fn victim(&self, urgent: bool) -> Option<u32> {
+        if let Some(nearly_empty) = self.state.borrow().zones.first_nearly_empty() {
+            return Some(nearly_empty);
+        }
+        let is_low = self.state.borrow().zones.is_low();
+        let most_garbage = if urgent || is_low { self.victim_for_space(urgent) } else { None };
+        most_garbage.or_else(|| self.has_many_tombstones().then(|| self.victim_for_tombstones()).flatten())
+    }
+
+    fn victim_for_space(&self, urgent: bool) -> Option<u32> {
         let state = self.state.borrow();
-        if let Some(empty) = state.zones.first_empty() {
-            return Some(empty);
-        }
-        if !urgent && !state.zones.is_low() {
-            return None;
-        }
         let zone_bytes = u64::from(self.superblock.zone_bytes);
         let newest = state.sequences.newest();
         let share = if urgent { GARBAGE_SHARE_URGENT } else { GARBAGE_SHARE_AHEAD };
-        let eligible = |zone: &Zone| {
-            zone.state == ZoneState::Sealed && !zone.stuck && zone.garbage() >= (zone_bytes / share).max(1)
-        };
         // Ahead of demand, benefit × age ÷ cost (Rosenblum and Ousterhout 1992): a young zone
         // will soon have more garbage. On demand only the gain counts.
-        let score = |zone: &Zone| match urgent {
-            true => u128::from(zone.garbage()),
-            false => {
-                let age = u128::from(newest.saturating_sub(zone.last_sequence)) + 1;
-                u128::from(zone.garbage()) * age / u128::from(zone_bytes + zone.live)
+        state.zones.best_sealed(|zone| {
+            let garbage = u128::from(zone.garbage());
+            let age = u128::from(newest.saturating_sub(zone.last_sequence)) + 1;
+            match zone.garbage() >= (zone_bytes / share).max(1) {
+                false => None,
+                true if urgent => Some(garbage),
+                true => Some(garbage * age / u128::from(zone_bytes + zone.live)),
             }
+        })
+    }
+
+    /// The zone that ends most tombstones for what has to be moved. Where there are more of them than
+    /// [`TOMBSTONES_PER_ZONE`] some zone has as many.
+    fn victim_for_tombstones(&self) -> Option<u32> {
+        let state = self.state.borrow();
+        let gain = |zone: &Zone| {
+            let ended = zone.deleted.len();
+            let cost = zone.live + u64::from(ZONE_HEADER_BYTES);
+            (ended >= TOMBSTONES_PER_ZONE).then(|| ((ended as u128) << 32) / u128::from(cost))
         };
-        let zones = (0u32..).zip(&state.zones.zones).filter(|(_, zone)| eligible(zone));
-        zones.max_by_key(|(number, zone)| (score(zone), std::cmp::Reverse(*number))).map(|(number, _)| number)
+        let victim = state.zones.best_sealed(gain);
+        let futile = if victim.is_some() { 0 } else { state.tombstones.len() + TOMBSTONES_STEP };
+        self.collector.tombstones_futile.set(futile);
+        victim
     }
 
     /// Empties a zone and gives it back with a new generation.

@@ -416,9 +416,10 @@ impl Core {
             zone.last_sequence = flight.sequence;
             state.sequences.settle(flight.sequence);
         }
-        let worth_collecting = state.zones.first_empty().is_some() || (deletes && state.zones.is_low());
+        let nearly_empty = state.zones.first_nearly_empty().is_some();
+        let is_low = state.zones.is_low();
         drop(state);
-        if worth_collecting {
+        if nearly_empty || (deletes && (is_low || self.has_many_tombstones())) {
             self.collect_in_background();
         }
         for reply in flight.replies {

@@ -70,8 +70,20 @@ pub struct Tombstone {
     pub places: SmallVec<[ZoneUse; 1]>,
     /// The zone that holds the tombstone's record.
     pub home: u32,
-    /// What the record takes there, in header and summary.
+    /// What it counts among what lives there: see [`carried_bytes`].
     bytes: u64,
+}
+
+/// What a tombstone's record takes, in header and summary, of a zone that can't be given back
+/// before it is carried elsewhere: nothing once all copies are in that zone too, for they go
+/// together. (Nothing arrives later that it would have to guard against: a put of a deleted id is
+/// refused, a deletion waits for the put under way, and the collector moves nothing out of a zone
+/// that still takes tombstones.)
+fn carried_bytes(places: &[ZoneUse], home: u32) -> u64 {
+    match places.iter().all(|place| place.zone == home) {
+        true => 0,
+        false => 2 * tombstone_record_bytes(places.len()) as u64,
+    }
 }
 
 /// Numbers every structure written to zones and knows up to where all are durable.
@@ -156,6 +168,7 @@ impl State {
                 tombstone.places.push(place.zone_use());
             }
             self.zones.get_mut(place.zone).deleted.push(id);
+            self.weigh_tombstone(id);
             return;
         }
         let info = entry.info;
@@ -254,10 +267,18 @@ impl State {
                 zone.deleted.push(id);
             }
         }
-        let bytes = 2 * tombstone_record_bytes(places.len()) as u64;
-        self.zones.get_mut(home).live += bytes;
         self.zones.get_mut(home).tombstones.push(id);
-        self.tombstones.insert(id, Tombstone { places, home, bytes });
+        self.tombstones.insert(id, Tombstone { places, home, bytes: 0 });
+        self.weigh_tombstone(id);
+    }
+
+    /// Counts a tombstone anew in the zone of its record, after its places have changed.
+    fn weigh_tombstone(&mut self, id: BlobId) {
+        let Some(tombstone) = self.tombstones.get_mut(&id) else { return };
+        let bytes = carried_bytes(&tombstone.places, tombstone.home);
+        let before = std::mem::replace(&mut tombstone.bytes, bytes);
+        self.zones.charge(tombstone.home, bytes);
+        self.zones.release(tombstone.home, before);
     }
 
     pub fn forget_blob(&mut self, id: BlobId) {
@@ -303,6 +324,8 @@ impl State {
                 if home != number {
                     self.zones.release(home, bytes);
                 }
+            } else if tombstone.home != number {
+                self.weigh_tombstone(id);
             }
         }
     }
@@ -323,10 +346,11 @@ impl State {
         entries.filter(|entry| entry.place.zone != number).cloned().collect()
     }
 
-    /// Live tombstones whose record is in a zone.
+    /// Tombstones whose record is in a zone and that guard against copies elsewhere.
     pub fn live_tombstones(&self, number: u32) -> Vec<BlobId> {
         let ids = self.zones.get(number).tombstones.iter();
-        let here = |id: &&BlobId| self.tombstones.get(id).is_some_and(|tombstone| tombstone.home == number);
+        let lives_here = |tombstone: &Tombstone| tombstone.home == number && tombstone.bytes > 0;
+        let here = |id: &&BlobId| self.tombstones.get(id).is_some_and(lives_here);
         let mut ids: Vec<BlobId> = ids.filter(here).copied().collect();
         ids.sort_unstable();
         ids.dedup();

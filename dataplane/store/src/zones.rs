@@ -142,6 +142,11 @@ impl Reserve {
     }
 }
 
+/// A zone with this part of it alive is collected at once: written bytes grow by no more.
+const NEARLY_EMPTY_SHARE: u64 = 64;
+/// Ahead of demand a zone is taken when this part of it is garbage.
+pub const GARBAGE_SHARE_AHEAD: u64 = 4;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ZoneState {
     /// Holds nothing that counts. `ready`: its header is durable and nothing follows it.
@@ -230,8 +235,8 @@ pub struct ZoneTable {
     preparing: Option<u32>,
     /// Open and sealing zones: at most [`TAILS_MAX`].
     unsealed: BTreeSet<u32>,
-    /// Sealed zones in which nothing lives: free for the writing of a header.
-    empty: BTreeSet<u32>,
+    /// Sealed zones that cost next to nothing to collect.
+    nearly_empty: BTreeSet<u32>,
     pub reserve: Reserve,
     zone_bytes: u32,
 }
@@ -246,7 +251,7 @@ impl ZoneTable {
             free,
             preparing: None,
             unsealed: BTreeSet::new(),
-            empty: BTreeSet::new(),
+            nearly_empty: BTreeSet::new(),
             reserve,
             zone_bytes,
         }
@@ -258,27 +263,45 @@ impl ZoneTable {
             ZoneState::Open | ZoneState::Sealing => self.unsealed.insert(zone),
             _ => self.unsealed.remove(&zone),
         };
-        self.note_empty(zone);
+        self.note_nearly_empty(zone);
+    }
+
+    /// Something lives in the zone that did not.
+    pub fn charge(&mut self, zone: u32, bytes: u64) {
+        self.get_mut(zone).live += bytes;
+        self.note_nearly_empty(zone);
     }
 
     /// Something that lived in the zone does no more.
     pub fn release(&mut self, zone: u32, bytes: u64) {
         let live = &mut self.get_mut(zone).live;
         *live = live.saturating_sub(bytes);
-        self.note_empty(zone);
+        self.note_nearly_empty(zone);
     }
 
-    fn note_empty(&mut self, number: u32) {
+    fn note_nearly_empty(&mut self, number: u32) {
+        let zone_bytes = u64::from(self.zone_bytes);
         let zone = self.get(number);
-        match zone.live == 0 && zone.state == ZoneState::Sealed {
-            true => self.empty.insert(number),
-            false => self.empty.remove(&number),
+        let cheap = zone.live <= zone_bytes / NEARLY_EMPTY_SHARE
+            && zone.garbage() >= zone_bytes / GARBAGE_SHARE_AHEAD
+            && !zone.stuck;
+        match zone.state == ZoneState::Sealed && (zone.live == 0 || cheap) {
+            true => self.nearly_empty.insert(number),
+            false => self.nearly_empty.remove(&number),
         };
     }
 
-    /// A sealed zone in which nothing lives.
-    pub fn first_empty(&self) -> Option<u32> {
-        self.empty.first().copied()
+    /// A sealed zone in which nothing lives, or so little that it is not worth waiting for its end:
+    /// the memory and the opening time that all the dead in it cost are worth more.
+    pub fn first_nearly_empty(&self) -> Option<u32> {
+        self.nearly_empty.first().copied()
+    }
+
+    /// Of the sealed zones that can be emptied the one with the highest score, the first of equals.
+    pub fn best_sealed(&self, score: impl Fn(&Zone) -> Option<u128>) -> Option<u32> {
+        let sealed = (0u32..).zip(&self.zones).filter(|(_, zone)| zone.state == ZoneState::Sealed && !zone.stuck);
+        let scored = sealed.filter_map(|(number, zone)| Some((score(zone)?, std::cmp::Reverse(number))));
+        scored.max().map(|(_, std::cmp::Reverse(number))| number)
     }
 
     pub fn is_low(&self) -> bool {

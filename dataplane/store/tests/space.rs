@@ -2,8 +2,9 @@
 
 mod common;
 
+use cfs_device::mem::MemDisk;
 use cfs_reactor::clock::SplitMix64;
-use cfs_store::{StoreError, TargetStore};
+use cfs_store::{FormatOptions, StoreError, TargetStore};
 use cfs_wire::blobs::BlobKind;
 use common::*;
 use std::collections::BTreeMap;
@@ -136,4 +137,73 @@ fn the_collector_loses_nothing_under_random_load_close_to_full() {
             assert_eq!(scrubbed(&store).await, vec![], "seed {seed}");
         });
     }
+}
+
+#[test]
+fn a_log_that_turns_over_leaves_no_trail_of_deletions_although_space_is_plenty() {
+    run(21, |handle| async move {
+        let disk = formatted(&handle, 64, 21).await;
+        let store = open(&disk, &handle).await;
+        // What outlives the log in a zone of its own, and one beside it whose deletion has to be
+        // remembered as long: its record is in a zone of the log.
+        put(&store, 1, BlobKind::Data, 50_000).await.unwrap();
+        put(&store, 2, BlobKind::Data, 50_000).await.unwrap();
+        delete(&store, &[2]).await.unwrap();
+        const KEPT: u128 = 40;
+        for id in 100..3000 {
+            put(&store, id, BlobKind::Log, 3000).await.unwrap();
+            if id >= 100 + KEPT {
+                delete(&store, &[id - KEPT]).await.unwrap();
+            }
+            let space = store.space();
+            // A zone holds some twenty of the log and as many deletions: three full ones may wait.
+            assert!(space.tombstones <= 2 * KEPT as u64, "{id}: {space:?}");
+            assert!(space.zones_free + 10 >= space.zones_total, "{id}: {space:?}");
+        }
+        assert!(store.zones_collected() > 100);
+        let store = reopen(store, &disk, &handle).await;
+        expect_blob(&store, 1, 50_000, "beside the log").await;
+        expect_absent(&store, 2, "beside the log").await;
+        for id in 100..3000 - KEPT {
+            expect_absent(&store, id, "cut").await;
+        }
+        for id in 3000 - KEPT..3000 {
+            expect_blob(&store, id, 3000, "log").await;
+        }
+    });
+}
+
+#[test]
+fn deletions_take_bounded_memory_although_every_zone_holds_something_alive() {
+    /// What is remembered of a target with so few zones.
+    const TOMBSTONES_MAX: u64 = 64 << 10;
+    const BLOBS: u128 = 72_000;
+    run(22, |handle| async move {
+        let zone_bytes = 4 << 20;
+        let disk = MemDisk::new("test", AREA + 140 * u64::from(zone_bytes), 512, 22);
+        let options = FormatOptions { zone_bytes: Some(zone_bytes), ..options() };
+        cfs_store::format(&*disk.open(&handle), &options).await.unwrap();
+        let store = open(&disk, &handle).await;
+        let is_kept = |id: &u128| id.is_multiple_of(20);
+        for first in (0..BLOBS).step_by(500) {
+            let puts = (first..first + 500).map(|id| put(&store, id, BlobKind::Data, 100));
+            futures_util::future::try_join_all(puts).await.unwrap();
+        }
+        let mut most = 0;
+        for first in (0..BLOBS).step_by(500) {
+            let ids: Vec<u128> = (first..first + 500).filter(|id| !is_kept(id)).collect();
+            delete(&store, &ids).await.unwrap();
+            most = most.max(store.space().tombstones);
+        }
+        handle.sleep(std::time::Duration::from_secs(1)).await;
+        assert!(most > TOMBSTONES_MAX, "{most}: the bound was not met");
+        let space = store.space();
+        assert!(space.tombstones <= TOMBSTONES_MAX, "{space:?}");
+        assert!(most < TOMBSTONES_MAX + 4000, "{most}: the collector did not keep up");
+        let store = reopen(store, &disk, &handle).await;
+        for id in (0..BLOBS).filter(is_kept) {
+            expect_blob(&store, id, 100, "kept").await;
+        }
+        assert_eq!(store.space().blobs.iter().sum::<u64>(), BLOBS as u64 / 20);
+    });
 }

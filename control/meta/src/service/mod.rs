@@ -46,6 +46,7 @@ use cfs_reactor::{Handle, Instant};
 use cfs_wire::meta::{MetaError, MetaResult};
 use cfs_wire::{NodeId, RequestId, SessionId, ShardId};
 use events::Events;
+use readers::LeaseTotal;
 use shard::Shard;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -112,6 +113,8 @@ impl MetaService {
         config: ServiceConfig,
         space: Space,
     ) -> MetaService {
+        let leases = LeaseTotal::default();
+        shards.iter().for_each(|shard| shard.applied.readers().count_in(&leases));
         let shards = shards.into_iter().map(|shard| (shard.shard, Rc::new(Shard::new(shard)))).collect();
         let inner = Inner {
             handle: handle.clone(),

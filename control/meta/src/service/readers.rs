@@ -8,18 +8,23 @@
 use cfs_reactor::Instant;
 use cfs_wire::{Ino, SessionId};
 use smallvec::SmallVec;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-/// Leases of one shard at most: beyond it reads are answered without one. 64 bytes each.
-const LEASES_MAX: usize = 1 << 20;
+/// Leases that a node gives at most: beyond it reads are answered without one. Some 110 bytes each,
+/// with the tree's nodes.
+const LEASES_MAX: usize = 512 << 10;
+
+/// How many leases all shards of a node have given.
+pub type LeaseTotal = Rc<Cell<usize>>;
 
 #[derive(Default)]
 struct State {
     leases: BTreeMap<Ino, SmallVec<[(SessionId, Instant); 2]>>,
     /// How many leases each session holds; sessions without any are absent.
     counts: BTreeMap<SessionId, usize>,
+    total: LeaseTotal,
     /// The sessions whose changes are recalling an inode.
     recalls: BTreeMap<Ino, SmallVec<[SessionId; 2]>>,
     /// Reads under way, with the inodes whose recall began or ended since each began.
@@ -51,11 +56,19 @@ pub struct Recall {
 }
 
 impl Readers {
+    /// From here on its leases count together with those of other shards.
+    pub fn count_in(&self, total: &LeaseTotal) {
+        let mut state = self.0.borrow_mut();
+        let own = state.held();
+        state.total = total.clone();
+        total.set(total.get() + own);
+    }
+
     /// Starts over, as a leader that has just begun does: all it knows is who may be a reader.
     pub fn restart(&self, known: impl IntoIterator<Item = SessionId>, suspect_until: Instant) {
         let mut state = self.0.borrow_mut();
         state.leases.clear();
-        state.counts.clear();
+        state.recount();
         state.cleared.clear();
         state.suspects = known.into_iter().collect();
         state.suspect_until = suspect_until;
@@ -155,11 +168,7 @@ impl Readers {
             held.retain(|(_, until)| *until > now);
             !held.is_empty()
         });
-        let mut counts = BTreeMap::new();
-        for (session, _) in state.leases.values().flatten() {
-            *counts.entry(*session).or_default() += 1;
-        }
-        state.counts = counts;
+        state.recount();
         if now >= state.suspect_until {
             state.suspects.clear();
             state.cleared.clear();
@@ -187,7 +196,7 @@ impl Read {
         let tainted = state.reads.get(&self.id).is_none_or(|tainted| tainted.contains(&ino));
         let own = own.map_or(0, |own| own.inos.iter().filter(|recalled| **recalled == ino).count());
         let recalls = state.recalls.get(&ino).map_or(0, SmallVec::len);
-        if tainted || recalls > own || state.counts.values().sum::<usize>() >= LEASES_MAX {
+        if tainted || recalls > own || state.total.get() >= LEASES_MAX {
             return false;
         }
         state.add(session, ino, until);
@@ -230,6 +239,20 @@ impl State {
         }
     }
 
+    fn held(&self) -> usize {
+        self.counts.values().sum()
+    }
+
+    /// Counts again after many leases went at once.
+    fn recount(&mut self) {
+        let before = self.held();
+        self.counts.clear();
+        for (session, _) in self.leases.values().flatten() {
+            *self.counts.entry(*session).or_default() += 1;
+        }
+        self.total.set(self.total.get() + self.held() - before);
+    }
+
     fn add(&mut self, session: SessionId, ino: Ino, until: Instant) {
         let held = self.leases.entry(ino).or_default();
         match held.iter_mut().find(|(holder, _)| *holder == session) {
@@ -237,6 +260,7 @@ impl State {
             None => {
                 held.push((session, until));
                 *self.counts.entry(session).or_default() += 1;
+                self.total.set(self.total.get() + 1);
             }
         }
     }
@@ -246,6 +270,7 @@ impl State {
         let before = held.len();
         held.retain(|(holder, _)| *holder != session);
         let removed = before - held.len();
+        self.total.set(self.total.get() - removed);
         if held.is_empty() {
             self.leases.remove(&ino);
         }
@@ -284,6 +309,26 @@ mod tests {
         assert_eq!(readers.others(FILE, A, at(1)), [(B, at(9))]);
         assert_eq!(readers.others(FILE, B, at(1)), []);
         assert_eq!(readers.others(FILE, A, at(9)), [], "a lease ends by itself");
+    }
+
+    #[test]
+    fn all_shards_of_a_node_together_give_bounded_leases() {
+        let (one, other, total) = (Readers::default(), Readers::default(), LeaseTotal::default());
+        one.count_in(&total);
+        other.count_in(&total);
+        let give = |readers: &Readers, number: usize| {
+            readers.begin_read().grant(A, Ino::from_u64(number as u64), at(9))
+        };
+        assert!((0..LEASES_MAX - 1).all(|number| give(&one, number)));
+        assert!(give(&other, 0));
+        assert!(!give(&other, 1) && !give(&one, LEASES_MAX), "the node has given all");
+        one.dropped(A, Ino::from_u64(5), at(1));
+        assert!(give(&other, 1));
+        assert!(!give(&other, 2));
+        one.expire(at(9));
+        assert_eq!(total.get(), 2);
+        other.restart([], at(9));
+        assert_eq!(total.get(), 0);
     }
 
     #[test]
