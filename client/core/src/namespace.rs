@@ -3,7 +3,7 @@
 use crate::Client;
 use crate::cache::{DirEntries, LocatedEntry, Negative, unexpected};
 use crate::nodes::name;
-use cfs_wire::meta::{FileKind, MetaOp, MetaReply, Name, RENAME_WHITEOUT, StatFs};
+use cfs_wire::meta::{FileKind, MetaOp, MetaReply, Name, RENAME_EXCHANGE, RENAME_WHITEOUT, StatFs};
 use cfs_wire::{Errno, Ino};
 use std::rc::Rc;
 
@@ -165,11 +165,16 @@ impl Client {
         if flags & RENAME_WHITEOUT != 0 {
             return Err(Errno::EINVAL);
         }
-        let moved = self.rename_source(dir, &from).await;
-        if let Some(ino) = moved {
-            // Whoever writes a new version and renames it over the old one must never find the
-            // name with neither: what can't be written replaces nothing.
-            self.flush_known(ino).await?;
+        // Whoever writes a new version and renames it over the old one must never find the name with
+        // neither: what can't be written replaces nothing.
+        let mut replacing = vec![(dir, &from)];
+        if flags & RENAME_EXCHANGE != 0 {
+            replacing.push((to_dir, &to));
+        }
+        for (dir, name) in replacing {
+            if let Some(ino) = self.rename_source(dir, name).await {
+                self.flush_known(ino).await?;
+            }
         }
         let op = MetaOp::Rename { dir, name: from.clone(), to_dir, to_name: to.clone(), flags };
         match self.change(op).await {

@@ -5,6 +5,7 @@ mod common;
 use bytes::Bytes;
 use cfs_client::{Client, ClientConfig, OpenFile};
 use cfs_wire::Errno;
+use cfs_wire::meta::RENAME_EXCHANGE;
 use common::{ROOT, Server, create, fenced_by_a_writer, open, pattern, read, simulate, write};
 use std::rc::Rc;
 
@@ -97,6 +98,34 @@ fn what_cannot_be_written_is_not_renamed_over_what_is_there() {
         let again = open(&client, "f").await;
         assert_eq!(read(&client, &again, 0, 10).await, b"new");
     });
+}
+
+#[test]
+fn an_exchange_puts_a_name_over_another_only_when_both_files_are_written() {
+    // Whichever of the two names comes first.
+    for (from, to) in [("f", "new"), ("new", "f")] {
+        simulate(8, move |server| async move {
+            server.start().await;
+            let client = server.client("a").await;
+            let exchange = || client.rename(ROOT, from.as_bytes(), ROOT, to.as_bytes(), RENAME_EXCHANGE);
+            let old = create(&client, "f").await;
+            write(&client, &old, 0, b"old").await;
+            client.fsync(&old, false).await.unwrap();
+            let new = create(&client, "new").await;
+            let room = server.disk.room.replace(0);
+            write(&client, &new, 0, &pattern(50_000, 1)).await;
+            assert_eq!(exchange().await, Err(Errno::ENOSPC), "{from} and {to}");
+            server.disk.room.set(room);
+            let again = open(&client, "f").await;
+            assert_eq!(read(&client, &again, 0, 10).await, b"old");
+            write(&client, &new, 0, b"new").await;
+            exchange().await.unwrap();
+            for (name, bytes) in [("f", b"new"), ("new", b"old")] {
+                let again = open(&client, name).await;
+                assert_eq!(read(&client, &again, 0, 10).await, bytes);
+            }
+        });
+    }
 }
 
 #[test]

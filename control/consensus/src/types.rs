@@ -104,7 +104,7 @@ impl Mark {
         if version != MARK_VERSION {
             return Err(BadMark);
         }
-        let fields: MarkFields = postcard::from_bytes(rest).map_err(|_| BadMark)?;
+        let fields: MarkFields = cfs_wire::body::decode_stored(rest).map_err(|_| BadMark)?;
         Ok(Mark {
             applied: fields.applied.map(|(term, index)| log_id(term, index)),
             membership: StoredMembership::new(
@@ -133,7 +133,7 @@ pub(crate) fn encode_membership(membership: &Membership) -> Vec<u8> {
 }
 
 pub(crate) fn decode_membership(bytes: &[u8]) -> Option<Membership> {
-    let (configs, members) = postcard::from_bytes(bytes).ok()?;
+    let (configs, members) = cfs_wire::body::decode_stored(bytes).ok()?;
     membership_from(configs, members)
 }
 
@@ -154,6 +154,7 @@ mod tests {
         for length in 0..bytes.len() {
             assert_eq!(Mark::decode(&bytes[..length]), Err(BadMark), "cut to {length}");
         }
+        assert_eq!(Mark::decode(&[&bytes[..], &[0]].concat()), Err(BadMark), "a byte is left over");
         let mut newer = bytes.to_vec();
         newer[0] = 2;
         assert_eq!(Mark::decode(&newer), Err(BadMark));

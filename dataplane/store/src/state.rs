@@ -284,6 +284,8 @@ impl State {
     pub fn forget_blob(&mut self, id: BlobId) {
         self.duplicates.remove(&id);
         let Some(entry) = self.index.remove(&id) else { return };
+        // What kept the zone from being collected may have been this blob.
+        self.zones.get_mut(entry.place.zone).stuck = false;
         self.zones.release(entry.place.zone, entry.footprint());
         self.uncount(&entry.info);
         self.used = self.used.saturating_sub(entry.footprint());

@@ -200,7 +200,12 @@ impl TargetStore {
         if planted::is(Bug::StoreDropTombstone) {
             present.drain(..).for_each(|id| self.core.state.borrow_mut().forget_blob(id));
         }
-        self.core.write_tombstones(Stream::Log, &present).await
+        let written = self.core.write_tombstones(Stream::Log, &present).await;
+        if self.core.check_writable().is_err() {
+            // It failed meanwhile: as above.
+            present.iter().for_each(|id| self.core.state.borrow_mut().forget_blob(*id));
+        }
+        written
     }
 
     /// Whether a deletion of the blob is under way: it is there yet, and won't be soon.

@@ -199,6 +199,23 @@ fn scrub_and_reads_find_rot_and_a_put_of_the_same_bytes_heals_it() {
 }
 
 #[test]
+fn what_a_device_fails_to_delete_is_not_shown_any_more_lest_somebody_copies_it_back() {
+    run(8, |handle| async move {
+        let disk = formatted(&handle, 16, 8).await;
+        let store = open(&disk, &handle).await;
+        for id in 1..=3 {
+            put(&store, id, BlobKind::Data, 5000).await.unwrap();
+        }
+        disk.set_faults(cfs_device::mem::Faults { write_error: 1.0, ..Default::default() });
+        assert!(matches!(delete(&store, &[1, 2]).await, Err(StoreError::Device(_))));
+        disk.set_faults(Default::default());
+        expect_absent(&store, 1, "deleted").await;
+        expect_absent(&store, 2, "deleted").await;
+        assert_eq!(store.list(BlobKind::Data), [info(3, BlobKind::Data, 5000)]);
+    });
+}
+
+#[test]
 fn a_device_that_fails_a_write_is_fenced_but_still_read() {
     run(8, |handle| async move {
         let disk = formatted(&handle, 16, 8).await;

@@ -36,6 +36,12 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Bytes, BodyError> {
 /// The one value that `bytes` holds, and nothing after it.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BodyError> {
     check_length(bytes.len())?;
+    decode_stored(bytes)
+}
+
+/// The one value that stored `bytes` hold, and nothing after it: what bounds their length is
+/// whoever reads them.
+pub fn decode_stored<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BodyError> {
     let (value, rest) = postcard::take_from_bytes(bytes).map_err(BodyError::Decode)?;
     if !rest.is_empty() {
         return Err(BodyError::Trailing { bytes: rest.len() });

@@ -50,7 +50,7 @@ impl ClusterParameters {
             Some(&other) => return Err(ParametersError::Format(other)),
         }
         let parameters: ClusterParameters =
-            postcard::from_bytes(bytes).map_err(|error| ParametersError::Malformed(error.to_string()))?;
+            crate::body::decode_stored(bytes).map_err(|error| ParametersError::Malformed(error.to_string()))?;
         if parameters.shards == 0 || parameters.targets == 0 {
             return Err(ParametersError::Malformed(format!("{parameters:?} is out of range")));
         }
@@ -78,6 +78,9 @@ mod tests {
         assert_eq!(ClusterParameters::decode(&bytes), Ok(parameters));
         bytes[0] = 2;
         assert_eq!(ClusterParameters::decode(&bytes), Err(ParametersError::Format(2)));
+        bytes[0] = 1;
+        bytes.push(0);
+        assert!(matches!(ClusterParameters::decode(&bytes), Err(ParametersError::Malformed(_))), "a byte is left over");
         assert!(matches!(ClusterParameters::decode(&[]), Err(ParametersError::Malformed(_))));
     }
 }

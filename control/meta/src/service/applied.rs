@@ -44,7 +44,7 @@ pub fn decode_entry(bytes: &[u8]) -> Result<(u64, LogEntry), EntryError> {
         return Err(EntryError::UnknownFormat(*format));
     }
     let nonce = u64::from_le_bytes(nonce.try_into().map_err(|_| EntryError::Short(bytes.len()))?);
-    let entry = postcard::from_bytes(body).map_err(|_| EntryError::Malformed)?;
+    let entry = cfs_wire::body::decode_stored(body).map_err(|_| EntryError::Malformed)?;
     Ok((nonce, entry))
 }
 

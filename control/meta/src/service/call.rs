@@ -71,7 +71,10 @@ impl MetaService {
         loop {
             let reading = shard.readers().begin_read();
             let mut reply = self.read_state(shard, session, op).await??;
-            if !self.recall_seen(shard, session, &mut reply).await? {
+            if let Some(ino) = self.written_elsewhere(shard, session, &mut reply).await? {
+                // It is read anew afterwards; until then it need not be told of every change.
+                drop(reading);
+                self.recall_writer(shard, ino, session).await?;
                 continue;
             }
             // Nothing is awaited from here to the answer: the session can't be fenced between.
@@ -102,16 +105,16 @@ impl MetaService {
         }
     }
 
-    /// Recalls the write leases of others on what a reply tells of. False: read again.
-    async fn recall_seen(
+    /// The inode that a reply tells of and that others have write leases on.
+    async fn written_elsewhere(
         &self,
         shard: &Rc<Shard>,
         session: SessionId,
         reply: &mut MetaReply,
-    ) -> Result<bool, MetaError> {
+    ) -> Result<Option<Ino>, MetaError> {
         if let MetaReply::Entries { entries, .. } = reply {
             if shard.is_alone(session) {
-                return Ok(true);
+                return Ok(None);
             }
             // One slow writer must not hold up a whole directory: its attributes are left out.
             for entry in entries.iter_mut().filter(|entry| entry.attr.is_some()) {
@@ -120,19 +123,14 @@ impl MetaService {
                     entry.attr = None;
                 }
             }
-            return Ok(true);
+            return Ok(None);
         }
-        let Some((ino, grant)) = seen(reply) else { return Ok(true) };
+        let Some((ino, grant)) = seen(reply) else { return Ok(None) };
         if grant.write {
-            return Ok(true);
+            return Ok(None);
         }
-        match self.lease_holder(shard, ino).await? {
-            Some(holder) if holder != session => {
-                self.recall_writer(shard, ino, session).await?;
-                Ok(false)
-            }
-            _ => Ok(true),
-        }
+        let holder = self.lease_holder(shard, ino).await?;
+        Ok(holder.filter(|holder| *holder != session).map(|_| ino))
     }
 
     /// Fills in what the state does not know: leases, the session's lease time, free space.

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// Events in one reply: 1024 of some 12 bytes stay far below the RPC body limit.
 const EVENTS_PER_REPLY_MAX: usize = 1024;
+/// What no queue counts up to: an acknowledgement above was made up.
+const NUMBER_MAX: u64 = u64::MAX >> 1;
 /// A poll that comes back without an acknowledgement of what the last reply carried either lost
 /// that reply or is still carrying it out: it gets the same events again, but no faster than this.
 const RESEND: Duration = Duration::from_millis(500);
@@ -141,7 +143,7 @@ impl Events {
     fn acknowledge(&self, session: SessionId, upto: u64) -> u64 {
         let mut queues = self.queues.borrow_mut();
         let queue = self.queue(&mut queues, session);
-        if queue.polls == 0 && upto >= queue.next {
+        if queue.polls == 0 && (queue.next..=NUMBER_MAX).contains(&upto) {
             queue.renumber(upto + 1);
         }
         queue.polls += 1;
@@ -263,6 +265,20 @@ mod tests {
             assert!(!ticket.is_acknowledged());
             let deadline = handle.now() + Duration::from_secs(1);
             assert!(!ticket.acknowledged_by(&handle, deadline).await);
+        });
+    }
+
+    #[test]
+    fn an_acknowledgement_that_nobody_can_have_counted_to_is_ignored() {
+        simulate(|handle| async move {
+            for forged in [u64::MAX, u64::MAX - 1, NUMBER_MAX + 1] {
+                let events = Events::new(&handle);
+                let ticket = events.push(SESSION, invalidate(5));
+                let reply = events.poll(&call(forged), Duration::ZERO, || true).await;
+                assert_eq!(reply.events, [(events.first, invalidate(5))]);
+                assert!(!ticket.is_acknowledged());
+                events.push(SESSION, invalidate(6));
+            }
         });
     }
 }

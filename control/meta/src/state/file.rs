@@ -337,7 +337,12 @@ impl View<'_> {
             }
         }
         if !commit.writes.is_empty() || commit.mtime.is_some() {
-            inode.modify(commit.mtime.unwrap_or(now));
+            // A client's clock, and the time a write spent unwritten: neither takes back a ctime that
+            // was shown.
+            let written = commit.mtime.unwrap_or(now);
+            let shown = inode.ctime;
+            inode.modify(written);
+            inode.ctime = written.max(shown);
         }
         self.put_inode(&inode, ChangeKind::Content);
         Ok(MetaReply::Committed { attr: inode.attr(self.config.policy), append_offset: done.append_offset })

@@ -120,6 +120,8 @@ impl SegmentStore {
                 }
                 // Deleted while it was read.
                 Err(StoreError::NotFound(_)) => {}
+                // Nothing is wrong with the copy.
+                Err(error @ StoreError::OutOfRange { .. }) => return Err(DataError::Malformed(error.to_string())),
                 Err(error) => {
                     tracing::warn!(%blob, target = %target.id(), tries, %error, "a copy is unreadable");
                     damage = Some(error.to_string());

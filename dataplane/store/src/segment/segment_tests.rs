@@ -512,6 +512,9 @@ fn what_reads_find_damaged_is_remembered_and_repaired_copies_stand_for_the_other
         let pieces = bench.store.store(&call("2x"), small.clone()).await.unwrap().pieces;
         let Location::Hot { blob, .. } = pieces[0].location else { panic!("a hot blob was expected") };
         let id = mirror.put(BlobKind::Log, Owner { high: 0, low: 1 }, batch.clone()).await.unwrap();
+        // Asking for more than there is damages nothing.
+        let beyond = Piece { length: 5001, ..pieces[0].clone() };
+        assert!(matches!(read_all(&bench, &[beyond]).await, Err(DataError::Malformed(_))));
         assert_eq!(bench.pool.take_damaged().len(), 0);
         for disk in 0..2 {
             assert!(bench.disks[disk].corrupt_written(1000, 3) > 0);

@@ -1,7 +1,7 @@
 //! The bytes between leaders, and of what is proposed, are pinned: a change here needs a new
 //! version of the protocol or of the format.
 
-use super::super::applied::{decode_entry, encode_entry};
+use super::super::applied::{EntryError, decode_entry, encode_entry};
 use super::super::{OP_PEER, PeerCall, PeerReply};
 use crate::state::{Action, Answer, LogEntry, Refusal, TxnId};
 use cfs_wire::golden::Golden;
@@ -56,6 +56,7 @@ fn what_is_proposed_is_what_it_was() {
     let (nonce, entry) = (0xf1f2_f3f4_f5f6_f7f8, LogEntry::Fence { session: SESSION });
     let bytes = encode_entry(nonce, &entry);
     assert_eq!(decode_entry(&bytes), Ok((nonce, entry)));
+    assert_eq!(decode_entry(&[&bytes[..], &[0]].concat()), Err(EntryError::Malformed), "a byte is left over");
     let mut golden = Golden::new(env!("CARGO_MANIFEST_DIR"), "proposal");
     golden.bytes("proposal", &bytes);
     golden.check();

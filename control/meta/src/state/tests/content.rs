@@ -122,16 +122,37 @@ fn commits_of_a_session_apply_in_order_and_once() {
 }
 
 #[test]
+fn a_write_that_is_committed_late_takes_no_shown_ctime_back() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    let mut sequence = 0;
+    let mut commit = |shard: &mut Shard, mtime| {
+        sequence += 1;
+        let writes = vec![data(0, 100, 1)];
+        let commit = Commit { ino, sequence, writes, mtime: Some(mtime), kill_privileges: false };
+        match shard.call(MetaOp::Commit(commit)) {
+            Ok(MetaReply::Committed { attr, .. }) => (attr.mtime, attr.ctime),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(commit(&mut shard, at(5000)), (at(5000), at(5000)));
+    let shown = shard.set(ino, AttrChanges { ctime: Some(at(7000)), ..Default::default() }).unwrap();
+    assert_eq!(shown.ctime, at(7000));
+    assert_eq!(commit(&mut shard, at(6000)), (at(6000), at(7000)));
+    assert_eq!(commit(&mut shard, at(8000)), (at(8000), at(8000)));
+}
+
+#[test]
 fn the_first_append_of_a_commit_says_where_it_went() {
     let mut shard = Shard::new();
     let ino = new_file(&mut shard);
     shard.write(ino, vec![data(0, 9000, 1)]).unwrap();
     let append = |blob| FileWrite::Append { length: 10, location: hot(blob, 0), epoch: Epoch(0) };
     let commit =
-        Commit { ino, sequence: 1, writes: vec![append(2), append(3)], mtime: Some(at(5)), kill_privileges: false };
+        Commit { ino, sequence: 1, writes: vec![append(2), append(3)], mtime: Some(at(5000)), kill_privileges: false };
     match shard.call(MetaOp::Commit(commit)) {
         Ok(MetaReply::Committed { attr, append_offset }) => {
-            assert_eq!((attr.size, append_offset, attr.mtime, attr.ctime), (9020, Some(9000), at(5), at(5)));
+            assert_eq!((attr.size, append_offset, attr.mtime, attr.ctime), (9020, Some(9000), at(5000), at(5000)));
         }
         other => panic!("{other:?}"),
     }
