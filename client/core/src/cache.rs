@@ -150,10 +150,14 @@ impl Client {
             return self.located(&inode).unwrap_or(Located { attr: attr.clone(), valid: Duration::ZERO });
         }
         // Not to be cached, but our own uncommitted writes belong to it all the same.
+        // So do those of which the commit was answered meanwhile: what it told is newer than this.
         let mut state = inode.state();
-        let kept = state.attr.replace(attr.clone());
+        let known = state.attr.clone();
+        if known.as_ref().is_none_or(|known| known.version <= attr.version) {
+            state.attr = Some(attr.clone());
+        }
         let local = state.local_attr();
-        state.attr = kept;
+        state.attr = known;
         Located { attr: local.unwrap_or_else(|| attr.clone()), valid: Duration::ZERO }
     }
 

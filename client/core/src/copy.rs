@@ -2,6 +2,7 @@
 //! themselves are copied.
 
 use crate::Client;
+use crate::WriteFlags;
 use crate::calls::CallError;
 use crate::extents::{Run, Source};
 use crate::files::OpenFile;
@@ -75,8 +76,9 @@ impl Client {
                 }
             } else {
                 let bytes = self.read(from, source, step.min(COPY_STEP.into()) as u32).await?;
-                // O_APPEND has no say here: the kernel refuses such a target.
-                self.write(to, target, bytes, kill_privileges).await?.into()
+                // The kernel refuses a target with O_APPEND; what it was opened with says nothing.
+                let how = WriteFlags { append: false, sync: to.flags.sync, kill_privileges };
+                self.write_with(to, target, bytes, how).await?.into()
             };
             if copied == 0 {
                 break;

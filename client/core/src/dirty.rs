@@ -47,6 +47,14 @@ impl Run {
         }
     }
 
+    /// A small rest does not hold the large buffer it came in.
+    fn let_go(mut self) -> Run {
+        if self.len() < KEPT_BYTES_MIN {
+            self.writable();
+        }
+        self
+    }
+
     fn freeze(self) -> Bytes {
         match self {
             Run::Kept(bytes) => bytes,
@@ -115,7 +123,7 @@ impl DirtyMap {
 
     /// Cuts a range out.
     fn remove(&mut self, offset: u64, end: u64) {
-        if let Some((start, run)) = self.runs.range_mut(..offset).next_back() {
+        if let Some((&start, run)) = self.runs.range_mut(..offset).next_back() {
             let run_end = start + run.len() as u64;
             if run_end > offset {
                 let mut cut = run.split_off((offset - start) as usize);
@@ -123,7 +131,10 @@ impl DirtyMap {
                 if run_end > end {
                     let tail = cut.split_off((end - offset) as usize);
                     self.bytes += tail.len();
-                    self.runs.insert(end, tail);
+                    self.runs.insert(end, tail.let_go());
+                }
+                if let Some(head) = self.runs.remove(&start) {
+                    self.runs.insert(start, head.let_go());
                 }
             }
         }
@@ -133,7 +144,7 @@ impl DirtyMap {
             if start + length as u64 > end {
                 let tail = run.split_off((end - start) as usize);
                 self.bytes += tail.len();
-                self.runs.insert(end, tail);
+                self.runs.insert(end, tail.let_go());
             }
         }
     }
@@ -249,6 +260,25 @@ mod tests {
         let expected = [&[1; 5][..], b"over", &[1; KEPT_BYTES_MIN - 9]].concat();
         assert!(frozen[&5] == expected);
         assert_eq!(before, [(5, large.slice(..100))], "what was read does not change");
+    }
+
+    #[test]
+    fn what_a_later_write_leaves_of_a_large_one_does_not_hold_its_buffer() {
+        let mut map = DirtyMap::default();
+        struct Buffer(Vec<u8>, #[allow(dead_code, reason = "counts the buffers that are held")] std::sync::Arc<()>);
+        impl AsRef<[u8]> for Buffer {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let buffers = std::sync::Arc::new(());
+        // Each leaves a byte of the one before, at its beginning or its end.
+        for offset in (0..20).chain((0..20).rev()) {
+            let buffer = Buffer(vec![offset as u8; KEPT_BYTES_MIN], buffers.clone());
+            map.insert(offset, Bytes::from_owner(buffer));
+            assert!(std::sync::Arc::strong_count(&buffers) <= 2, "no more than the last one");
+        }
+        assert_eq!(map.bytes(), KEPT_BYTES_MIN + 19);
     }
 
     #[test]

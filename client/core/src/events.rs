@@ -164,6 +164,7 @@ impl Client {
                 let bytes = state.discard_dirty();
                 if !planted::is(Bug::ClientHideLoss) {
                     state.fail(Errno::EIO);
+                    self.has_lost.set(true);
                 }
                 self.dirty_inodes.borrow_mut().remove(&inode.ino);
                 self.dirty_less(bytes);

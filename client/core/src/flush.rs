@@ -38,15 +38,27 @@ impl Client {
         if !inode.state().is_dirty() {
             return Ok(());
         }
+        let failures = inode.state().failures.count;
         let _turn = inode.order.acquire(1).await;
-        self.flush_in_turn(inode).await
+        let flushed = self.flush_in_turn(inode).await;
+        // One that was under way may have lost what this one was to commit.
+        let state = inode.state();
+        let lost = state.failures.last.filter(|_| state.failures.count != failures);
+        lost.map_or(flushed, Err)
     }
 
-    /// Flushes an inode if it is known here.
-    pub(crate) async fn flush_known(self: &Rc<Self>, ino: Ino) -> Result<(), Errno> {
-        match self.known_inode(ino) {
-            Some(inode) => self.flush_inode(&inode).await,
-            None => Ok(()),
+    /// Before a file gets a name, maybe that of another: what was written to it here is committed,
+    /// or it is an error. So it is where a flush before this one, or a fence, has lost what was
+    /// written, and nobody has been told.
+    pub(crate) async fn flush_for_name(self: &Rc<Self>, ino: Ino) -> Result<(), Errno> {
+        let Some(inode) = self.known_inode(ino) else { return Ok(()) };
+        let before = inode.state().failures.count;
+        let flushed = self.flush_inode(&inode).await;
+        let failures = &mut inode.state().failures;
+        let untold = std::mem::take(&mut failures.unseen);
+        match failures.last {
+            Some(errno) if untold || failures.count != before => Err(errno),
+            _ => flushed,
         }
     }
 
@@ -73,6 +85,7 @@ impl Client {
             if !lost.reported && !unreadable {
                 tracing::error!(ino = %inode.ino, error = ?lost.error, "written data was lost");
                 state.fail(lost.error.errno());
+                self.has_lost.set(true);
             }
             lost.error.errno()
         })

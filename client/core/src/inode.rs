@@ -137,7 +137,8 @@ impl InodeState {
             attr.allocated = attr.allocated.saturating_add(self.dirty_bytes() as u64);
             if let Some(time) = self.written_at {
                 attr.mtime = time;
-                attr.ctime = time;
+                // As the commit will set it.
+                attr.ctime = time.not_before(attr.ctime);
             }
             if self.kill_privileges {
                 attr.mode = without_privileges(attr.mode);

@@ -86,6 +86,8 @@ pub struct Client {
     pages: RefCell<Pages>,
     dirty_inodes: RefCell<BTreeSet<Ino>>,
     dirty_bytes: Cell<usize>,
+    /// Something that was written could not be committed, ever.
+    has_lost: Cell<bool>,
     /// Bytes the server had room for when it was asked at `space_asked`, less what was written since.
     space_left: Cell<u64>,
     space_asked: Cell<cfs_reactor::Instant>,
@@ -129,6 +131,7 @@ impl Client {
             pages: RefCell::new(Pages::new(config.cache_bytes_max)),
             dirty_inodes: RefCell::new(BTreeSet::new()),
             dirty_bytes: Cell::new(0),
+            has_lost: Cell::new(false),
             space_left: Cell::new(0),
             space_asked: Cell::default(),
             lingering: RefCell::new(BTreeSet::new()),

@@ -77,7 +77,7 @@ impl Client {
 
     pub async fn link(self: &Rc<Self>, ino: Ino, dir: Ino, file_name: &[u8]) -> Result<LocatedEntry, Errno> {
         let entry_name = name(file_name)?;
-        self.flush_known(ino).await?;
+        self.flush_for_name(ino).await?;
         let op = MetaOp::Link { ino, dir, name: entry_name.clone() };
         match self.change(op).await {
             Ok(answer) => {
@@ -173,7 +173,7 @@ impl Client {
         }
         for (dir, name) in replacing {
             if let Some(ino) = self.rename_source(dir, name).await {
-                self.flush_known(ino).await?;
+                self.flush_for_name(ino).await?;
             }
         }
         let op = MetaOp::Rename { dir, name: from.clone(), to_dir, to_name: to.clone(), flags };
@@ -216,7 +216,7 @@ impl Client {
     async fn rename_source(self: &Rc<Self>, dir: Ino, from: &Name) -> Option<Ino> {
         match self.cached_entry(dir, from) {
             Some(found) => found,
-            None if self.dirty_inodes.borrow().is_empty() => None,
+            None if self.dirty_inodes.borrow().is_empty() && !self.has_lost.get() => None,
             None => self.lookup_remote(dir, from.clone()).await.ok().map(|entry| entry.attr.ino),
         }
     }

@@ -34,6 +34,9 @@ impl Client {
         if untouched {
             // Only our own change happened meanwhile, and this is its outcome.
             answer.stamp = self.stamps.now();
+        } else {
+            // What was known before is void, and what is answered is not kept.
+            inode.state().attr = None;
         }
         match &answer.reply {
             MetaReply::Attr { attr, grant } => Ok(self.take_attr(attr, *grant, &answer)),

@@ -101,6 +101,55 @@ fn what_cannot_be_written_is_not_renamed_over_what_is_there() {
 }
 
 #[test]
+fn what_was_lost_before_a_rename_or_link_is_not_put_in_the_place_of_what_is_there() {
+    // Lost by the flush of a close that the rename waits for, by one long before it, or by a fence.
+    for (seed, loss) in (8..).zip(["close", "before", "fence"]) {
+        simulate(seed, move |server| async move {
+            server.start().await;
+            let client = server.client("a").await;
+            let old = create(&client, "f").await;
+            write(&client, &old, 0, b"old").await;
+            client.fsync(&old, false).await.unwrap();
+            // Two fences would say no more than one.
+            let others: &[&str] = if loss == "fence" { &["new"] } else { &["new", "linked"] };
+            for &other in others {
+                let new = create(&client, other).await;
+                let ino = new.ino();
+                let room = server.disk.room.get();
+                write(&client, &new, 0, &pattern(50_000, 1)).await;
+                let expected = match loss {
+                    "fence" => {
+                        fenced_by_a_writer(&server, "a", other).await;
+                        Errno::EIO
+                    }
+                    _ => {
+                        server.disk.room.set(0);
+                        client.flush(&new).await.unwrap();
+                        Errno::ENOSPC
+                    }
+                };
+                client.release(&new);
+                if loss == "before" {
+                    server.sleep(5000).await;
+                }
+                let put = match other {
+                    "new" => client.rename(ROOT, b"new", ROOT, b"f", 0).await,
+                    _ => client.link(ino, ROOT, b"second").await.map(drop),
+                };
+                assert_eq!(put, Err(expected), "{loss}, {other}");
+                server.disk.room.set(room);
+                // It has been told.
+                if other == "linked" {
+                    client.link(ino, ROOT, b"second").await.unwrap();
+                }
+            }
+            let again = open(&client, "f").await;
+            assert_eq!(read(&client, &again, 0, 10).await, b"old", "{loss}");
+        });
+    }
+}
+
+#[test]
 fn an_exchange_puts_a_name_over_another_only_when_both_files_are_written() {
     // Whichever of the two names comes first.
     for (from, to) in [("f", "new"), ("new", "f")] {

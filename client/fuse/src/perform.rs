@@ -88,9 +88,15 @@ impl Performer {
             }
             Operation::Symlink { dir, name, target } => client.symlink(caller, dir, &name, &target).await.map(entry),
             Operation::Create { dir, name, mode, umask, flags } => {
+                let exclusive = flags & libc::O_EXCL != 0;
                 let flags = OpenFlags { truncate: false, ..OpenFlags::from_bits(flags) };
                 let new = NewFile::regular(mode, umask);
-                client.create(caller, dir, &name, new, flags).await.map(|made| self.created(made))
+                match client.create(caller, dir, &name, new, flags).await {
+                    // Another mount made it since the kernel looked: this has the kernel look again,
+                    // and open what is there with the checks that belong to that.
+                    Err(Errno::EEXIST) if !exclusive => Err(Errno::ESTALE),
+                    made => made.map(|made| self.created(made)),
+                }
             }
             Operation::TmpFile { dir, mode, umask, flags } => {
                 let flags = OpenFlags { truncate: false, ..OpenFlags::from_bits(flags) };

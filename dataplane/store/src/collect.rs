@@ -10,7 +10,7 @@ use crate::error::StoreError;
 use crate::layout::{PAGE_BYTES, ZONE_HEADER_BYTES, round_up};
 use crate::state::Entry;
 use crate::zones::{GARBAGE_SHARE_AHEAD, Stream, Zone, ZoneState};
-use cfs_reactor::sync::{OneshotSender, oneshot};
+use cfs_reactor::sync::{OneshotReceiver, OneshotSender, oneshot};
 use cfs_wire::BlobId;
 use cfs_wire::planted::{self, Bug};
 use std::cell::{Cell, RefCell};
@@ -56,7 +56,9 @@ impl Core {
 
     /// Collects what is cheap, and more while free zones are few.
     pub fn collect_in_background(self: &Rc<Self>) {
-        if self.check_writable().is_ok() && self.victim(false).is_some() {
+        // One that runs looks for the next zone itself, and at all of them each time.
+        let runs = self.collector.running.get();
+        if !runs && self.check_writable().is_ok() && self.victim(false).is_some() {
             self.start_collector();
         }
     }
@@ -178,7 +180,9 @@ impl Core {
             }
             Err(error) => {
                 tracing::warn!(zone, %error, "zone could not be collected");
-                self.state.borrow_mut().zones.set_state(zone, ZoneState::Sealed);
+                let mut state = self.state.borrow_mut();
+                state.zones.set_state(zone, ZoneState::Sealed);
+                state.zones.not_emptied(zone);
                 false
             }
         }
@@ -243,13 +247,14 @@ impl Core {
     }
 
     async fn move_blobs(self: &Rc<Self>, zone: u32, batch: &[Entry]) -> Result<(), StoreError> {
-        let mut answers = Vec::new();
+        let (mut answers, mut unread) = (Vec::new(), Ok(()));
         for entry in batch {
             let payload = match self.read_for_move(entry).await {
                 Ok(payload) => payload,
                 Err(error) => {
                     self.state.borrow_mut().zones.get_mut(zone).stuck = true;
-                    return Err(error);
+                    unread = Err(error);
+                    break;
                 }
             };
             let still_there = self.state.borrow().index.get(&entry.info.id).is_some_and(|now| now.place == entry.place);
@@ -260,10 +265,7 @@ impl Core {
                 self.submit(Stream::Relocated, Request { item: Item::Move(blob, entry.place), reply });
             }
         }
-        for answer in answers {
-            answer.await.unwrap_or(Err(StoreError::Closed))?;
-        }
-        Ok(())
+        all_of(answers).await.and(unread)
     }
 
     /// Writes tombstones on a stream; durable when answered.
@@ -274,9 +276,17 @@ impl Core {
             answers.push(answer);
             self.submit(stream, Request { item: Item::Tombstone(*id), reply });
         }
-        for answer in answers {
-            answer.await.unwrap_or(Err(StoreError::Closed))?;
-        }
-        Ok(())
+        all_of(answers).await
     }
+}
+
+/// Waits until nothing that was submitted is under way any more, also behind a failure: a move that
+/// lands after its zone was given back would bring a blob back that was deleted between.
+async fn all_of(answers: Vec<OneshotReceiver<Result<(), StoreError>>>) -> Result<(), StoreError> {
+    let mut outcome = Ok(());
+    for answer in answers {
+        let answer = answer.await.unwrap_or(Err(StoreError::Closed));
+        outcome = outcome.and(answer);
+    }
+    outcome
 }

@@ -247,12 +247,15 @@ impl State {
     /// A durable tombstone record in `home`: the blob is gone for good.
     pub fn tombstone_arrived(&mut self, record: &TombstoneRecord, home: u32) {
         let id = record.id;
-        if let Some(existing) = self.tombstones.get(&id) {
+        let mut listed: SmallVec<[ZoneUse; 1]> = SmallVec::new();
+        if let Some(existing) = self.tombstones.get_mut(&id) {
             // Carried forward, or found twice: the newer record counts.
+            listed = std::mem::take(&mut existing.places);
             let (old_home, bytes) = (existing.home, existing.bytes);
             self.zones.release(old_home, bytes);
         }
         let mut places = self.places_of(id);
+        places.extend(listed.iter().copied());
         places.extend(record.places.iter().copied());
         places.sort_unstable();
         places.dedup();
@@ -262,7 +265,7 @@ impl State {
         if places.is_empty() {
             return;
         }
-        for place in &places {
+        for place in places.iter().filter(|place| !listed.contains(place)) {
             if let Some(zone) = self.zones.zones.get_mut(place.zone as usize) {
                 zone.deleted.push(id);
             }

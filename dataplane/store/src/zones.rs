@@ -235,7 +235,9 @@ pub struct ZoneTable {
     preparing: Option<u32>,
     /// Open and sealing zones: at most [`TAILS_MAX`].
     unsealed: BTreeSet<u32>,
-    /// Sealed zones that cost next to nothing to collect.
+    /// Sealed zones in which nothing lives: free for the writing of a header.
+    empty: BTreeSet<u32>,
+    /// Sealed zones that cost little more, for something lives there.
     nearly_empty: BTreeSet<u32>,
     pub reserve: Reserve,
     zone_bytes: u32,
@@ -251,6 +253,7 @@ impl ZoneTable {
             free,
             preparing: None,
             unsealed: BTreeSet::new(),
+            empty: BTreeSet::new(),
             nearly_empty: BTreeSet::new(),
             reserve,
             zone_bytes,
@@ -285,16 +288,25 @@ impl ZoneTable {
         let cheap = zone.live <= zone_bytes / NEARLY_EMPTY_SHARE
             && zone.garbage() >= zone_bytes / GARBAGE_SHARE_AHEAD
             && !zone.stuck;
-        match zone.state == ZoneState::Sealed && (zone.live == 0 || cheap) {
-            true => self.nearly_empty.insert(number),
-            false => self.nearly_empty.remove(&number),
-        };
+        let (sealed, lives) = (zone.state == ZoneState::Sealed, zone.live > 0);
+        for (set, belongs) in [(&mut self.empty, !lives), (&mut self.nearly_empty, lives && cheap)] {
+            match sealed && belongs {
+                true => set.insert(number),
+                false => set.remove(&number),
+            };
+        }
+    }
+
+    /// What lives in the zone found no place: it counts as nearly empty again once less lives there.
+    pub fn not_emptied(&mut self, zone: u32) {
+        self.nearly_empty.remove(&zone);
     }
 
     /// A sealed zone in which nothing lives, or so little that it is not worth waiting for its end:
-    /// the memory and the opening time that all the dead in it cost are worth more.
+    /// the memory and the opening time that all the dead in it cost are worth more. First those whose
+    /// collection needs no room.
     pub fn first_nearly_empty(&self) -> Option<u32> {
-        self.nearly_empty.first().copied()
+        self.empty.first().or_else(|| self.nearly_empty.first()).copied()
     }
 
     /// Of the sealed zones that can be emptied the one with the highest score, the first of equals.

@@ -316,9 +316,8 @@ mod tests {
         let (one, other, total) = (Readers::default(), Readers::default(), LeaseTotal::default());
         one.count_in(&total);
         other.count_in(&total);
-        let give = |readers: &Readers, number: usize| {
-            readers.begin_read().grant(A, Ino::from_u64(number as u64), at(9))
-        };
+        let give =
+            |readers: &Readers, number: usize| readers.begin_read().grant(A, Ino::from_u64(number as u64), at(9));
         assert!((0..LEASES_MAX - 1).all(|number| give(&one, number)));
         assert!(give(&other, 0));
         assert!(!give(&other, 1) && !give(&one, LEASES_MAX), "the node has given all");

@@ -337,12 +337,11 @@ impl View<'_> {
             }
         }
         if !commit.writes.is_empty() || commit.mtime.is_some() {
-            // A client's clock, and the time a write spent unwritten: neither takes back a ctime that
-            // was shown.
-            let written = commit.mtime.unwrap_or(now);
-            let shown = inode.ctime;
+            // Neither a client's clock nor the time a write spent unwritten takes back a ctime that was
+            // shown; and it is another one after every change.
+            let (written, shown) = (commit.mtime.unwrap_or(now), inode.ctime);
             inode.modify(written);
-            inode.ctime = written.max(shown);
+            inode.ctime = written.not_before(shown);
         }
         self.put_inode(&inode, ChangeKind::Content);
         Ok(MetaReply::Committed { attr: inode.attr(self.config.policy), append_offset: done.append_offset })

@@ -447,7 +447,7 @@ impl Model {
             node.kill();
         }
         node.mtime = commit.mtime.unwrap_or(now);
-        node.ctime = node.ctime.max(node.mtime);
+        node.ctime = node.mtime.not_before(node.ctime);
         Ok(MetaReply::Committed { attr: self.attr(commit.ino)?, append_offset })
     }
 }
