@@ -150,6 +150,46 @@ fn two_mounts_that_write_one_page_and_append_to_one_log_do_not_wait_for_their_le
     mounted.unmount();
 }
 
+/// Opens a file that need not be there, and one that must not, at the same time as the other side.
+/// Whether the latter was made here, for each round.
+fn create_at_once(directory: &Path, side: usize, rounds: usize, together: &Barrier) -> Vec<io::Result<bool>> {
+    let create_both = |round| {
+        together.wait();
+        let shared = directory.join(format!("shared-{round}"));
+        let shared = File::options().write(true).create(true).truncate(false).open(shared)?;
+        shared.write_all_at(&[side as u8 + 1], side as u64)?;
+        match File::create_new(directory.join(format!("exclusive-{round}"))) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        }
+    };
+    (0..rounds).map(create_both).collect()
+}
+
+#[test]
+fn of_two_mounts_that_create_one_file_at_once_both_open_it_unless_exclusively() {
+    const ROUNDS: usize = 100;
+    let Some(mounted) = mount() else { return };
+    let second = tempfile::tempdir().unwrap();
+    let other = spawn_mount(MountConfig::new(second.path(), mounted.server.address.clone())).unwrap();
+    let together = Arc::new(Barrier::new(2));
+    let sides = [mounted.path("."), second.path().to_owned()].into_iter().enumerate().map(|(side, directory)| {
+        let together = together.clone();
+        thread::Builder::new().spawn(move || create_at_once(&directory, side, ROUNDS, &together)).unwrap()
+    });
+    let sides: Vec<_> = sides.collect();
+    let made: io::Result<Vec<Vec<bool>>> =
+        sides.into_iter().map(|side| side.join().unwrap().into_iter().collect()).collect();
+    let made = made.unwrap();
+    for round in 0..ROUNDS {
+        assert!(made[0][round] != made[1][round], "round {round}: made by {made:?}");
+        assert_eq!(fs::read(mounted.path(&format!("shared-{round}"))).unwrap(), [1, 2], "round {round}");
+    }
+    drop(other);
+    mounted.unmount();
+}
+
 /// Changes names until that fails; tells of each round and how it ended.
 fn churn_until_gone(directory: PathBuf, side: &'static str) -> Receiver<Option<io::Error>> {
     let (tell, told) = channel();
