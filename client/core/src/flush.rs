@@ -52,12 +52,11 @@ impl Client {
     /// written, and nobody has been told.
     pub(crate) async fn flush_for_name(self: &Rc<Self>, ino: Ino) -> Result<(), Errno> {
         let Some(inode) = self.known_inode(ino) else { return Ok(()) };
-        let before = inode.state().failures.count;
         let flushed = self.flush_inode(&inode).await;
         let failures = &mut inode.state().failures;
         let untold = std::mem::take(&mut failures.unseen);
         match failures.last {
-            Some(errno) if untold || failures.count != before => Err(errno),
+            Some(errno) if untold => Err(errno),
             _ => flushed,
         }
     }

@@ -78,14 +78,20 @@ fn a_failure_that_no_open_file_reported_is_the_next_ones_to_report_once() {
     });
 }
 
+/// A client that has made the file `f`, with the durable content `old`.
+async fn with_old_file(server: &Rc<Server>) -> Rc<Client> {
+    let client = server.client("a").await;
+    let old = create(&client, "f").await;
+    write(&client, &old, 0, b"old").await;
+    client.fsync(&old, false).await.unwrap();
+    client
+}
+
 #[test]
 fn what_cannot_be_written_is_not_renamed_over_what_is_there() {
     simulate(8, |server| async move {
         server.start().await;
-        let client = server.client("a").await;
-        let old = create(&client, "f").await;
-        write(&client, &old, 0, b"old").await;
-        client.fsync(&old, false).await.unwrap();
+        let client = with_old_file(&server).await;
         let new = create(&client, "new").await;
         let room = server.disk.room.replace(0);
         write(&client, &new, 0, &pattern(50_000, 1)).await;
@@ -106,10 +112,7 @@ fn what_was_lost_before_a_rename_or_link_is_not_put_in_the_place_of_what_is_ther
     for (seed, loss) in (8..).zip(["close", "before", "fence"]) {
         simulate(seed, move |server| async move {
             server.start().await;
-            let client = server.client("a").await;
-            let old = create(&client, "f").await;
-            write(&client, &old, 0, b"old").await;
-            client.fsync(&old, false).await.unwrap();
+            let client = with_old_file(&server).await;
             // Two fences would say no more than one.
             let others: &[&str] = if loss == "fence" { &["new"] } else { &["new", "linked"] };
             for &other in others {
@@ -155,11 +158,8 @@ fn an_exchange_puts_a_name_over_another_only_when_both_files_are_written() {
     for (from, to) in [("f", "new"), ("new", "f")] {
         simulate(8, move |server| async move {
             server.start().await;
-            let client = server.client("a").await;
+            let client = with_old_file(&server).await;
             let exchange = || client.rename(ROOT, from.as_bytes(), ROOT, to.as_bytes(), RENAME_EXCHANGE);
-            let old = create(&client, "f").await;
-            write(&client, &old, 0, b"old").await;
-            client.fsync(&old, false).await.unwrap();
             let new = create(&client, "new").await;
             let room = server.disk.room.replace(0);
             write(&client, &new, 0, &pattern(50_000, 1)).await;

@@ -93,7 +93,8 @@ impl Performer {
                 let new = NewFile::regular(mode, umask);
                 match client.create(caller, dir, &name, new, flags).await {
                     // Another mount made it since the kernel looked: this has the kernel look again,
-                    // and open what is there with the checks that belong to that.
+                    // and open what is there with the checks that belong to that. It does so
+                    // once: who loses to others twice in a row is told ESTALE.
                     Err(Errno::EEXIST) if !exclusive => Err(Errno::ESTALE),
                     made => made.map(|made| self.created(made)),
                 }

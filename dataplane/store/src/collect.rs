@@ -25,8 +25,8 @@ const BATCH_TOMBSTONES: usize = 256;
 const GARBAGE_SHARE_URGENT: u64 = 32;
 
 /// Tombstones of a target beyond which zones with many deleted copies are collected although space
-/// is plenty: they take some 200 bytes of memory each. So many for each zone, that is one a MiB,
-/// and no fewer than so many.
+/// is plenty: they take some 200 bytes of memory each. So many for each zone, that is one a MiB in
+/// zones of 64 MiB, and no fewer than so many.
 const TOMBSTONES_PER_ZONE: usize = 64;
 const TOMBSTONES_MIN: usize = 64 << 10;
 /// After a search for such a zone that found none: as many more before the next.
