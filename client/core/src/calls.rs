@@ -65,6 +65,11 @@ impl Backoff {
         Backoff { pause: PAUSE_MIN, deadline: client.handle.now() + client.config.retry_window }
     }
 
+    /// Opens the window anew; the pauses stay as they have grown.
+    pub fn start_again(&mut self, client: &Client) {
+        self.deadline = client.handle.now() + client.config.retry_window;
+    }
+
     /// False when the window is over.
     pub async fn wait(&mut self, client: &Client) -> bool {
         if client.handle.now() >= self.deadline {
@@ -171,6 +176,8 @@ impl Client {
                     Ok(Err(MetaError::NotLeader { .. })) => {}
                     // It may have been.
                     Ok(Err(MetaError::Unavailable(_))) => executed = true,
+                    // Not lost for patience: the server is there and at work.
+                    Ok(Err(MetaError::Busy(_))) => backoff.start_again(self),
                     Ok(Err(MetaError::Malformed(detail))) => {
                         tracing::error!(detail, "the server does not understand a request");
                         return Err(CallError::Errno(Errno::EIO));

@@ -77,7 +77,7 @@ impl Client {
             } else {
                 let bytes = self.read(from, source, step.min(COPY_STEP.into()) as u32).await?;
                 // The kernel refuses a target with O_APPEND; what it was opened with says nothing.
-                let how = WriteFlags { append: false, sync: to.flags.sync, kill_privileges };
+                let how = WriteFlags { append: false, sync: to.flags.sync, kill_privileges, mapped: false };
                 self.write_with(to, target, bytes, how).await?.into()
             };
             if copied == 0 {

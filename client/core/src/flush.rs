@@ -3,7 +3,7 @@
 use crate::Client;
 use crate::calls::{Backoff, CallError};
 use crate::dirty::{Frozen, frozen_bytes, frozen_end};
-use crate::inode::Inode;
+use crate::inode::{Inode, Written};
 use crate::session::Session;
 use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
@@ -92,7 +92,7 @@ impl Client {
 
     /// What is dirty now is committed or dropped; the caller holds the inode's turn.
     pub(crate) async fn write_back(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<(), Lost> {
-        let (frozen, mtime, kill, session) = {
+        let (frozen, written, session) = {
             let mut state = inode.state();
             if state.dirty.is_empty() {
                 return Ok(());
@@ -100,14 +100,14 @@ impl Client {
             let session = self.session.borrow().clone();
             let frozen = Rc::new(state.dirty.freeze());
             state.flushing = Some(frozen.clone());
-            (frozen, state.written_at, state.kill_privileges, session)
+            (frozen, state.written, session)
         };
-        let mut outcome = self.commit_frozen(&session, inode, &frozen, mtime, kill).await;
+        let mut outcome = self.commit_frozen(&session, inode, &frozen, written).await;
         if matches!(outcome, Err(CallError::Fenced { .. }))
             && planted::is(Bug::ClientKeepFencedData)
             && let Ok(next) = self.session().await
         {
-            outcome = self.commit_frozen(&next, inode, &frozen, mtime, kill).await;
+            outcome = self.commit_frozen(&next, inode, &frozen, written).await;
         }
         let mut state = inode.state();
         let ours = state.flushing.as_ref().is_some_and(|flushing| Rc::ptr_eq(flushing, &frozen));
@@ -117,8 +117,7 @@ impl Client {
         }
         state.flushing = None;
         if state.dirty.is_empty() {
-            state.written_at = None;
-            state.kill_privileges = false;
+            state.written = Written::default();
             self.dirty_inodes.borrow_mut().remove(&inode.ino);
         }
         self.dirty_less(frozen_bytes(&frozen));
@@ -151,8 +150,7 @@ impl Client {
         session: &Rc<Session>,
         inode: &Rc<Inode>,
         frozen: &Frozen,
-        mtime: Option<Timestamp>,
-        kill: bool,
+        written: Written,
     ) -> Result<Flushed, CallError> {
         let size = inode.state().attr.as_ref().map_or(u64::MAX, |attr| attr.size);
         let mut inline = size.max(frozen_end(frozen)) <= INLINE_BYTES_MAX as u64;
@@ -160,14 +158,17 @@ impl Client {
         loop {
             let placed =
                 if inline { Vec::new() } else { self.store_runs(inode, frozen).await.map_err(CallError::Errno)? };
-            let writes: Vec<FileWrite> = if inline {
+            let mut writes: Vec<FileWrite> = if inline {
                 let inline_write =
                     |(offset, run): (&u64, &Bytes)| FileWrite::Inline { offset: *offset, bytes: run.to_vec() };
                 frozen.iter().map(inline_write).collect()
             } else {
                 placed.iter().cloned().map(data_write).collect()
             };
-            match self.commit_all(session, inode, writes, mtime, kill).await {
+            if written.drop_capability {
+                writes.push(FileWrite::DropCapability);
+            }
+            match self.commit_all(session, inode, writes, written.at, written.kill_privileges).await {
                 Ok(attr) => return Ok(Flushed { attr, placed }),
                 // Too long to be inline by now; or the server is so full that it makes no inode larger,
                 // and there is room for data still.

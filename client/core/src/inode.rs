@@ -33,6 +33,14 @@ pub(crate) struct Failures {
     pub last: Option<Errno>,
     pub unseen: bool,
 }
+/// How the bytes were written that are not committed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Written {
+    /// The last of them.
+    pub at: Option<Timestamp>,
+    pub kill_privileges: bool,
+    pub drop_capability: bool,
+}
 
 pub(crate) struct InodeState {
     /// The server's attributes; believed while granted or leased.
@@ -45,9 +53,7 @@ pub(crate) struct InodeState {
     pub dirty: DirtyMap,
     pub flushing: Option<Rc<Frozen>>,
     pub dirty_since: Instant,
-    /// The time of the last write that is not committed.
-    pub written_at: Option<Timestamp>,
-    pub kill_privileges: bool,
+    pub written: Written,
     /// Of the last commit that was acknowledged.
     pub commit_sequence: u64,
     /// Of a file; it never changes, so it outlives the attributes it came with.
@@ -85,8 +91,7 @@ impl Inode {
             dirty: DirtyMap::default(),
             flushing: None,
             dirty_since: Instant::default(),
-            written_at: None,
-            kill_privileges: false,
+            written: Written::default(),
             commit_sequence: 0,
             policy: None,
             extents: ExtentCache::default(),
@@ -135,12 +140,12 @@ impl InodeState {
             // What will be allocated is not known before the commit; too much is the safer
             // guess, since a file with too little looks sparse to programs.
             attr.allocated = attr.allocated.saturating_add(self.dirty_bytes() as u64);
-            if let Some(time) = self.written_at {
+            if let Some(time) = self.written.at {
                 attr.mtime = time;
                 // As the commit will set it.
                 attr.ctime = time.not_before(attr.ctime);
             }
-            if self.kill_privileges {
+            if self.written.kill_privileges {
                 attr.mode = without_privileges(attr.mode);
             }
         }
@@ -193,8 +198,7 @@ impl InodeState {
         let bytes = self.dirty_bytes();
         self.dirty = DirtyMap::default();
         self.flushing = None;
-        self.written_at = None;
-        self.kill_privileges = false;
+        self.written = Written::default();
         bytes
     }
 }

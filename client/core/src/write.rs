@@ -33,6 +33,9 @@ pub struct WriteFlags {
     pub sync: bool,
     /// The caller lacks CAP_FSETID.
     pub kill_privileges: bool,
+    /// Pages of a mapping are written back: whoever changed them did so long before, and the file's
+    /// capabilities may have been set since.
+    pub mapped: bool,
 }
 
 impl Client {
@@ -45,7 +48,7 @@ impl Client {
         kill_privileges: bool,
     ) -> Result<u32, Errno> {
         let OpenFlags { append, sync, .. } = file.flags;
-        self.write_with(file, offset, data, WriteFlags { append, sync, kill_privileges }).await
+        self.write_with(file, offset, data, WriteFlags { append, sync, kill_privileges, mapped: false }).await
     }
 
     /// Writes `data` at `offset`, or at the end; answers how much was written.
@@ -187,8 +190,9 @@ impl Client {
         }
         state.dirty.insert(offset, data);
         let after = state.dirty.bytes();
-        state.written_at = Some(self.handle.wall());
-        state.kill_privileges |= how.kill_privileges;
+        state.written.at = Some(self.handle.wall());
+        state.written.kill_privileges |= how.kill_privileges;
+        state.written.drop_capability |= !how.mapped;
         drop(state);
         self.dirty_bytes.set(self.dirty_bytes.get() + after - before);
         if self.dirty_inodes.borrow_mut().insert(inode.ino) {
@@ -234,7 +238,7 @@ impl Client {
         how: WriteFlags,
     ) -> Result<(), Errno> {
         let inode = &file.inode;
-        let WriteFlags { append, kill_privileges, .. } = how;
+        let WriteFlags { append, kill_privileges, mapped, .. } = how;
         let (append, offset) = match planted::is(Bug::ClientAppendAtSize) && append {
             true => (false, inode.state().attr.as_ref().map_or(0, |attr| attr.size)),
             false => (append, offset),
@@ -248,7 +252,7 @@ impl Client {
         let mut backoff = Backoff::new(self);
         loop {
             let session = self.session().await?;
-            let writes = match (inline, append) {
+            let mut writes = match (inline, append) {
                 (true, true) => vec![FileWrite::AppendInline { bytes: data.to_vec() }],
                 (true, false) => vec![FileWrite::Inline { offset, bytes: data.to_vec() }],
                 (false, _) => {
@@ -257,6 +261,9 @@ impl Client {
                     placed.into_iter().map(|extent| as_write(extent, append)).collect()
                 }
             };
+            if !mapped {
+                writes.push(FileWrite::DropCapability);
+            }
             let outcome = self.commit(&session, inode, writes, mtime, kill_privileges).await;
             inode.state().extents.clear();
             self.pages.borrow_mut().drop_inode(inode.ino);

@@ -4,7 +4,7 @@ use crate::Client;
 use crate::cache::{Located, unexpected};
 use crate::nodes::name;
 use cfs_wire::limits::{FILE_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
-use cfs_wire::meta::{AttrChanges, MetaOp, MetaReply, Name, XATTR_POLICY};
+use cfs_wire::meta::{AttrChanges, MetaOp, MetaReply, Name, XATTR_CAPABILITY, XATTR_POLICY};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino};
 use std::rc::Rc;
@@ -51,6 +51,9 @@ impl Client {
         {
             return Err(Errno::ENODATA);
         }
+        if attr_name.as_slice() == XATTR_CAPABILITY && self.drops_capability(ino) {
+            return Err(Errno::ENODATA);
+        }
         match self.read_call(MetaOp::GetXattr { ino, name: attr_name }).await?.reply {
             MetaReply::Value(value) => Ok(value),
             other => Err(unexpected(&other)),
@@ -62,9 +65,19 @@ impl Client {
             return Ok(Vec::new());
         }
         match self.read_call(MetaOp::ListXattr { ino }).await?.reply {
-            MetaReply::Names(names) => Ok(names),
+            MetaReply::Names(mut names) => {
+                if self.drops_capability(ino) {
+                    names.retain(|name| name.as_slice() != XATTR_CAPABILITY);
+                }
+                Ok(names)
+            }
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Whether what is dirty takes the capabilities away when it is committed.
+    fn drops_capability(&self, ino: Ino) -> bool {
+        self.known_inode(ino).is_some_and(|inode| inode.state().written.drop_capability)
     }
 
     /// `flags`: `cfs_wire::meta::XATTR_*`.

@@ -7,7 +7,7 @@ use cfs_client::{Caller, Client, OpenFlags, Whence, WriteFlags};
 use cfs_reactor::clock::SplitMix64;
 use cfs_wire::Errno;
 use cfs_wire::limits::PUNCH_EXTENTS_MAX;
-use cfs_wire::meta::AttrChanges;
+use cfs_wire::meta::{AttrChanges, XATTR_CAPABILITY};
 use common::{ROOT, Server, create, open, pattern, read, seeds, simulate, write};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -342,6 +342,32 @@ fn a_write_does_as_its_own_flags_say_whatever_its_file_was_opened_for() {
         client.write_with(&file, 0, Bytes::from_static(b" third"), append).await.unwrap();
         assert_eq!(client.dirty_bytes(), 0);
         assert_eq!(read(&client, &file, 0, 100).await, b"First second third");
+    });
+}
+
+#[test]
+fn a_write_takes_away_the_capabilities_that_were_there_before_it() {
+    simulate(5, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        let kept = async || client.getxattr(file.ino(), XATTR_CAPABILITY).await == Ok(b"some".to_vec());
+        // What is written before stays behind it, also when it is kept for a while.
+        write(&client, &file, 0, b"program").await;
+        client.setxattr(file.ino(), XATTR_CAPABILITY, b"some", 0).await.unwrap();
+        client.fsync(&file, false).await.unwrap();
+        assert!(kept().await);
+        let mapped = WriteFlags { mapped: true, ..WriteFlags::default() };
+        client.write_with(&file, 0, Bytes::from_static(b"page"), mapped).await.unwrap();
+        client.fsync(&file, false).await.unwrap();
+        assert!(kept().await);
+        write(&client, &file, 0, b"other program").await;
+        // Also before the write is committed, for whoever asks.
+        let other = server.client("b").await;
+        for client in [&client, &other, &client] {
+            assert_eq!(client.getxattr(file.ino(), XATTR_CAPABILITY).await, Err(Errno::ENODATA));
+            assert_eq!(client.listxattr(file.ino()).await.unwrap().len(), 0);
+        }
     });
 }
 

@@ -78,6 +78,25 @@ fn a_failure_that_no_open_file_reported_is_the_next_ones_to_report_once() {
     });
 }
 
+#[test]
+fn a_server_that_is_busy_for_minutes_loses_no_write() {
+    simulate(8, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        write(&client, &file, 0, b"kept").await;
+        let began = server.handle.now();
+        server.disk.busy_commits.set(1000);
+        assert_eq!(client.fsync(&file, false).await, Ok(()));
+        assert_eq!(server.disk.busy_commits.get(), 0);
+        let waited = server.handle.now() - began;
+        assert!(waited > 2 * ClientConfig::default().retry_window, "{waited:?}");
+        let other = server.client("b").await;
+        let theirs = open(&other, "f").await;
+        assert_eq!(read(&other, &theirs, 0, 4).await, b"kept");
+    });
+}
+
 /// A client that has made the file `f`, with the durable content `old`.
 async fn with_old_file(server: &Rc<Server>) -> Rc<Client> {
     let client = server.client("a").await;

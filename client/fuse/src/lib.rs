@@ -4,8 +4,8 @@
 //! kernel may ask and be answered, without its types, and `perform` carries that out on the
 //! client's executor. Between them, `connection` mounts, `reader` takes requests off /dev/fuse on
 //! that same executor, `translate` and `reply` turn them into operations and answers into bytes.
-//! `invalidate` drops the kernel's copies; pages from the one thread beside the client's. Only this
-//! crate starts threads; it caches nothing itself.
+//! `invalidate` drops the kernel's copies, and `page_drops` its pages, by threads beside the
+//! client's. Nothing is cached in this crate.
 //!
 //! What the kernel keeps: attributes, entries and absences for no longer than the client's grant (of
 //! entries and absences nothing before Linux 6.16, which is the first that can drop them in time);
@@ -31,6 +31,7 @@ mod mount;
 mod notify;
 mod operation;
 mod options;
+mod page_drops;
 mod perform;
 mod reader;
 mod reply;

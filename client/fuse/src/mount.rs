@@ -3,8 +3,9 @@
 
 use crate::connection::{self, Session, device_minor};
 use crate::error::MountError;
-use crate::invalidate::{KernelCaches, PageThread};
+use crate::invalidate::KernelCaches;
 use crate::options::MountConfig;
+use crate::page_drops::{PageDrops, PageThreads};
 use crate::perform::Performer;
 use crate::reader::Reader;
 use cfs_client::Client;
@@ -20,7 +21,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -34,9 +36,12 @@ const SPIN: Duration = Duration::from_micros(20);
 /// not while another mount namespace, copied from ours, still shows the mount.
 const END_WAIT: Duration = Duration::from_secs(5);
 
+/// One unmounting and, each saying so, the session's end and that of the client's two parts.
+const ENDINGS_MAX: usize = 4;
+
 /// What the client's thread is told.
 enum Order {
-    Serve(Session, PageThread),
+    Serve(Session, PageThreads),
     /// The session does not end by itself.
     Stop,
 }
@@ -61,7 +66,9 @@ pub struct MountHandle {
 pub struct Unmounter {
     mountpoint: PathBuf,
     orders: Sender<Order>,
-    endings: mpsc::Sender<Ending>,
+    endings: mpsc::SyncSender<Ending>,
+    /// The unmounting was told.
+    told: Arc<AtomicBool>,
 }
 
 /// Mounts and stays until unmounted. `shutdown` gets the way to end it.
@@ -76,13 +83,9 @@ pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
     check_device()?;
     let mountpoint = check_mountpoint(&config.mountpoint)?;
     let (orders, inbox) = mailbox(2);
-    let (ending, endings) = mpsc::channel();
-    let (ready, started) = mpsc::channel();
-    let client = {
-        let (config, farewell) = (config.clone(), Farewell(ending.clone()));
-        let run = move || run_client(config, inbox, &ready, &farewell);
-        thread::Builder::new().name("cfs-client".to_owned()).spawn(run).map_err(MountError::Thread)?
-    };
+    let (ending, endings) = mpsc::sync_channel(ENDINGS_MAX);
+    let (ready, started) = mpsc::sync_channel(1);
+    let client = start_client(config.clone(), inbox, ready, Farewell(ending.clone()))?;
     if started.recv().is_err() {
         return Err(client.join().unwrap_or(Err(MountError::ClientDied)).err().unwrap_or(MountError::ClientDied));
     }
@@ -93,7 +96,7 @@ pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
             if let Some(minor) = device_minor(&mountpoint) {
                 raise_read_ahead(minor, config.options.read_ahead_kib);
             }
-            let unmounter = Unmounter { mountpoint, orders, endings: ending };
+            let unmounter = Unmounter { mountpoint, orders, endings: ending, told: Arc::default() };
             Ok(MountHandle { endings, client: Some(client), unmounter })
         }
         Err(error) => {
@@ -105,11 +108,11 @@ pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
     }
 }
 
-fn begin_session(config: &MountConfig, mountpoint: &Path) -> Result<(Session, PageThread), MountError> {
+fn begin_session(config: &MountConfig, mountpoint: &Path) -> Result<(Session, PageThreads), MountError> {
     let source = config.options.source.clone().unwrap_or_else(|| format!("cfs#{}", config.address));
     let session = connection::connect(mountpoint, &source, &config.options)?;
     let device = session.device.try_clone().map_err(MountError::Device)?;
-    Ok((session, PageThread::start(device)?))
+    Ok((session, PageThreads::start(device)?))
 }
 
 impl MountHandle {
@@ -164,7 +167,9 @@ impl Unmounter {
     /// get errors.
     pub fn unmount(&self) -> Result<(), MountError> {
         self.free_mountpoint()?;
-        let _ = self.endings.send(Ending::Unmounted);
+        if !self.told.swap(true, Ordering::Relaxed) {
+            let _ = self.endings.try_send(Ending::Unmounted);
+        }
         Ok(())
     }
 
@@ -185,7 +190,9 @@ impl Unmounter {
             // Pages written through mmap come to us before the connection ends.
             let _ = rustix::fs::syncfs(&root);
         }
-        rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH)
+        // Forced, so that the kernel answers every request itself: one that we don't take any more
+        // would keep its pages locked, a thread that drops them waiting, and so the device open.
+        rustix::mount::unmount(&self.mountpoint, UnmountFlags::FORCE | UnmountFlags::DETACH)
             .map_err(|error| self.failed(error.to_string()))?;
         self.leave();
         Ok(())
@@ -213,11 +220,11 @@ impl Unmounter {
 }
 
 /// Tells of the session's end, at the latest with that of the client's thread.
-struct Farewell(mpsc::Sender<Ending>);
+struct Farewell(mpsc::SyncSender<Ending>);
 
 impl Farewell {
     fn ended(&self, outcome: io::Result<()>) {
-        let _ = self.0.send(Ending::Ended(outcome));
+        let _ = self.0.try_send(Ending::Ended(outcome));
     }
 }
 
@@ -227,11 +234,22 @@ impl Drop for Farewell {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "this is where the client's thread is made")]
+fn start_client(
+    config: MountConfig,
+    inbox: Receiver<Order>,
+    ready: mpsc::SyncSender<()>,
+    farewell: Farewell,
+) -> Result<thread::JoinHandle<Result<(), MountError>>, MountError> {
+    let run = move || run_client(config, inbox, &ready, &farewell);
+    thread::Builder::new().name("cfs-client".to_owned()).spawn(run).map_err(MountError::Thread)
+}
+
 /// The client's thread: one executor, one ring, one client, every request a task.
 fn run_client(
     config: MountConfig,
     mut inbox: Receiver<Order>,
-    ready: &mpsc::Sender<()>,
+    ready: &mpsc::SyncSender<()>,
     farewell: &Farewell,
 ) -> Result<(), MountError> {
     let ring = Ring::new(RING_ENTRIES)?;
@@ -263,12 +281,12 @@ async fn serve(
     ring: &Rc<Ring>,
     client: &Rc<Client>,
     session: Session,
-    pages: PageThread,
+    pages: PageThreads,
     mut inbox: Receiver<Order>,
 ) -> io::Result<()> {
     let Session { device, features } = session;
     let device = Rc::new(device);
-    client.set_invalidator(Rc::new(KernelCaches::new(&device, features, pages)));
+    client.set_invalidator(Rc::new(KernelCaches::new(&device, features, PageDrops::new(handle, pages))));
     let reader = Reader::new(handle, ring, device, features, Performer::new(client.clone()));
     let (reading, stopped) = (reader.run(), inbox.recv());
     futures_util::pin_mut!(reading, stopped);

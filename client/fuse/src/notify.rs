@@ -7,8 +7,8 @@ use std::io::IoSlice;
 use std::os::fd::AsFd;
 
 /// Has the kernel forget attributes and all pages of an inode. Ends when they are gone, which for
-/// pages that are being read or written is when those requests are answered: only `invalidate`'s
-/// thread may wait for that.
+/// pages that are being read or written is when those requests are answered: only the threads of
+/// `page_drops` may wait for that.
 pub(crate) fn inval_inode(device: impl AsFd, ino: Ino) -> Result<(), Errno> {
     let body = NotifyInvalInode { ino: ino.as_u64(), off: 0, len: 0 };
     send(device, abi::NOTIFY_INVAL_INODE, bytemuck::bytes_of(&body))
@@ -34,6 +34,14 @@ fn send(device: impl AsFd, code: i32, body: &[u8]) -> Result<(), Errno> {
         // The kernel does not know the inode.
         Ok(_) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
+    }
+}
+
+/// Logs what the kernel did not take.
+pub(crate) fn report(ino: Ino, outcome: Result<(), Errno>) {
+    if let Err(errno) = outcome {
+        // Once the mount is gone there is nothing left to drop.
+        tracing::debug!(%errno, %ino, "the kernel refused an invalidation");
     }
 }
 

@@ -88,7 +88,8 @@ fn name_operation(dir: Ino, call: &Call) -> Result<Operation, Errno> {
 /// What holds for this write is in its own flags; pages of a mapping come without any.
 fn write_flags(arguments: WriteIn) -> WriteFlags {
     let OpenFlags { append, sync, .. } = OpenFlags::from_bits(arguments.flags as i32);
-    WriteFlags { append, sync, kill_privileges: arguments.write_flags & abi::WRITE_KILL_SUIDGID != 0 }
+    let is = |flag| arguments.write_flags & flag != 0;
+    WriteFlags { append, sync, kill_privileges: is(abi::WRITE_KILL_SUIDGID), mapped: is(abi::WRITE_CACHE) }
 }
 
 fn file_operation(ino: Ino, call: &Call, payload: impl FnOnce(&[u8]) -> Bytes) -> Result<Operation, Errno> {

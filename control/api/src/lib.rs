@@ -1,10 +1,12 @@
 //! The admin API: what `cfsctl` asks a server and what it answers. Types here are the JSON of
 //! `cfsctl --json` as they are, so a field is never renamed, only added.
 //!
-//! It holds no logic but the [`client`] that carries a call over a fabric.
+//! It holds no logic but the [`client`] that carries a call over a fabric, and what both programs
+//! tell those who wait for them ([`progress`]).
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod progress;
 
 use serde::{Deserialize, Serialize};
 

@@ -4,7 +4,7 @@ use crate::cli::DevArgs;
 use crate::mount;
 use crate::server::{self, Server, Settings};
 use crate::signals::Signals;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use cfs::format::FormatSpec;
 use cfs_wire::{Policy, TargetId};
 use std::io::Write;
@@ -92,15 +92,24 @@ fn prepare(args: &DevArgs) -> Result<Vec<PathBuf>> {
     let shards = args.shards.unwrap_or(SHARDS_DEFAULT);
     let spec = FormatSpec { policy, tolerate: args.tolerate, shards, zone_bytes: None, force: false };
     if let Err(error) = server::format_files(&paths, Some(size), spec) {
-        for path in paths.iter().chain([&mark]) {
-            let _ = std::fs::remove_file(path);
-        }
-        return Err(error);
+        return Err(unmarked(&mark, &paths, error));
     }
     write_durably(&layout, &format!("targets = {targets}\n"))?;
     std::fs::remove_file(&mark).with_context(|| format!("cannot remove {}", mark.display()))?;
     println!("formatted {targets} targets of {} MiB, policy {policy}", size >> 20);
     Ok(paths)
+}
+
+/// Takes the mark of a format that failed away, unless it left targets: the next start is to remove
+/// those. That it can't be is told behind why the format failed.
+fn unmarked(mark: &Path, paths: &[PathBuf], error: anyhow::Error) -> anyhow::Error {
+    if paths.iter().any(|path| path.exists()) {
+        return error;
+    }
+    match std::fs::remove_file(mark) {
+        Ok(()) => error,
+        Err(stays) => anyhow!("{error:#}; cannot remove {}: {stays}", mark.display()),
+    }
 }
 
 /// Of one target: whole MiB.

@@ -3,9 +3,9 @@
 
 mod cli;
 mod config;
+mod created;
 mod dev;
 mod mount;
-mod progress;
 mod server;
 mod signals;
 

@@ -1,9 +1,9 @@
 //! `cfs mount`, and `mount.cfs` as `mount -t cfs` and fstab call it.
 
 use crate::cli::MountArgs;
-use crate::progress::Progress;
 use crate::signals::Signals;
 use anyhow::{Context, Result, bail};
+use cfs_api::progress::Progress;
 use cfs_fabric::Address;
 use cfs_fuse::{MountConfig, MountOptions, Unmounter, run_mount};
 use std::ffi::OsString;

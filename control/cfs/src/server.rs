@@ -1,10 +1,11 @@
 //! A node on the real seams: io_uring devices, TCP, the kernel's clock. Its executor runs on a
 //! thread of its own.
 
-use crate::progress::Progress;
+use crate::created::Created;
 use anyhow::{Context, Result, anyhow, bail};
 use cfs::format::{FormatSpec, format_cluster, format_replacement};
 use cfs::node::{DeviceSlot, Node, NodeConfig, NodeSetup};
+use cfs_api::progress::Progress;
 use cfs_device::uring::{OpenOptions, UringDevice};
 use cfs_device::{BlockDevice, DeviceError};
 use cfs_fabric::Address;
@@ -155,12 +156,13 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
 /// What can't be opened counts as lost, which redundancy may bridge.
 ///
 /// # Errors
-/// It is in use: it is not lost, and a start without it would make it lag behind.
+/// It is in use, or may not be written to: it is not lost, and a start without it would make it lag
+/// behind.
 fn slot(path: &Path, ring: &Rc<Ring>, handle: &Handle) -> Result<DeviceSlot, DeviceError> {
     let device = UringDevice::open(path, ring, handle, OpenOptions { read_only: false, create_size: None });
     let device = match device {
         Ok(device) => Ok(device as Rc<dyn BlockDevice>),
-        Err(error @ DeviceError::InUse(_)) => return Err(error),
+        Err(error @ (DeviceError::InUse(_) | DeviceError::NotPermitted(_))) => return Err(error),
         Err(error) => Err(error.to_string()),
     };
     Ok(DeviceSlot { label: path.display().to_string(), device })
@@ -180,21 +182,39 @@ where
     executor.run(&mut driver, spin, &handle, main).context("the reactor was stopped")?
 }
 
-/// Formats files (created with `size` bytes if missing) or block devices as a new cluster.
+/// Formats files (created with `size` bytes if missing) or block devices as a new cluster. The files
+/// that it created are gone again if it fails.
 pub fn format_files(paths: &[PathBuf], size: Option<u64>, spec: FormatSpec) -> Result<ClusterId> {
     let paths = paths.to_vec();
     let _progress = Progress::of(format!("formatting {} targets", paths.len()));
     on_reactor(Duration::ZERO, move |handle, ring| async move {
-        let mut devices: Vec<Rc<dyn BlockDevice>> = Vec::new();
-        for path in &paths {
-            let create_size = if path.exists() { None } else { size };
-            if create_size.is_none() && !path.exists() {
-                bail!("{} does not exist; give --size to create it", path.display());
-            }
-            devices.push(UringDevice::open(path, &ring, &handle, OpenOptions { read_only: false, create_size })?);
-        }
-        Ok(format_cluster(&handle, &devices, &spec).await?)
+        let mut created = Created::default();
+        let outcome = match open_or_create(&paths, size, &handle, &ring, &mut created) {
+            Ok(devices) => format_cluster(&handle, &devices, &spec).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        };
+        created.kept_by(outcome)
     })
+}
+
+fn open_or_create(
+    paths: &[PathBuf],
+    size: Option<u64>,
+    handle: &Handle,
+    ring: &Rc<Ring>,
+    created: &mut Created,
+) -> Result<Vec<Rc<dyn BlockDevice>>> {
+    let mut devices: Vec<Rc<dyn BlockDevice>> = Vec::new();
+    for path in paths {
+        let create_size = if path.exists() { None } else { size };
+        if create_size.is_some() {
+            created.create(path)?;
+        } else if !path.exists() {
+            bail!("{} does not exist; give --size to create it", path.display());
+        }
+        devices.push(UringDevice::open(path, ring, handle, OpenOptions { read_only: false, create_size })?);
+    }
+    Ok(devices)
 }
 
 /// What the cluster on these targets was made with, by the first that can be read; `None`: none can.
@@ -229,13 +249,15 @@ pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, forc
         }
         let Some((_, other)) = others.first() else { bail!("no other target of the cluster is there") };
         let create_size = is_file.is_none().then_some(other.geometry().size);
-        let fresh = UringDevice::open(&path, &ring, &handle, OpenOptions { read_only: false, create_size })?;
-        let formatted = format_replacement(&handle, &*fresh, &others, id, force).await;
-        drop(fresh);
-        if formatted.is_err() && create_size.is_some() {
-            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        let mut created = Created::default();
+        if create_size.is_some() {
+            created.create(&path)?;
         }
-        Ok(formatted?)
+        let outcome = match UringDevice::open(&path, &ring, &handle, OpenOptions { read_only: false, create_size }) {
+            Ok(fresh) => format_replacement(&handle, &*fresh, &others, id, force).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error.into()),
+        };
+        created.kept_by(outcome)
     })
 }
 

@@ -8,8 +8,9 @@ use common::{CFS, Cluster, Running, cfs, fingerprint, refused};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -86,8 +87,81 @@ fn one_device_in_use_keeps_all_of_them_from_being_formatted() {
     let fresh: Vec<String> = (0..2).map(|index| dir.path().join(format!("t{index}")).display().to_string()).collect();
     let line = refused(&cfs(&["format", "--size", "64M", &fresh[0], &fresh[1], &cluster.targets()[0]]));
     assert!(line.contains(&cluster.targets()[0]), "{line}");
-    let first = fingerprint(Path::new(&fresh[0]));
-    assert!(first.iter().all(|byte| *byte == 0), "the first device was written");
+    assert!(fresh.iter().all(|target| !Path::new(target).exists()), "an unfinished target was left behind");
+}
+
+#[test]
+fn a_format_that_fails_takes_its_own_files_away_and_can_be_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let targets = ["t0", "t1", "t2"].map(|name| at(name).display().to_string());
+    let format = |flags: &[&str]| {
+        let targets = targets.iter().map(String::as_str);
+        cfs(&["format", "--shards", "2", "--size", "64M"]
+            .into_iter()
+            .chain(flags.iter().copied())
+            .chain(targets)
+            .collect::<Vec<_>>())
+    };
+    let left = || fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+
+    // The third can't be opened.
+    fs::create_dir(at("t2")).unwrap();
+    let line = refused(&format(&[]));
+    assert!(line.contains(&targets[2]) && line.contains("neither a regular file nor a block device"), "{line}");
+    assert_eq!(left(), ["t2"]);
+    fs::remove_dir(at("t2")).unwrap();
+
+    // It can, but holds something: only looking into it tells. What was there stays as it was.
+    fs::write(at("t2"), vec![0xA5; 64 << 20]).unwrap();
+    let line = refused(&format(&[]));
+    assert!(line.contains(&targets[2]) && line.contains("--force"), "{line}");
+    assert_eq!(left(), ["t2"]);
+    assert!(fingerprint(&at("t2")).iter().all(|byte| *byte == 0xA5), "the target was changed");
+    fs::remove_file(at("t2")).unwrap();
+
+    // All three are its own, and what was asked for can't be.
+    let line = refused(&format(&["--ec", "4+2"]));
+    assert!(line.contains("4+2"), "{line}");
+    assert!(left().is_empty(), "{:?}", left());
+
+    let output = format(&[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    drop(Running::start(&Cluster { dir }));
+}
+
+#[test]
+fn a_first_start_of_dev_that_fails_leaves_an_empty_directory() {
+    if !Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED: /dev/fuse is missing");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (data, mountpoint) = (dir.path().join("data"), dir.path().join("mnt"));
+    fs::create_dir(&mountpoint).unwrap();
+    let dev = |policy: &str| {
+        let (data, mountpoint) = (data.to_str().unwrap(), mountpoint.to_str().unwrap());
+        // An address that is refused ends what would start.
+        refused(&cfs(&[
+            "dev",
+            "--data",
+            data,
+            "--size",
+            "192M",
+            "--ec",
+            policy,
+            "--listen",
+            "192.0.2.1:7400",
+            mountpoint,
+        ]))
+    };
+    let line = dev("4+2");
+    assert!(line.contains("4+2") && line.contains("6 targets"), "{line}");
+    assert_eq!(fs::read_dir(&data).unwrap().count(), 0);
+    // The twin: with what can be it is formatted.
+    let line = dev("2+1");
+    assert!(line.contains("192.0.2.1"), "{line}");
+    assert!(data.join("cluster.toml").exists() && data.join("target-2").exists());
 }
 
 #[test]
@@ -166,6 +240,70 @@ fn a_read_only_disk_is_refused() {
     let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
     let line = refused(&output);
     assert!(line.contains("Read-only") && line.contains("give a --data directory"), "{line}");
+}
+
+/// One of three is enough: redundancy would bridge its loss, but it is not lost.
+#[test]
+fn a_read_only_target_is_refused_with_the_remedy() {
+    let cluster = Cluster::new();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: mounting read-only needs root");
+        return;
+    }
+    let targets = cluster.targets();
+    let serve = |mounted: &str| {
+        let flags = targets.map_target_flags();
+        let script = format!("{mounted}exec timeout 60 {CFS} server --listen 127.0.0.1:0 {flags}");
+        Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap()
+    };
+    let one = &targets[1];
+    let line = refused(&serve(&format!("mount --bind {one} {one} && mount -o remount,bind,ro {one} && ")));
+    assert!(
+        line.contains(&format!("cannot open {one}: ")) && line.contains("is read-only; make that writable"),
+        "{line}"
+    );
+    drop(Running::start(&cluster));
+}
+
+/// As somebody whom permissions bind, root or not.
+fn serve_without_privilege(targets: &[&str]) -> Output {
+    let flags = targets.iter().flat_map(|target| ["--target", target]);
+    // One that is not refused would never end.
+    let server = ["timeout", "60", CFS, "server", "--listen", "127.0.0.1:0"].into_iter().chain(flags);
+    let powerless: &[&str] = match rustix::process::geteuid().is_root() {
+        true => &["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"],
+        false => &[],
+    };
+    Command::new("setpriv").args(powerless).args(server).output().unwrap()
+}
+
+/// One of three is enough: redundancy would bridge its loss, but it is not lost.
+#[test]
+fn a_target_that_may_not_be_written_to_or_reached_is_refused_with_the_remedy() {
+    let cluster = Cluster::new();
+    let targets = cluster.targets();
+    let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let [t0, t1, t2] = [&*targets[0], &targets[1], &targets[2]];
+    permit(Path::new(t2), 0o444);
+    let line = refused(&serve_without_privilege(&[t0, t1, t2]));
+    assert!(line.contains(&format!("cannot open {t2}: permission denied")), "{line}");
+    assert!(line.contains("run as its owner, or change its mode or owner"), "{line}");
+
+    let closed = cluster.path("closed");
+    let hidden = closed.join("t2").display().to_string();
+    fs::create_dir(&closed).unwrap();
+    fs::rename(t2, &hidden).unwrap();
+    permit(&closed, 0o000);
+    let output = serve_without_privilege(&[t0, t1, &hidden]);
+    permit(&closed, 0o700);
+    let line = refused(&output);
+    assert!(line.contains(&format!("cannot open {hidden}: permission denied")), "{line}");
+
+    // The twins: what is not there is lost, and one that may be written to again is served.
+    drop(Running::start(&cluster));
+    fs::rename(&hidden, t2).unwrap();
+    permit(Path::new(t2), 0o600);
+    drop(Running::start(&cluster));
 }
 
 #[test]
@@ -268,6 +406,7 @@ fn too_few_targets_for_the_policy_are_refused() {
     let target = dir.path().join("t0");
     let line = refused(&cfs(&["format", "--ec", "2+1", "--size", "64M", target.to_str().unwrap()]));
     assert!(line.contains("2+1") && line.contains("3 targets"), "{line}");
+    assert!(!target.exists(), "an unfinished target was left behind");
 }
 
 #[test]

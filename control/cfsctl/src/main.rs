@@ -7,19 +7,24 @@ mod connection;
 mod show;
 
 use anyhow::{Context, Result, bail};
-use cfs_api::{AdminCall, AdminReply, CheckState};
+use cfs_api::progress::Progress;
+use cfs_api::{AdminCall, AdminReply, CheckReport, CheckState};
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
 use connection::Server;
-use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// How often a running check is asked for its progress.
 const CHECK_POLL: Duration = Duration::from_millis(200);
+/// The exit code of a command line that is not understood: clap's own.
+const MISUSED: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(misuse) => return misused(&misuse),
+    };
     match run(&cli) {
         Ok(code) => code,
         Err(error) => {
@@ -27,6 +32,15 @@ fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// What clap says instead of a command: to programs in their form, if it is an error.
+fn misused(misuse: &clap::Error) -> ExitCode {
+    if !misuse.use_stderr() || !cli::asks_for_json(std::env::args_os()) {
+        misuse.exit();
+    }
+    show::error(&anyhow::Error::msg(cli::in_one_line(misuse)), true);
+    ExitCode::from(MISUSED)
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
@@ -50,34 +64,38 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Policy { action } => action.call(),
         Command::Extents { path } => AdminCall::Extents { path: cli::path_bytes(path) },
     };
+    let progress = Progress::on_one_line(waiting(cli));
     let reply = Server::new(&cli.address).call(call)?;
+    drop(progress);
     show::reply(&reply, cli.json)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Starts a check and follows it to its end. Exit code 3 when something is wrong.
 fn check(cli: &Cli, repair: bool, deep: bool) -> Result<ExitCode> {
+    let report = checked(cli, repair, deep)?;
+    show::check(&report, cli.json)?;
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
+fn checked(cli: &Cli, repair: bool, deep: bool) -> Result<CheckReport> {
     let server = Server::new(&cli.address);
+    let progress = Progress::on_one_line(waiting(cli));
     let mut state = expect_check(server.call(AdminCall::CheckStart { repair, deep })?)?;
-    let progress = std::io::stderr().is_terminal() && !cli.json;
     let id = state.id;
-    let report = loop {
+    loop {
         if let Some(report) = state.result_of(id)? {
-            break report;
+            return Ok(report.clone());
         }
+        let total = if state.total > 0 { format!("/{}", state.total) } else { String::new() };
+        progress.now(format!("checking {}: {}{total}", state.phase, state.done));
         connection::pause(CHECK_POLL);
         state = expect_check(server.call(AdminCall::CheckPoll)?)?;
-        if progress {
-            let total = if state.total > 0 { format!("/{}", state.total) } else { String::new() };
-            eprint!("\r\x1b[Kchecking {}: {}{total}", state.phase, state.done);
-            std::io::stderr().flush()?;
-        }
-    };
-    if progress {
-        eprint!("\r\x1b[K");
     }
-    show::check(report, cli.json)?;
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
+fn waiting(cli: &Cli) -> String {
+    format!("waiting for {} to answer", cli.address)
 }
 
 fn expect_check(reply: AdminReply) -> Result<CheckState> {

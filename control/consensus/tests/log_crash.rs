@@ -146,6 +146,33 @@ fn a_tail_that_was_never_answered_gets_all_its_copies() {
     });
 }
 
+/// A put that reached one target only was repeated: which of the two blobs has all its copies can't
+/// be told.
+#[test]
+fn of_two_equal_batches_none_goes_before_the_other_has_all_copies() {
+    simulate(8, |outer| async move {
+        let (medium, run) = written(&outer).await;
+        let batches = medium.batches();
+        let (sequence, id) = batches[batches.len() / 2];
+        let twin = BlobId(id.0 + 1);
+        let content = medium.blobs.borrow()[&id].clone();
+        medium.blobs.borrow_mut().insert(twin, content);
+        let there = |medium: &Medium| medium.batches().iter().filter(|(at, _)| *at == sequence).count();
+        medium.refuses_heals.set(true);
+        let (log, report) = open(&medium, &outer).await.unwrap();
+        assert!(report.unhealed.contains(&id) || report.unhealed.contains(&twin));
+        assert_eq!(there(&medium), 2);
+        script::check(&log, &run, "twins").await.unwrap();
+        drop(log);
+        medium.refuses_heals.set(false);
+        let (log, report) = open(&medium, &outer).await.unwrap();
+        assert_eq!((report.unhealed, there(&medium)), (vec![], 1));
+        let kept = medium.batch(sequence);
+        assert!(log.blob_ids().contains(&kept) && medium.heals.borrow().contains(&kept));
+        script::check(&log, &run, "one of the twins").await.unwrap();
+    });
+}
+
 #[test]
 fn a_tail_whose_copies_find_no_room_opens_and_gets_them_once_there_is_some() {
     simulate(11, |outer| async move {

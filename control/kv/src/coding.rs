@@ -49,6 +49,11 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
+    /// All that was not read yet.
+    pub fn rest(&self) -> &'a [u8] {
+        self.bytes.get(self.position..).unwrap_or_default()
+    }
+
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
         self.take(N)?.try_into().map_err(|_| TRUNCATED)
     }

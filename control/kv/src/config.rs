@@ -16,6 +16,9 @@ pub struct KvConfig {
     pub block_bytes: usize,
     /// A table (one blob) is cut below this.
     pub table_bytes_max: usize,
+    /// A manifest beyond this is put in parts of at most this. A test's parts may be as small as
+    /// 64 bytes; with less than a blob, fewer tables fit in all.
+    pub manifest_blob_bytes_max: usize,
     /// Runs straight from memtables before they are merged into level 1.
     pub recent_runs_max: usize,
     /// [`crate::Kv::admit`] waits at this many of them: bounds what a point get looks at.
@@ -38,6 +41,7 @@ impl Default for KvConfig {
             memtable_bytes_max: 8 << 20,
             block_bytes: 16 << 10,
             table_bytes_max: BLOB_BYTES_MAX,
+            manifest_blob_bytes_max: BLOB_BYTES_MAX,
             recent_runs_max: 8,
             recent_runs_stop: 24,
             level_bytes: 64 << 20,
@@ -56,6 +60,8 @@ pub struct KvStats {
     /// deletions count until merged away.
     pub entries: u64,
     pub tables: usize,
+    /// Of the durable manifest: none before the first, 1, or a root and its parts.
+    pub manifest_blobs: usize,
     /// Runs straight from memtables.
     pub recent_runs: usize,
     /// Bytes per level below those, level 1 first.

@@ -25,7 +25,7 @@ pub enum KvError {
     #[error("group {group}: run {blob}: {reason}; remove this replica and let it rejoin from its peers")]
     Run { group: u64, blob: BlobId, reason: Malformed },
 
-    #[error("group {group}: a manifest of {bytes} bytes does not fit a blob")]
+    #[error("group {group}: a manifest of {bytes} bytes has more parts than a root lists")]
     ManifestFull { group: u64, bytes: usize },
 
     #[error("restored keys must ascend strictly")]

@@ -2,6 +2,7 @@
 
 use crate::block::{BlockCursor, Entry};
 use crate::manifest::{self, Header};
+use crate::parts::{self, ListedPart, PartHeader, Root};
 use crate::table::{Table, TableReader, TableShape};
 use crate::testing::MemMedium;
 use crate::trash::Trash;
@@ -107,5 +108,24 @@ fn a_manifest_is_what_it_was() {
     assert_eq!(manifest::decode(&bytes), Ok((header, runs)));
     let mut golden = GOLDEN("manifest");
     golden.bytes("manifest", &bytes);
+    golden.check();
+}
+
+#[test]
+fn the_root_and_the_parts_of_a_manifest_are_what_they_were() {
+    let version = 7 << 32 | 0x0809;
+    let header = PartHeader { group: GROUP, version, index: 0x0a0b };
+    let part = parts::encode_part(&header, b"bytes of a manifest");
+    assert_eq!(parts::decode_part(&part), Ok((header, &b"bytes of a manifest"[..])));
+    let listed = |number: u32| ListedPart {
+        id: BlobId(0xb1b2_b3b4_b5b6_b7b8_0000_0000_0000_0000 + u128::from(number)),
+        length: 0x0001_1011 + number,
+    };
+    let root = Root { group: GROUP, version, parts: vec![listed(1), listed(2), listed(3)] };
+    let bytes = parts::encode_root(&root);
+    assert_eq!(parts::decode_root(&bytes), Ok(root));
+    let mut golden = GOLDEN("manifest_parts");
+    golden.bytes("root", &bytes);
+    golden.bytes("part", &part);
     golden.check();
 }

@@ -5,6 +5,7 @@ use crate::batch::Batch;
 use crate::config::{KvConfig, KvStats};
 use crate::error::KvError;
 use crate::memtable::{Memtable, Readers};
+use crate::parts::SPLIT_BYTES_MIN;
 use crate::recovery::{Chosen, Inventory};
 use crate::restore::Restore;
 use crate::table::{Table, TableReader};
@@ -42,7 +43,8 @@ pub(crate) struct State {
     /// Counts restores: work begun before one is void after it.
     pub generation: u64,
     pub next_run: u64,
-    pub manifest: Option<BlobId>,
+    /// The blobs of the durable manifest, a root before its parts; none before the first.
+    pub manifest: Vec<BlobId>,
     /// Of the last manifest put, answered or not.
     pub manifest_version: u64,
     /// Whether this opening has put its first manifest.
@@ -102,9 +104,9 @@ impl Kv {
         inventory: &Inventory,
     ) -> Result<Rc<Kv>, KvError> {
         let chosen = inventory.of(group).choose(&*blobs, group).await?;
-        if let Some(manifest) = chosen.manifest {
+        for id in &chosen.manifest {
             // Its put may never have been answered; from now on it is what the log is cut by.
-            blobs.heal(manifest).await?;
+            blobs.heal(*id).await?;
         }
         let inner = Inner::new(blobs, handle, group, config, chosen)?;
         inner.nudge_compaction();
@@ -223,6 +225,7 @@ impl Kv {
             entries: tables.map(|table| u64::from(table.shape.entries)).sum::<u64>()
                 + state.memtables().map(|memtable| memtable.len() as u64).sum::<u64>(),
             tables: state.version.tables().count(),
+            manifest_blobs: state.manifest.len(),
             recent_runs: state.version.recent.len(),
             level_bytes: state.version.levels.iter().map(|run| version::bytes(run)).collect(),
             run_bytes: state.version.runs().map(|run| version::bytes(run)).sum(),
@@ -254,7 +257,7 @@ impl State {
             applied: header.applied.clone(),
             generation: 0,
             next_run: header.next_run,
-            manifest: chosen.manifest,
+            manifest: chosen.manifest.clone(),
             manifest_version: ((chosen.version_seen_max >> 32) + 1) << 32,
             announced: false,
             merged_to: Default::default(),
@@ -279,6 +282,7 @@ impl Inner {
         chosen: Chosen,
     ) -> Result<Rc<Inner>, KvError> {
         config.table_bytes_max = config.table_bytes_max.min(BLOB_BYTES_MAX);
+        config.manifest_blob_bytes_max = config.manifest_blob_bytes_max.clamp(SPLIT_BYTES_MIN, BLOB_BYTES_MAX);
         let trash = Trash::new(blobs.clone(), handle.clone());
         let version = load_version(group, &chosen, &trash)?;
         let cache = config.cache.clone();
@@ -361,7 +365,7 @@ impl Inner {
 fn load_version(group: u64, chosen: &Chosen, trash: &Rc<Trash>) -> Result<Version, KvError> {
     let overlap = || KvError::Manifest {
         group,
-        blob: chosen.manifest.unwrap_or_default(),
+        blob: chosen.manifest.first().copied().unwrap_or_default(),
         version: chosen.header.version,
         reason: "tables of one run overlap".to_string(),
     };

@@ -10,7 +10,7 @@
 //! clock, and never touches a device but through [`cfs_wire::blobs::MirroredBlobs`].
 //!
 //! Start at [`Kv`]. Below it: `memtable` (what is not durable yet), `table` and `block` (the run
-//! format), `version` and `manifest` (which runs are the store), `publish` (the only place where
+//! format), `version`, `manifest` and `parts` (which runs are the store), `publish` (the only place where
 //! the durable state changes), `flush` and `compaction` (which feed it; `pick` says what is merged when), `recovery` (choosing at
 //! open).
 #![forbid(unsafe_code)]
@@ -30,6 +30,7 @@ mod golden_tests;
 mod kv;
 mod manifest;
 mod memtable;
+mod parts;
 mod pick;
 mod publish;
 mod recovery;

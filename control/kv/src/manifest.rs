@@ -1,5 +1,5 @@
-//! The manifest: the list of tables that are the store, as one blob. Byte table in
-//! docs/on-disk.md.
+//! The manifest: the list of tables that are the store, as one blob or as the bytes that
+//! [`crate::parts`] holds in several. Byte table in docs/on-disk.md.
 
 use crate::coding::{Reader, crc32c, put_bytes, put_varint};
 use crate::error::Malformed;
@@ -9,11 +9,11 @@ use crate::{KEY_BYTES_MAX, MARK_BYTES_MAX};
 use bytes::Bytes;
 use cfs_wire::BlobId;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"CFSM");
+pub const MAGIC: u32 = u32::from_le_bytes(*b"CFSM");
 const FORMAT: u16 = 1;
 /// Versions, batches and runs are counted up from little: larger numbers were never counted, and
 /// would leave no room to count on.
-const NUMBER_MAX: u64 = u64::MAX >> 1;
+pub const NUMBER_MAX: u64 = u64::MAX >> 1;
 
 /// What a checkpoint fixes beside the tables.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -31,13 +31,7 @@ pub struct Header {
 pub type ListedRun = (u8, Vec<(BlobId, TableShape)>);
 
 pub fn encode(header: &Header, version: &Version) -> Vec<u8> {
-    let mut out = Vec::new();
-    out.extend_from_slice(&MAGIC.to_le_bytes());
-    out.extend_from_slice(&FORMAT.to_le_bytes());
-    out.extend_from_slice(&0u16.to_le_bytes());
-    for word in [header.group, header.version, header.sequence, header.next_run] {
-        out.extend_from_slice(&word.to_le_bytes());
-    }
+    let mut out = head(MAGIC, FORMAT, &[header.group, header.version, header.sequence, header.next_run]);
     put_bytes(&mut out, &header.applied);
     let recent = version.recent.iter().map(|run| (0, run));
     let levels = version.levels.iter().enumerate().map(|(index, run)| (index as u8 + 1, run));
@@ -57,9 +51,41 @@ pub fn encode(header: &Header, version: &Version) -> Vec<u8> {
             previous = shape.last_key.clone();
         }
     }
-    let crc = crc32c(&out);
-    out.extend_from_slice(&crc.to_le_bytes());
+    seal(&mut out);
     out
+}
+
+/// How a manifest, a root or a part begins.
+pub fn head(magic: u32, format: u16, words: &[u64]) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend_from_slice(&magic.to_le_bytes());
+    out.extend_from_slice(&format.to_le_bytes());
+    out.extend_from_slice(&0u16.to_le_bytes());
+    words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+    out
+}
+
+/// How it ends: the checksum of everything before.
+pub fn seal(out: &mut Vec<u8>) {
+    let crc = crc32c(out);
+    out.extend_from_slice(&crc.to_le_bytes());
+}
+
+/// What lies between the right magic and format and the right checksum.
+pub fn body(bytes: &[u8], magic: u32, format: u16) -> Result<Reader<'_>, Malformed> {
+    let body = bytes.len().checked_sub(4).ok_or(Malformed("it ends too early"))?;
+    let mut reader = Reader::new(&bytes[..body]);
+    if reader.u32()? != magic {
+        return Err(Malformed("its magic is wrong"));
+    }
+    if Reader::new(&bytes[body..]).u32()? != crc32c(&bytes[..body]) {
+        return Err(Malformed("its checksum is wrong"));
+    }
+    if reader.u16()? != format {
+        return Err(Malformed("its format version is unknown to this binary"));
+    }
+    reader.u16()?;
+    Ok(reader)
 }
 
 /// A key as the length of what it shares with the one before, and the rest.
@@ -80,18 +106,7 @@ fn read_shared(reader: &mut Reader<'_>, previous: &[u8]) -> Result<Bytes, Malfor
 }
 
 pub fn decode(bytes: &[u8]) -> Result<(Header, Vec<ListedRun>), Malformed> {
-    let body = bytes.len().checked_sub(4).ok_or(Malformed("it ends too early"))?;
-    let mut reader = Reader::new(&bytes[..body]);
-    if reader.u32()? != MAGIC {
-        return Err(Malformed("its magic is wrong"));
-    }
-    if Reader::new(&bytes[body..]).u32()? != crc32c(&bytes[..body]) {
-        return Err(Malformed("its checksum is wrong"));
-    }
-    if reader.u16()? != FORMAT {
-        return Err(Malformed("its format version is unknown to this binary"));
-    }
-    reader.u16()?;
+    let mut reader = body(bytes, MAGIC, FORMAT)?;
     let (group, version, sequence, next_run) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
     if version.max(sequence).max(next_run) > NUMBER_MAX {
         return Err(Malformed("a number in its header is out of range"));

@@ -144,6 +144,11 @@ impl MemMedium {
         self.state.borrow().blobs.values().map(|stored| stored.payload.len() as u64).sum()
     }
 
+    /// What a blob holds.
+    pub fn payload(&self, id: BlobId) -> Option<Bytes> {
+        self.state.borrow().blobs.get(&id).map(|stored| stored.payload.clone())
+    }
+
     /// Takes a blob away, as when its targets are; [`MemMedium::bring_back`] undoes it.
     pub fn take_away(&self, id: BlobId) -> Option<LostBlob> {
         self.state.borrow_mut().blobs.remove(&id).map(LostBlob)

@@ -5,20 +5,31 @@ mod common;
 
 use bytes::Bytes;
 use cfs_kv::testing::MemMedium;
-use cfs_kv::{Kv, KvError};
+use cfs_kv::{Kv, KvConfig, KvError};
 use cfs_reactor::clock::SimClock;
 use cfs_reactor::{Executor, Handle};
 use cfs_wire::blobs::BlobKind;
-use common::{GROUP, History, check_state, config, mark, mark_number, restore};
+use common::{GROUP, History, check_state, config, mark, mark_number, restore, split_config};
 use futures_util::future::{Either, select};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+
+type Config = fn() -> KvConfig;
 
 /// What the world outside knows when the node dies.
 struct Witness {
     history: RefCell<History>,
     /// The highest mark a checkpoint has answered.
     synced: Cell<u64>,
+    /// How large a manifest was opened.
+    manifest_blobs_max: Cell<usize>,
+}
+
+impl Witness {
+    fn new(seed: u64) -> Rc<Witness> {
+        let history = RefCell::new(History::new(seed));
+        Rc::new(Witness { history, synced: Cell::new(0), manifest_blobs_max: Cell::new(0) })
+    }
 }
 
 /// Batches with checkpoints, a restore in the middle, and merges all along.
@@ -59,12 +70,11 @@ async fn checkpoint_done(join: cfs_reactor::JoinHandle<()>) -> Result<(), cfs_re
 
 /// Runs the workload on a fresh medium and kills the node at a change; answers whether it got
 /// that far. Then reopens, checks, goes on a little, and reopens once more.
-fn crash_at(seed: u64, change: u64) -> Result<bool, String> {
+fn crash_at(config: Config, seed: u64, change: u64, witness: &Rc<Witness>) -> Result<bool, String> {
     let executor = Executor::new(Rc::new(SimClock::new(seed ^ change << 32)));
     let (outside, first, second, third) = (executor.domain(), executor.domain(), executor.domain(), executor.domain());
     let medium = MemMedium::new(seed.wrapping_add(change));
-    let history = History::new(seed);
-    let witness = Rc::new(Witness { history: RefCell::new(history), synced: Cell::new(0) });
+    let witness = witness.clone();
     let main = async move {
         medium.halt_after(change);
         let (node, blobs, seen) = (first.clone(), medium.open(&first), witness.clone());
@@ -82,17 +92,17 @@ fn crash_at(seed: u64, change: u64) -> Result<bool, String> {
         };
         first.kill();
 
-        let reopened = reopen(&medium, &second, &witness).await?;
+        let reopened = reopen(config, &medium, &second, &witness).await?;
         let more = witness.clone();
         workload(reopened, second.clone(), more, 12, None).await;
         second.kill();
-        reopen(&medium, &third, &witness).await?;
+        reopen(config, &medium, &third, &witness).await?;
         Ok(halted)
     };
     executor.run_simulated(&outside, main).expect("does not stall").expect("is not cancelled")
 }
 
-async fn reopen(medium: &Rc<MemMedium>, node: &Handle, witness: &Witness) -> Result<Rc<Kv>, String> {
+async fn reopen(config: Config, medium: &Rc<MemMedium>, node: &Handle, witness: &Witness) -> Result<Rc<Kv>, String> {
     let kv = Kv::open(medium.open(node), node, GROUP, config()).await.map_err(|error| error.to_string())?;
     let applied = mark_number(&kv.applied());
     let (synced, written) = (witness.synced.get(), witness.history.borrow().written());
@@ -105,30 +115,49 @@ async fn reopen(medium: &Rc<MemMedium>, node: &Handle, witness: &Witness) -> Res
     let expected = witness.history.borrow().at(applied).clone();
     check_state(&kv, &expected).await.map_err(|error| format!("at mark {applied}: {error}"))?;
     kv.settle().await;
-    let (tables, manifests) = (medium.list(BlobKind::Run).len(), medium.list(BlobKind::Manifest).len());
-    if tables != kv.stats().tables || manifests > 1 {
-        return Err(format!("{tables} tables and {manifests} manifests for {} named", kv.stats().tables));
+    let found = (medium.list(BlobKind::Run).len(), medium.list(BlobKind::Manifest).len());
+    let named = (kv.stats().tables, kv.stats().manifest_blobs);
+    if found != named {
+        return Err(format!("{found:?} tables and manifest blobs for {named:?} named"));
     }
+    witness.manifest_blobs_max.set(witness.manifest_blobs_max.get().max(named.1));
     witness.history.borrow_mut().go_back_to(applied);
     witness.synced.set(applied);
     Ok(kv)
 }
 
-/// Every change of a seed's run; the first violation, if any.
-fn sweep(seed: u64) -> Result<u64, String> {
-    let mut change = 0;
-    while crash_at(seed, change).map_err(|error| format!("seed {seed}, change {change}: {error}"))? {
+/// Every change of a seed's run; the first violation, if any, else how many changes there were and
+/// of how many blobs a manifest was at most.
+fn sweep(config: Config, seed: u64) -> Result<(u64, usize), String> {
+    let (mut change, mut manifest_blobs_max) = (0, 0);
+    loop {
+        let witness = Witness::new(seed);
+        let halted = crash_at(config, seed, change, &witness);
+        manifest_blobs_max = manifest_blobs_max.max(witness.manifest_blobs_max.get());
+        if !halted.map_err(|error| format!("seed {seed}, change {change}: {error}"))? {
+            return Ok((change, manifest_blobs_max));
+        }
         change += 1;
     }
-    Ok(change)
 }
 
 #[cfg(not(feature = "planted"))]
 #[test]
 fn a_crash_at_every_change_leaves_a_prefix() {
     for seed in 1..4 {
-        let changes = sweep(seed).unwrap();
+        let (changes, manifest_blobs_max) = sweep(config, seed).unwrap();
         assert!(changes > 60, "seed {seed}: only {changes} changes, the sweep proves little");
+        assert_eq!(manifest_blobs_max, 1, "seed {seed}");
+    }
+}
+
+#[cfg(not(feature = "planted"))]
+#[test]
+fn a_crash_at_every_change_leaves_a_prefix_when_manifests_have_parts() {
+    for seed in 1..3 {
+        let (changes, manifest_blobs_max) = sweep(split_config, seed).unwrap();
+        assert!(changes > 120, "seed {seed}: only {changes} changes, the sweep proves little");
+        assert!(manifest_blobs_max > 5, "seed {seed}: a root and its parts are {manifest_blobs_max} blobs");
     }
 }
 
@@ -140,8 +169,9 @@ fn the_sweep_finds_a_store_that_forgets() {
     let (outside, node) = (executor.domain(), executor.domain());
     let main = async move {
         let medium = MemMedium::new(1);
-        let witness = Witness { history: RefCell::new(History::new(1)), synced: Cell::new(5) };
-        reopen(&medium, &node, &witness).await.err()
+        let witness = Witness::new(1);
+        witness.synced.set(5);
+        reopen(config, &medium, &node, &witness).await.err()
     };
     let error = executor.run_simulated(&outside, main).unwrap().unwrap();
     assert_eq!(error.as_deref(), Some("opened at mark 0, answered 5, written 0"));
@@ -155,7 +185,7 @@ fn every_planted_bug_is_found() {
     for bug in bugs {
         activate(Some(bug));
         let found = (1..6).find_map(|seed| {
-            std::panic::catch_unwind(|| sweep(seed)).unwrap_or_else(|_| Err("a panic".to_string())).err()
+            std::panic::catch_unwind(|| sweep(config, seed)).unwrap_or_else(|_| Err("a panic".to_string())).err()
         });
         activate(None);
         println!("{}: {found:?}", bug.name());
@@ -165,13 +195,13 @@ fn every_planted_bug_is_found() {
 
 #[test]
 fn failed_puts_lose_nothing_and_block_nobody_for_ever() {
-    for seed in 0..8 {
+    for (seed, config) in (0..16).zip([config as Config, split_config].into_iter().cycle()) {
         let executor = Executor::new(Rc::new(SimClock::new(seed)));
         let (outside, first, second) = (executor.domain(), executor.domain(), executor.domain());
         let main = async move {
             let medium = MemMedium::new(seed);
             medium.fail_puts(Some(4));
-            let witness = Witness { history: RefCell::new(History::new(seed)), synced: Cell::new(0) };
+            let witness = Witness::new(seed);
             let kv = Kv::open(medium.open(&first), &first, GROUP, config()).await.unwrap();
             let mut refused = 0;
             for _ in 0..80 {
@@ -195,7 +225,7 @@ fn failed_puts_lose_nothing_and_block_nobody_for_ever() {
             check_state(&kv, &expected).await.unwrap();
             first.kill();
             medium.fail_puts(None);
-            reopen(&medium, &second, &witness).await.unwrap();
+            reopen(config, &medium, &second, &witness).await.unwrap();
             refused
         };
         let refused = executor.run_simulated(&outside, main).unwrap().unwrap();

@@ -14,6 +14,7 @@
 
 pub mod check;
 pub mod collector;
+mod merged;
 pub mod orphans;
 pub mod packer;
 pub mod rebuild;

@@ -8,12 +8,13 @@
 //! its bytes again.
 
 use crate::collector::{Collected, Collector};
-use crate::{MoverError, ShardCalls, all_shards, call};
+use crate::merged::{LivingSlots, Merged};
+use crate::{MoverError, ShardCalls, call};
 use cfs_store::segment::{SegmentStore, segment_of};
 use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::data::Referent;
 use cfs_wire::meta::{ShardOp, ShardReply, registration_shard};
-use cfs_wire::{BlobId, Epoch, Ino, SegmentId};
+use cfs_wire::{BlobId, Epoch, SegmentId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -38,8 +39,7 @@ impl OrphanSearch {
     pub async fn round(&self, epoch: Epoch) -> Result<Collected, MoverError> {
         let mut total = Collected::default();
         self.unregistered_shards(&mut total).await?;
-        let mut unreferenced = self.unreferenced_hot().await?;
-        unreferenced.extend(self.unreferenced_slots().await?);
+        let unreferenced = self.unreferenced().await?;
         let before = self.suspects.replace(unreferenced.clone());
         let twice: Vec<Referent> = unreferenced.intersection(&before).copied().collect();
         for batch in twice.chunks(BATCH) {
@@ -89,64 +89,35 @@ impl OrphanSearch {
         Ok(())
     }
 
-    async fn unreferenced_hot(&self) -> Result<BTreeSet<Referent>, MoverError> {
-        let mut blobs: BTreeMap<BlobId, BlobInfo> = BTreeMap::new();
-        for target in self.store.pool().readable() {
-            blobs.extend(target.list(BlobKind::Hot).into_iter().map(|info| (info.id, info)));
-        }
+    /// Hot blobs and registered slots that no shard references, as far as a look at one shard after the
+    /// other can tell.
+    async fn unreferenced(&self) -> Result<BTreeSet<Referent>, MoverError> {
         let mut unreferenced = BTreeSet::new();
-        for info in blobs.into_values() {
-            let referent = Referent::Hot(info.id);
-            let home = Ino::from_u64(info.owner.low).shard();
-            if home.0 >= self.calls.shards() || !self.is_held(home, referent).await? {
+        // Before the references: what is stored and committed meanwhile is not taken for an orphan.
+        let hot = self.hot_blobs();
+        let (calls, handle) = (&*self.calls, self.store.handle());
+        let mut referenced = Merged::<Referent>::start(calls, handle).await?;
+        for referent in hot.into_iter().map(Referent::Hot) {
+            if !referenced.contains(&referent).await? {
                 unreferenced.insert(referent);
             }
         }
-        Ok(unreferenced)
-    }
-
-    async fn unreferenced_slots(&self) -> Result<BTreeSet<Referent>, MoverError> {
-        let mut unreferenced = BTreeSet::new();
-        for home in all_shards(&*self.calls) {
-            let mut after = None;
-            loop {
-                let reply = call(&*self.calls, home, ShardOp::ListRegistrations { after, max: 256 }).await?;
-                let ShardReply::Registrations { list, end } = reply else {
-                    return Err(MoverError::Protocol { shard: home, op: "ListRegistrations" });
-                };
-                after = list.last().map(|(registration, _)| registration.segment);
-                for (registration, dead) in list {
-                    if self.store.is_in_flight(registration.segment) {
-                        continue;
-                    }
-                    for slot in 0..registration.slots.len() as u16 {
-                        let referent = Referent::Slot(registration.segment, slot);
-                        if !dead.contains(&slot) && !self.is_held_anywhere(referent).await? {
-                            unreferenced.insert(referent);
-                        }
-                    }
-                }
-                if end || after.is_none() {
-                    break;
+        let mut segments = Merged::<LivingSlots>::start(calls, handle).await?;
+        while let Some(LivingSlots { segment, slots }) = segments.next().await? {
+            if self.store.is_in_flight(segment) {
+                continue;
+            }
+            for referent in slots.into_iter().map(|slot| Referent::Slot(segment, slot)) {
+                if !referenced.contains(&referent).await? {
+                    unreferenced.insert(referent);
                 }
             }
         }
         Ok(unreferenced)
     }
 
-    async fn is_held_anywhere(&self, referent: Referent) -> Result<bool, MoverError> {
-        for shard in all_shards(&*self.calls) {
-            if self.is_held(shard, referent).await? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    async fn is_held(&self, shard: cfs_wire::ShardId, referent: Referent) -> Result<bool, MoverError> {
-        match call(&*self.calls, shard, ShardOp::Holders { referent }).await? {
-            ShardReply::Holders(holders) => Ok(!holders.is_empty()),
-            _ => Err(MoverError::Protocol { shard, op: "Holders" }),
-        }
+    fn hot_blobs(&self) -> BTreeSet<BlobId> {
+        let targets = self.store.pool().readable();
+        targets.iter().flat_map(|target| target.list(BlobKind::Hot)).map(|info| info.id).collect()
     }
 }

@@ -85,6 +85,9 @@ pub enum DeviceError {
     /// Somebody else has it open, and writes to it perhaps.
     #[error("{0}")]
     InUse(String),
+    /// It is there, but this user may not write to it, or nobody may: it is not lost.
+    #[error("{0}")]
+    NotPermitted(String),
 }
 
 impl DeviceError {

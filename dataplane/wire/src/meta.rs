@@ -52,6 +52,10 @@ pub enum MetaError {
     Unavailable(String),
     #[error("malformed request: {0}")]
     Malformed(String),
+    /// Nothing was done; something is in the way that advances and may take minutes. Repeat the same
+    /// request for as long as this is the answer.
+    #[error("busy: {0}")]
+    Busy(String),
 }
 
 impl From<Errno> for MetaError {
@@ -117,6 +121,8 @@ pub struct Attr {
 /// The extended attribute that shows [`Attr::policy`]. On directories it can be set (to what
 /// `Policy` parses) and removed; it is never listed, so that copying attributes does not copy it.
 pub const XATTR_POLICY: &[u8] = b"cfs.policy";
+/// What a program may do beyond its caller (capabilities(7), "File capabilities").
+pub const XATTR_CAPABILITY: &[u8] = b"security.capability";
 
 /// What a client may keep, and for how long, counted from when its request was sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -193,6 +199,8 @@ pub enum FileWrite {
     Truncate { size: u64 },
     /// Raises the size to at least this (fallocate without keep-size).
     Extend { size: u64 },
+    /// Takes `security.capability` away, as a program's write does (capabilities(7)).
+    DropCapability,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -649,6 +657,11 @@ pub enum ShardOp {
         length: u64,
         max: u32,
     },
+    /// What something references, each once, in ascending order after one (orphan search).
+    ListReferenced {
+        after: Option<Referent>,
+        max: u32,
+    },
 }
 
 /// One record of a shard's state as a check sees it.
@@ -723,6 +736,10 @@ pub enum ShardReply {
     Extents {
         extents: Vec<Extent>,
         policy: Policy,
+    },
+    Referenced {
+        list: Vec<Referent>,
+        end: bool,
     },
 }
 

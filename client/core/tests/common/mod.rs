@@ -51,6 +51,8 @@ pub struct Disk {
     pub entries: Cell<u64>,
     /// So many further commits are answered with StaleReference.
     pub stale_commits: Cell<u32>,
+    /// So many further commits are answered with Busy.
+    pub busy_commits: Cell<u32>,
     /// So many further fetches are answered with Gone.
     pub gone_fetches: Cell<u32>,
     /// Bytes that may still be stored.
@@ -126,6 +128,7 @@ impl Server {
             blobs: RefCell::default(),
             entries: Cell::new(0),
             stale_commits: Cell::new(0),
+            busy_commits: Cell::new(0),
             gone_fetches: Cell::new(0),
             room: Cell::new(1 << 39),
             proposal_micros_max: Cell::new(500),
@@ -268,6 +271,11 @@ impl Service for Endpoint {
                     if stale > 0 && matches!(call.op, MetaOp::Commit(_)) {
                         self.disk.stale_commits.set(stale - 1);
                         return answer(MetaResult::Err(MetaError::StaleReference));
+                    }
+                    let busy = self.disk.busy_commits.get();
+                    if busy > 0 && matches!(call.op, MetaOp::Commit(_)) {
+                        self.disk.busy_commits.set(busy - 1);
+                        return answer(MetaResult::Err(MetaError::Busy("a test".to_owned())));
                     }
                     MetaService::handle(&self.meta, request).await
                 }

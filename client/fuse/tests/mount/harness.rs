@@ -2,21 +2,61 @@
 
 use crate::common::Server;
 use cfs_fabric::tcp::TcpFabric;
-use cfs_fabric::{Address, Fabric};
+use cfs_fabric::{Address, Fabric, Message, Peer, Service};
 use cfs_fuse::{MountConfig, MountError, MountHandle, spawn_mount};
 use cfs_meta::service::ServiceConfig;
 use cfs_reactor::Executor;
 use cfs_reactor::clock::KernelClock;
 use cfs_reactor::mailbox::{Sender, mailbox};
 use cfs_reactor::uring::Ring;
+use cfs_wire::data::OP_FETCH;
+use futures_util::FutureExt;
+use futures_util::future::{LocalBoxFuture, pending};
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// Ends the server when dropped.
 pub struct Running {
     pub address: Address,
+    pub fetches: Arc<Fetches>,
     _stop: Sender<()>,
+}
+
+/// Whether the server answers those who read.
+#[derive(Default)]
+pub struct Fetches {
+    held: AtomicBool,
+    waiting: AtomicUsize,
+}
+
+impl Fetches {
+    /// From now on none is answered.
+    pub fn hold(&self) {
+        self.held.store(true, Ordering::Relaxed);
+    }
+
+    /// How many were made since.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+/// A server that may hold fetches.
+struct Holding {
+    server: Rc<dyn Service>,
+    fetches: Arc<Fetches>,
+}
+
+impl Service for Holding {
+    fn handle(&self, peer: Peer, request: Message) -> LocalBoxFuture<'_, Message> {
+        if request.opcode == OP_FETCH && self.fetches.held.load(Ordering::Relaxed) {
+            self.fetches.waiting.fetch_add(1, Ordering::Relaxed);
+            return pending().boxed_local();
+        }
+        self.server.handle(peer, request)
+    }
 }
 
 pub fn start_server() -> Running {
@@ -26,6 +66,8 @@ pub fn start_server() -> Running {
 pub fn start_server_with(config: ServiceConfig) -> Running {
     let (stop, mut stopped) = mailbox(1);
     let (listening, address) = mpsc::channel();
+    let fetches = Arc::<Fetches>::default();
+    let held = fetches.clone();
     let run = move || {
         let ring = Ring::new(256).unwrap();
         let executor = Executor::new(Rc::new(KernelClock::new()));
@@ -37,7 +79,7 @@ pub fn start_server_with(config: ServiceConfig) -> Running {
                 let server = Server::new(&handle, 1);
                 *server.config.borrow_mut() = config;
                 server.format().await;
-                let service = server.endpoint(&handle);
+                let service = Rc::new(Holding { server: server.endpoint(&handle), fetches: held });
                 let listener = fabric.listen(&Address("127.0.0.1:0".to_owned()), service).unwrap();
                 listening.send(listener.address()).unwrap();
                 stopped.recv().await;
@@ -46,7 +88,7 @@ pub fn start_server_with(config: ServiceConfig) -> Running {
         executor.run(&mut ring.driver(), Duration::from_micros(20), &handle, main).unwrap();
     };
     std::thread::Builder::new().name("server".to_owned()).spawn(run).unwrap();
-    Running { address: address.recv().unwrap(), _stop: stop }
+    Running { address: address.recv().unwrap(), fetches, _stop: stop }
 }
 
 pub struct Mounted {

@@ -1,5 +1,6 @@
 //! A real mount on a server in this process: metadata without Raft, bytes in memory. Skipped,
 //! saying so, where FUSE cannot be used.
+#![allow(clippy::disallowed_methods, reason = "servers and programs have threads of their own")]
 
 #[path = "../../../core/tests/common/mod.rs"]
 mod common;

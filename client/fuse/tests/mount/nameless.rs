@@ -1,7 +1,7 @@
-//! O_TMPFILE, and what statx tells.
+//! O_TMPFILE, capabilities, and what statx tells.
 
 use crate::harness::mount;
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, linkat, open, statx};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, XattrFlags, getxattr, linkat, open, setxattr, statx};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::Write;
@@ -39,6 +39,30 @@ fn a_nameless_file_has_no_name_until_it_is_linked_and_never_one_if_it_was_opened
     let refused = linkat(rustix::fs::CWD, &magic, rustix::fs::CWD, mounted.path("never"), AtFlags::SYMLINK_FOLLOW);
     assert_eq!(refused, Err(Errno::NOENT));
     drop(exclusive);
+    mounted.unmount();
+}
+
+/// `struct vfs_cap_data` of revision 2: cap_net_raw permitted and effective (capabilities(7)).
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// What is written with O_DIRECT or O_APPEND the kernel does not look at.
+#[test]
+fn however_a_program_is_written_to_its_capabilities_go() {
+    let Some(mounted) = mount() else { return };
+    let path = mounted.path("program");
+    let page = vec![7_u8; 2 * 4096];
+    let at = page.as_ptr().align_offset(4096);
+    let page = &page[at..at + 4096];
+    for how in [OFlags::empty(), OFlags::APPEND, OFlags::DIRECT] {
+        fs::write(&path, b"program").unwrap();
+        setxattr(&path, "security.capability", &CAPABILITY, XattrFlags::CREATE).unwrap();
+        let mut buffer = [0; 64];
+        assert_eq!(getxattr(&path, "security.capability", &mut buffer), Ok(CAPABILITY.len()));
+        let mut file = File::from(open(&path, OFlags::WRONLY | how, Mode::empty()).unwrap());
+        file.write_all(page).unwrap();
+        drop(file);
+        assert_eq!(getxattr(&path, "security.capability", &mut buffer), Err(Errno::NODATA), "{how:?}");
+    }
     mounted.unmount();
 }
 

@@ -6,11 +6,14 @@ use cfs_meta::service::ServiceConfig;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 const LEASE: Duration = Duration::from_millis(300);
+/// Of the file that many read at once.
+const PAGES: u64 = 1024;
 
 fn two_mounts() -> Option<(Mounted, tempfile::TempDir, MountHandle)> {
     let config = ServiceConfig { read_lease: LEASE, ..ServiceConfig::default() };
@@ -115,5 +118,45 @@ fn two_mounts_that_write_and_read_one_file_at_once_both_see_all_of_it() {
         assert_eq!((0..2 * ROUNDS).filter(other).collect::<Vec<_>>(), Vec::<u64>::new(), "{}", path.display());
     }
     drop(other);
+    mounted.unmount();
+}
+
+/// Reads one byte of page after page until the file system is gone; how that shows.
+fn read_until_gone(file: &File, first: u64) -> Option<i32> {
+    (first..).find_map(|page| {
+        let errno = file.read_at(&mut [0], page % PAGES * 4096).err()?.raw_os_error();
+        (errno != Some(libc::EIO)).then_some(errno?)
+    })
+}
+
+#[test]
+fn an_unmount_frees_readers_though_a_drop_of_pages_waits_for_them() {
+    const READERS: u64 = 16;
+    let Some((mounted, second, other)) = two_mounts() else { return };
+    let written = File::create(mounted.path("file")).unwrap();
+    written.write_all_at(&vec![1; PAGES as usize * 4096], 0).unwrap();
+    written.sync_all().unwrap();
+    let read = Arc::new(File::open(second.path().join("file")).unwrap());
+    let (tell, told) = channel();
+    let start = |reader: u64| {
+        let (read, tell) = (read.clone(), tell.clone());
+        thread::Builder::new().spawn(move || tell.send(read_until_gone(&read, reader))).unwrap();
+    };
+    mounted.server.fetches.hold();
+    start(0);
+    while mounted.server.fetches.waiting() == 0 {
+        pass(Duration::from_millis(1));
+    }
+    written.write_all_at(&[2; 4096], 0).unwrap();
+    written.sync_all().unwrap();
+    // The drop of the page that is being read is under way.
+    pass(LEASE);
+    other.unmounter().unmount().unwrap();
+    (1..READERS).for_each(start);
+    other.wait().unwrap();
+    for _ in 0..READERS {
+        let errno = told.recv_timeout(Duration::from_secs(10)).expect("a reader is freed").unwrap();
+        assert!([libc::ENOTCONN, libc::ECONNABORTED].contains(&errno), "{errno}");
+    }
     mounted.unmount();
 }

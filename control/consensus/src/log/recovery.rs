@@ -11,7 +11,8 @@ use cfs_wire::blobs::{BlobError, BlobInfo, BlobKind, MirroredBlobs};
 use cfs_wire::ids::BlobId;
 use cfs_wire::planted::{self, Bug};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Batches read at once: enough to hide a device's latency, few enough to bound memory.
 const READS_AT_ONCE: usize = 8;
@@ -55,9 +56,10 @@ pub(super) async fn recover(blobs: &dyn MirroredBlobs, handle: &Handle) -> Resul
     let reads: Vec<Read> = reads.buffered(READS_AT_ONCE).try_collect().await?;
     let mut bad: BTreeMap<u64, String> = BTreeMap::new();
     let mut good: BTreeMap<u64, Found> = BTreeMap::new();
+    let mut twins = BTreeSet::new();
     for (info, read) in listed.iter().zip(reads) {
         match read {
-            Read::Good(found) => keep_newer(&mut good, found),
+            Read::Good(found) => keep_newer(&mut good, &mut twins, found),
             Read::Bad(detail) => drop(bad.insert(info.owner.low, detail)),
         }
     }
@@ -67,19 +69,19 @@ pub(super) async fn recover(blobs: &dyn MirroredBlobs, handle: &Handle) -> Resul
     let durable = good.values().map(|found| found.header.durable).max().unwrap_or(0);
     let kept: Vec<Found> =
         good.into_iter().filter(|(at, _)| (first..=last).contains(at)).map(|(_, found)| found).collect();
-    let report = discard(blobs, &listed, &kept, first, last).await?;
+    // The one that is kept may be the one with fewer copies: the other goes after it has all.
+    let mut unhealed = heal(blobs, kept.iter().filter(|found| twins.contains(&found.header.sequence))).await?;
+    let spared: BTreeSet<u64> = unhealed.iter().map(|found| found.header.sequence).collect();
+    let gone: Vec<&BlobInfo> = listed
+        .iter()
+        .filter(|info| !kept.iter().any(|found| found.id == info.id) && !spared.contains(&info.owner.low))
+        .collect();
+    let report = discard(blobs, &gone, first, last).await?;
     // Batches above the mark were never answered and may have one copy only; they count from
     // now on, so they get all of them: later, where full targets would keep the node from starting.
-    let mut unhealed = Vec::new();
-    for found in kept.iter().filter(|found| found.header.sequence > durable) {
-        match blobs.heal(found.id).await {
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(batch = found.header.sequence, %error, "the last of the Raft log lacks a copy");
-                unhealed.push(found.id);
-            }
-            outcome => outcome?,
-        }
-    }
+    let unanswered = |found: &&Found| found.header.sequence > durable && !twins.contains(&found.header.sequence);
+    unhealed.extend(heal(blobs, kept.iter().filter(unanswered)).await?);
+    let unhealed = unhealed.into_iter().map(|found| found.id).collect();
     let mut state = replay(kept, first, last)?;
     // The wall clock breaks the tie between two openings that saw the same past.
     let wall = u64::try_from(handle.wall().secs).unwrap_or(0);
@@ -87,6 +89,24 @@ pub(super) async fn recover(blobs: &dyn MirroredBlobs, handle: &Handle) -> Resul
     let entries = state.groups.values().map(|group| group.entry_count()).sum();
     let report = RecoveryReport { entries, groups: state.groups.len(), unhealed, ..report };
     Ok((state, report))
+}
+
+/// Gives batches all their copies; answers those for which there is no room now.
+async fn heal<'a>(
+    blobs: &dyn MirroredBlobs,
+    batches: impl Iterator<Item = &'a Found>,
+) -> Result<Vec<&'a Found>, LogError> {
+    let mut unhealed = Vec::new();
+    for found in batches {
+        match blobs.heal(found.id).await {
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(batch = found.header.sequence, %error, "a batch of the Raft log lacks a copy");
+                unhealed.push(found);
+            }
+            outcome => outcome?,
+        }
+    }
+    Ok(unhealed)
 }
 
 async fn read(blobs: &dyn MirroredBlobs, info: BlobInfo) -> Result<Read, LogError> {
@@ -107,11 +127,13 @@ async fn read(blobs: &dyn MirroredBlobs, info: BlobInfo) -> Result<Read, LogErro
 }
 
 /// Of two batches with one sequence the later opening's counts; a put that was tried twice left
-/// two equal ones.
-fn keep_newer(good: &mut BTreeMap<u64, Found>, found: Found) {
-    match good.get(&found.header.sequence) {
-        Some(other) if other.header.incarnation >= found.header.incarnation => {}
-        _ => drop(good.insert(found.header.sequence, found)),
+/// two equal ones, `twins`.
+fn keep_newer(good: &mut BTreeMap<u64, Found>, twins: &mut BTreeSet<u64>, found: Found) {
+    let sequence = found.header.sequence;
+    match good.get(&sequence).map(|other| other.header.incarnation.cmp(&found.header.incarnation)) {
+        Some(Ordering::Greater) => {}
+        Some(Ordering::Equal) => drop(twins.insert(sequence)),
+        Some(Ordering::Less) | None => drop(good.insert(sequence, found)),
     }
 }
 
@@ -155,12 +177,10 @@ fn extent(good: &BTreeMap<u64, Found>, bad: &BTreeMap<u64, String>) -> Result<Op
 /// full for that it stays, and the incarnation tells it from what is written now.
 async fn discard(
     blobs: &dyn MirroredBlobs,
-    listed: &[BlobInfo],
-    kept: &[Found],
+    gone: &[&BlobInfo],
     first: u64,
     last: u64,
 ) -> Result<RecoveryReport, LogError> {
-    let gone: Vec<&BlobInfo> = listed.iter().filter(|info| !kept.iter().any(|found| found.id == info.id)).collect();
     let mut torn: Vec<u64> = gone.iter().map(|info| info.owner.low).filter(|at| *at > last).collect();
     torn.dedup();
     let obsolete = gone.iter().filter(|info| info.owner.low < first).count();

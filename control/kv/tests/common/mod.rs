@@ -27,6 +27,11 @@ pub fn config() -> KvConfig {
     }
 }
 
+/// The same with manifests of more than a table or two in parts.
+pub fn split_config() -> KvConfig {
+    KvConfig { manifest_blob_bytes_max: 96, ..config() }
+}
+
 pub fn mark(number: u64) -> Bytes {
     Bytes::copy_from_slice(&number.to_be_bytes())
 }

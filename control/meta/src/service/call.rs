@@ -5,7 +5,7 @@ use super::config::with_drift;
 use super::shard::Shard;
 use super::{MetaService, Running};
 use crate::state::{self, ReadReply, StateError};
-use cfs_wire::meta::{Entry, Grant, MetaCall, MetaError, MetaOp, MetaReply, MetaResult};
+use cfs_wire::meta::{Entry, Grant, MetaCall, MetaError, MetaOp, MetaReply, MetaResult, XATTR_CAPABILITY};
 use cfs_wire::{Errno, Ino, SessionId};
 use std::rc::Rc;
 use std::time::Duration;
@@ -68,6 +68,10 @@ impl MetaService {
     pub(super) async fn read(&self, shard: &Rc<Shard>, session: SessionId, op: &MetaOp) -> MetaResult {
         self.check_known(shard, session).await?;
         self.inner.proposer.read_barrier(shard.id).await?;
+        if let Some(ino) = asks_for_capability(op) {
+            // Whoever asks is about to give a program what it was allowed before the writer came.
+            self.recall_writer(shard, ino, session).await?;
+        }
         loop {
             let reading = shard.readers().begin_read();
             let mut reply = self.read_state(shard, session, op).await??;
@@ -177,6 +181,15 @@ impl MetaService {
             }
             _ => {}
         }
+    }
+}
+
+/// The inode of which a read asks for the attribute that a commit can take away.
+fn asks_for_capability(op: &MetaOp) -> Option<Ino> {
+    match op {
+        MetaOp::GetXattr { ino, name } if name.as_slice() == XATTR_CAPABILITY => Some(*ino),
+        MetaOp::ListXattr { ino } => Some(*ino),
+        _ => None,
     }
 }
 

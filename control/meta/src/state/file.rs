@@ -13,7 +13,7 @@ use super::view::{Attempt, Fail, View, bad_key};
 use super::{StateError, keys};
 use cfs_wire::data::{Extent, Location, Referent};
 use cfs_wire::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, PUNCH_EXTENTS_MAX};
-use cfs_wire::meta::{Commit, FileKind, FileWrite, MetaError, MetaReply};
+use cfs_wire::meta::{Commit, FileKind, FileWrite, MetaError, MetaReply, XATTR_CAPABILITY};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Epoch, Errno, Ino, SessionId, Timestamp};
 
@@ -255,7 +255,7 @@ impl View<'_> {
     /// Content waits until nothing of a truncated past lies where it might come to lie.
     fn check_trimmed(&self, inode: &Inode) -> Attempt<()> {
         match inode.trim {
-            Some(_) => Err(MetaError::Unavailable("a truncation is being finished".to_owned()).into()),
+            Some(_) => Err(MetaError::Busy("a truncation is being finished".to_owned()).into()),
             None => Ok(()),
         }
     }
@@ -299,6 +299,10 @@ impl View<'_> {
             FileWrite::Truncate { size } => self.truncate(inode, *size).await,
             FileWrite::Extend { size } => {
                 inode.size = inode.size.max(end_of(0, *size)?);
+                Ok(())
+            }
+            FileWrite::DropCapability => {
+                self.erase_xattr(inode, XATTR_CAPABILITY).await?;
                 Ok(())
             }
         }

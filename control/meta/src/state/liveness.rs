@@ -62,6 +62,7 @@ impl View<'_> {
             ShardOp::ListRegistrations { after, max } => self.list_registrations(*after, *max).await?,
             ShardOp::ListReleased { max } => self.list_released(*max).await?,
             ShardOp::Holders { referent } => self.holders(referent).await?,
+            ShardOp::ListReferenced { after, max } => self.list_referenced(after.as_ref(), *max).await?,
             ShardOp::Audit { after, max } => self.audit(after.as_deref(), *max).await?,
             ShardOp::GetEpoch => ShardReply::Epoch(self.counters.minimum_epoch),
             ShardOp::Extents { ino, offset, length, max } => {
@@ -147,6 +148,24 @@ impl View<'_> {
             holders.push((Ino::from_u64(ino), offset));
         }
         Ok(ShardReply::Holders(holders))
+    }
+
+    async fn list_referenced(&self, after: Option<&Referent>, max: u32) -> Result<ShardReply, StateError> {
+        let table = keys::table(self.shard, keys::REFERENCE);
+        let start = match after {
+            Some(referent) => keys::after_prefix(&keys::references(self.shard, referent)),
+            None => table.clone(),
+        };
+        let max = max.clamp(1, ROWS_MAX) as usize;
+        let rows = self.scan(start, &keys::after_prefix(&table), max).await?;
+        let mut list = Vec::new();
+        for (key, _) in &rows {
+            let referent = keys::referent_at(key, keys::FIELDS).ok_or_else(|| bad_key(key))?;
+            if list.last() != Some(&referent) {
+                list.push(referent);
+            }
+        }
+        Ok(ShardReply::Referenced { list, end: rows.len() < max })
     }
 
     async fn freeze(&mut self, referents: &[Referent], epoch: Epoch) -> Result<ShardReply, StateError> {

@@ -76,7 +76,10 @@ impl View<'_> {
     }
 
     /// Whether there was one.
-    async fn erase_xattr(&mut self, inode: &mut Inode, name: &[u8]) -> Attempt<bool> {
+    pub(crate) async fn erase_xattr(&mut self, inode: &mut Inode, name: &[u8]) -> Attempt<bool> {
+        if inode.xattrs == 0 {
+            return Ok(false);
+        }
         let key = keys::xattr(self.shard, inode.ino, name);
         if !self.exists(&key).await? {
             return Ok(false);

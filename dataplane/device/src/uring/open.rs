@@ -5,7 +5,8 @@ use crate::{DeviceError, DeviceResult};
 use cfs_wire::limits::PAGE;
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags, fallocate, flock, fstat,
-    fstatfs, fsync, ftruncate, ioctl_blkpbszget, ioctl_blksszget, open as open_file, seek, stat, statx, unlink,
+    fstatfs, fsync, ftruncate, ioctl_blkpbszget, ioctl_blksszget, major, minor, open as open_file, seek, stat, statx,
+    unlink,
 };
 use rustix::io::Errno;
 use rustix::thread::{Timespec, nanosleep};
@@ -47,6 +48,10 @@ fn refuse<T>(path: &Path, reason: impl std::fmt::Display) -> DeviceResult<T> {
     Err(DeviceError::Open(format!("cannot open {}: {reason}", path.display())))
 }
 
+fn not_permitted<T>(path: &Path, reason: &str) -> DeviceResult<T> {
+    Err(DeviceError::NotPermitted(format!("cannot open {}: {reason}", path.display())))
+}
+
 fn in_use<T>(path: &Path, reason: &str) -> DeviceResult<T> {
     Err(DeviceError::InUse(format!("cannot open {}: {reason}", path.display())))
 }
@@ -66,7 +71,7 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> DeviceResult<Opened> {
         Ok(_) => refuse(path, "it is neither a regular file nor a block device"),
         Err(Errno::NOENT) if options.create_size.is_some() => open_regular(path, options, true),
         Err(Errno::NOENT) => refuse(path, "it does not exist; give a size to create it"),
-        Err(errno) => refuse(path, errno),
+        Err(errno) => open_refused(path, errno),
     }
 }
 
@@ -82,10 +87,15 @@ fn open_refused<T>(path: &Path, errno: Errno) -> DeviceResult<T> {
             path,
             "its file system does not support O_DIRECT; put the file on ext4, xfs, btrfs or tmpfs, or use a block device",
         ),
-        Errno::ROFS => refuse(path, "it is on a read-only file system or disk; open it read-only or make it writable"),
-        Errno::ACCESS | Errno::PERM => {
-            refuse(path, "permission denied: it is read-only, or this user may not open it; run as its owner")
-        }
+        Errno::ROFS => not_permitted(path, "its file system or disk is read-only; make that writable"),
+        Errno::ACCESS => not_permitted(
+            path,
+            "permission denied: this user may not read and write it, or not reach it; run as its owner, or change its mode or owner",
+        ),
+        Errno::PERM => not_permitted(
+            path,
+            "operation not permitted: it is immutable, or kept from this process; take that away (chattr -i)",
+        ),
         Errno::BUSY => {
             in_use(path, "it is in use: mounted, or another server uses it; stop that first, or give another device")
         }
@@ -218,6 +228,9 @@ fn open_block_device(path: &Path, options: &OpenOptions) -> DeviceResult<Opened>
         Ok(file) => file,
         Err(errno) => return open_refused(path, errno),
     };
+    if !options.read_only && is_read_only(&file) {
+        return not_permitted(path, "the disk is read-only; make it writable (blockdev --setrw)");
+    }
     let measured = ioctl_blksszget(&file).and_then(|logical| {
         let physical = ioctl_blkpbszget(&file)?;
         // The end of a block device is its size.
@@ -231,6 +244,14 @@ fn open_block_device(path: &Path, options: &OpenOptions) -> DeviceResult<Opened>
         }
         Err(errno) => refuse(path, format_args!("measuring it failed: {errno}")),
     }
+}
+
+/// Whether the kernel refuses writes to a block device. It lets it be opened for writing all the
+/// same, and without `/sys` the first write is what finds out.
+fn is_read_only(device: &OwnedFd) -> bool {
+    let Ok(found) = fstat(device) else { return false };
+    let attribute = format!("/sys/dev/block/{}:{}/ro", major(found.st_rdev), minor(found.st_rdev));
+    std::fs::read_to_string(attribute).is_ok_and(|text| text.trim() == "1")
 }
 
 fn finish(path: &Path, file: OwnedFd, size: u64, block: u32, memory_align: u32) -> DeviceResult<Opened> {
@@ -272,5 +293,21 @@ mod tests {
         let made_at_most = HELD_PATIENCE_MS / HELD_RETRY_MS + 1;
         assert_eq!(attempts(&|_| Err(Errno::BUSY)), (Err(Errno::BUSY), made_at_most));
         assert_eq!(attempts(&|_| Err(Errno::ACCESS)), (Err(Errno::ACCESS), 1));
+    }
+
+    #[test]
+    fn what_may_not_be_written_to_is_not_taken_for_lost() {
+        let refused = |errno| open_refused::<()>(Path::new("/t"), errno).unwrap_err();
+        for errno in [Errno::ACCESS, Errno::PERM, Errno::ROFS] {
+            let error = refused(errno);
+            assert!(
+                matches!(&error, DeviceError::NotPermitted(why) if why.starts_with("cannot open /t: ")),
+                "{error:?}"
+            );
+        }
+        for errno in [Errno::NOENT, Errno::NXIO, Errno::NODEV, Errno::IO, Errno::INVAL] {
+            let error = refused(errno);
+            assert!(matches!(&error, DeviceError::Open(why) if why.starts_with("cannot open /t: ")), "{error:?}");
+        }
     }
 }

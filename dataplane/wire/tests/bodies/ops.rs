@@ -48,6 +48,7 @@ fn writes() -> Vec<FileWrite> {
         FileWrite::Punch { offset: 0x7172, length: 0x8182_8384 },
         FileWrite::Truncate { size: 0x9192_9394 },
         FileWrite::Extend { size: 0xa1a2_a3a4 },
+        FileWrite::DropCapability,
     ]
 }
 

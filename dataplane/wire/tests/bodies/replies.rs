@@ -79,6 +79,7 @@ fn errors() -> Vec<MetaError> {
         MetaError::StaleReference,
         MetaError::Unavailable("why".to_owned()),
         MetaError::Malformed("what".to_owned()),
+        MetaError::Busy("what".to_owned()),
     ]
 }
 

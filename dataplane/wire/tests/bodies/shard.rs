@@ -33,6 +33,7 @@ fn ops() -> Vec<ShardOp> {
         ShardOp::SetPolicy { ino, policy: Some(policy(1, 2)) },
         ShardOp::GetEpoch,
         ShardOp::Extents { ino, offset: 0x2122_2324, length: 0x3132, max: 0x80 },
+        ShardOp::ListReferenced { after: Some(referents[1]), max: 0x0400 },
     ]
 }
 
@@ -73,6 +74,7 @@ fn replies() -> Vec<ShardReply> {
         ShardReply::Epoch(Epoch(0x4142)),
         ShardReply::Forgotten { next },
         ShardReply::Extents { extents: vec![extent(hot())], policy: policy(4, 1) },
+        ShardReply::Referenced { list: referents(), end: true },
     ]
 }
 

@@ -134,7 +134,9 @@ fn read_all(state: &MemoryState, shard: ShardId, inos: &BTreeSet<Ino>) -> Result
         read_inode(state, shard, *ino)?;
     }
     let max = 1000;
-    let ops = [ShardOp::ListRegistrations { after: None, max }, ShardOp::ListReleased { max }, ShardOp::GetEpoch];
+    let referenced = ShardOp::ListReferenced { after: None, max };
+    let ops =
+        [ShardOp::ListRegistrations { after: None, max }, ShardOp::ListReleased { max }, referenced, ShardOp::GetEpoch];
     for op in &ops {
         let _ = now(state::read_shard(state, shard, op))?;
     }

@@ -28,6 +28,15 @@ fn a_write_in_the_middle_splits_the_extent_and_moves_its_back_references() {
     let holders = |shard: &mut Shard, blob| shard.shard_op(ShardOp::Holders { referent: hot(blob, 0).referent() });
     assert_eq!(holders(&mut shard, 1), ShardReply::Holders(vec![(ino, 0), (ino, 50)]));
     assert_eq!(holders(&mut shard, 2), ShardReply::Holders(vec![(ino, 40)]));
+    let after = |after, max| ShardOp::ListReferenced { after, max };
+    let referenced = |list: &[u128], end| ShardReply::Referenced {
+        list: list.iter().map(|blob| hot(*blob, 0).referent()).collect(),
+        end,
+    };
+    assert_eq!(shard.shard_op(after(None, 9)), referenced(&[1, 2], true));
+    // Two rows of one referent.
+    assert_eq!(shard.shard_op(after(None, 2)), referenced(&[1], false));
+    assert_eq!(shard.shard_op(after(Some(hot(1, 0).referent()), 2)), referenced(&[2], true));
     check(&[(shard.id, &shard.state)]).unwrap();
 }
 
@@ -159,6 +168,27 @@ fn the_first_append_of_a_commit_says_where_it_went() {
 }
 
 #[test]
+fn a_write_takes_the_capabilities_of_a_program_and_no_other_attribute() {
+    let mut shard = Shard::new();
+    let ino = new_file(&mut shard);
+    let names = [name("security.capability"), name("user.kept")];
+    for name in &names {
+        let value = b"value".to_vec();
+        assert!(shard.call(MetaOp::SetXattr { ino, name: name.clone(), value, flags: 0 }).is_ok());
+    }
+    let listed = |shard: &mut Shard| match shard.read(MetaOp::ListXattr { ino }) {
+        Ok(MetaReply::Names(names)) => names,
+        other => panic!("{other:?}"),
+    };
+    shard.write(ino, vec![data(0, 10, 1)]).unwrap();
+    assert_eq!(listed(&mut shard), names);
+    for _ in 0..2 {
+        shard.write(ino, vec![data(0, 10, 2), FileWrite::DropCapability]).unwrap();
+        assert_eq!(listed(&mut shard), names[1..]);
+    }
+}
+
+#[test]
 fn a_huge_file_goes_in_several_entries_and_its_bytes_are_released() {
     let mut shard = Shard::new();
     let ino = new_file(&mut shard);
@@ -215,7 +245,7 @@ fn a_truncation_of_many_extents_shows_at_once_and_is_finished_by_entries_of_its_
     assert_eq!(shard.content(ino), expected);
     check(&[(shard.id, &shard.state)]).unwrap();
     let follow_up = shard.follow_up.clone();
-    assert!(matches!(shard.write(ino, vec![data(100, 5, 9)]), Err(MetaError::Unavailable(_))));
+    assert!(matches!(shard.write(ino, vec![data(100, 5, 9)]), Err(MetaError::Busy(_))));
     // A new leader finds the work too.
     let listed = now_or_never(super::super::list_orphans(&shard.state, shard.id, None, 10));
     assert_eq!(listed, [(ino, false)]);

@@ -5,7 +5,7 @@
 use super::{ROOT, byte_at};
 use cfs_wire::meta::{
     Attr, AttrChanges, Commit, Entry, FileKind, FileWrite, Grant, MetaOp, MetaReply, MetaResult, NewNode,
-    RENAME_EXCHANGE, RENAME_NOREPLACE, SetTime, XATTR_CREATE, XATTR_REPLACE,
+    RENAME_EXCHANGE, RENAME_NOREPLACE, SetTime, XATTR_CAPABILITY, XATTR_CREATE, XATTR_REPLACE,
 };
 use cfs_wire::{Errno, Ino, SessionId, ShardId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -197,7 +197,8 @@ impl Model {
             MetaOp::SetAttr { ino, changes } => self.set_attr(*ino, changes, now),
             MetaOp::SetXattr { ino, name, value, flags } => {
                 let node = self.nodes.get_mut(ino).ok_or(Errno::ESTALE)?;
-                if !matches!(node.kind, FileKind::File | FileKind::Directory) {
+                let anyone = name.starts_with(b"user.");
+                if anyone && !matches!(node.kind, FileKind::File | FileKind::Directory) {
                     return Err(Errno::EPERM);
                 }
                 match node.xattrs.contains_key(name.as_slice()) {
@@ -211,7 +212,8 @@ impl Model {
             }
             MetaOp::RemoveXattr { ino, name } => {
                 let node = self.nodes.get_mut(ino).ok_or(Errno::ESTALE)?;
-                if !matches!(node.kind, FileKind::File | FileKind::Directory) {
+                let anyone = name.starts_with(b"user.");
+                if anyone && !matches!(node.kind, FileKind::File | FileKind::Directory) {
                     return Err(Errno::EPERM);
                 }
                 node.xattrs.remove(name.as_slice()).ok_or(Errno::ENODATA)?;
@@ -408,7 +410,7 @@ impl Model {
             _ => return Err(Errno::EINVAL),
         }
         let mut bytes = node.bytes.clone();
-        let mut append_offset = None;
+        let (mut append_offset, mut drop_capability) = (None, false);
         for write in &commit.writes {
             let end = bytes.len();
             match write {
@@ -440,9 +442,13 @@ impl Model {
                 }
                 FileWrite::Truncate { size } => bytes.resize(*size as usize, 0),
                 FileWrite::Extend { size } => bytes.resize(end.max(*size as usize), 0),
+                FileWrite::DropCapability => drop_capability = true,
             }
         }
         node.bytes = bytes;
+        if drop_capability {
+            node.xattrs.remove(XATTR_CAPABILITY);
+        }
         if commit.kill_privileges {
             node.kill();
         }

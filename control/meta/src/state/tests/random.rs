@@ -6,7 +6,7 @@ use super::check::check;
 use super::model::Model;
 use super::*;
 use cfs_reactor::clock::SplitMix64;
-use cfs_wire::meta::{Entry, SetTime};
+use cfs_wire::meta::{Entry, SetTime, XATTR_CAPABILITY};
 use std::collections::BTreeMap;
 
 const NAMES: [&[u8]; 9] = [b"a", b"b", b"c", b"dd", b"e-\xff\xfe", b"f", b"g", b"h", b"i"];
@@ -73,13 +73,14 @@ impl Dice {
         let length = 1 + self.below(if big { 8000 } else { 900 });
         let bytes = vec![self.below(256) as u8; self.below(600) as usize];
         let epoch = Epoch(0);
-        match self.below(10) {
+        match self.below(11) {
             0..3 => FileWrite::Data { offset, length: length as u32, location: self.location(), epoch },
             3 => FileWrite::Append { length: length as u32, location: self.location(), epoch },
             4..6 => FileWrite::Inline { offset: self.below(1200), bytes },
             6 => FileWrite::AppendInline { bytes },
             7 => FileWrite::Punch { offset, length },
             8 => FileWrite::Truncate { size: self.below(6000) },
+            9 => FileWrite::DropCapability,
             _ => FileWrite::Extend { size: self.below(9000) },
         }
     }
@@ -121,10 +122,14 @@ impl Dice {
             19..22 => MetaOp::SetAttr { ino: self.inode(model), changes: self.changes(now) },
             22 => {
                 let (value, flags) = (vec![9; self.below(20) as usize], self.below(3) as u32);
-                let name = SmallVec::from_slice(self.pick(&[b"user.x".as_slice(), b"user.y"]));
+                let name =
+                    SmallVec::from_slice(self.pick(&[b"user.x".as_slice(), b"user.x", b"user.y", XATTR_CAPABILITY]));
                 MetaOp::SetXattr { ino: self.inode(model), name, value, flags }
             }
-            23 => MetaOp::RemoveXattr { ino: self.inode(model), name: super::name("user.x") },
+            23 => {
+                let name = SmallVec::from_slice(self.pick(&[b"user.x".as_slice(), XATTR_CAPABILITY]));
+                MetaOp::RemoveXattr { ino: self.inode(model), name }
+            }
             24..30 => {
                 let writes = (0..1 + self.below(4)).map(|_| self.write()).collect();
                 let kill_privileges = self.below(8) == 0;
