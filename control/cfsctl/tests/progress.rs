@@ -100,7 +100,7 @@ fn a_long_check_tells_how_far_it_is() {
         let output = spawn(&address, arguments).wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         let lines = String::from_utf8(output.stderr).unwrap();
-        assert!(lines.starts_with("checking segments: 3/5, 1 s\n"), "{lines}");
+        assert!(lines.lines().any(|line| line.starts_with("checking segments: 3/5, ")), "{lines}");
         let told = String::from_utf8(output.stdout).unwrap();
         assert!(told.ends_with(ends), "{told}");
         if ends.starts_with('}') {
