@@ -116,6 +116,12 @@ impl Client {
         self.holds_lease(inode) || !self.cache_left(inode).is_zero()
     }
 
+    /// Whether an answer to a call of then tells what is still so: nothing that was told here changed it,
+    /// and all changes were told.
+    pub(crate) fn is_current(&self, inode: &Inode, stamp: Stamp) -> bool {
+        self.stamps.unchanged_since(inode.ino, stamp) && stamp >= inode.state().granted_since
+    }
+
     /// Takes a read grant in. Nothing is granted if the inode changed since the call began. That this
     /// client has the write lease is not learnt here: a read may tell of one that is just being
     /// given back.
@@ -132,6 +138,7 @@ impl Client {
         if self.now() >= state.granted_until && state.lease.is_none() {
             // Between the old grant's end and when this was answered nobody told us of changes.
             state.drop_cached();
+            state.granted_since = stamp;
             self.pages.borrow_mut().drop_inode(inode.ino);
         }
         let until = sent + Duration::from_millis(grant.read_ms.into());
@@ -144,7 +151,7 @@ impl Client {
         let inode = self.inode(attr.ino);
         let covered = self.holds_lease(&inode) || inode.state().granted_until > self.now();
         self.take_grant(&inode, grant, &answer.session, answer.sent, answer.stamp);
-        if self.stamps.unchanged_since(attr.ino, answer.stamp) {
+        if self.is_current(&inode, answer.stamp) {
             inode.state().see_version(attr.version, covered);
             inode.state().learn_attr(attr);
             return self.located(&inode).unwrap_or(Located { attr: attr.clone(), valid: Duration::ZERO });
@@ -239,7 +246,7 @@ impl Client {
     /// Keeps an entry, or its absence, if the directory is granted and did not change since.
     pub(crate) fn keep_entry(&self, dir: Ino, name: &Name, ino: Option<Ino>, stamp: Stamp) {
         let inode = self.inode(dir);
-        if !self.cache_left(&inode).is_zero() && self.stamps.unchanged_since(dir, stamp) {
+        if !self.cache_left(&inode).is_zero() && self.is_current(&inode, stamp) {
             self.enter(&inode, name, ino);
         }
     }
@@ -266,12 +273,13 @@ impl Client {
         left
     }
 
-    /// A change of our own to an entry: what was cached of it is replaced, and the directory's
-    /// attributes are asked for again.
-    pub(crate) fn entry_changed(&self, dir: Ino, name: &Name, now: Option<Ino>) {
+    /// A change of our own to an entry, asked for then: what was cached of it is replaced, and the
+    /// directory's attributes are asked for again. Where changes of others since then may not have been
+    /// told here, the name may stand for something else by now.
+    pub(crate) fn entry_changed(&self, dir: Ino, name: &Name, now: Option<Ino>, stamp: Stamp) {
         let inode = self.inode(dir);
         self.stamps.changed(dir);
-        let kept = !self.cache_left(&inode).is_zero();
+        let kept = !self.cache_left(&inode).is_zero() && stamp >= inode.state().granted_since;
         inode.state().attr = None;
         inode.state().entries.remove(name);
         if kept {
@@ -345,11 +353,20 @@ impl Client {
         if let Some(located) = self.cached_attr(ino) {
             return Ok(located);
         }
-        let answer = self.read_call(MetaOp::GetAttr { ino }).await?;
-        match &answer.reply {
-            MetaReply::Attr { attr, grant } => Ok(self.take_attr(attr, *grant, &answer)),
-            other => Err(unexpected(other)),
+        loop {
+            let answer = self.read_call(MetaOp::GetAttr { ino }).await?;
+            let MetaReply::Attr { attr, grant } = &answer.reply else { return Err(unexpected(&answer.reply)) };
+            let located = self.take_attr(attr, *grant, &answer);
+            if !self.lacks_commit(attr) {
+                return Ok(located);
+            }
         }
+    }
+
+    /// Whether attributes are of before a commit of ours that was answered while they were on their way.
+    /// Nobody must be told them: what was written is no longer added to them.
+    pub(crate) fn lacks_commit(&self, attr: &Attr) -> bool {
+        self.known_inode(attr.ino).is_some_and(|inode| attr.version < inode.state().committed_version)
     }
 }
 

@@ -86,7 +86,7 @@ impl Backoff {
 impl Client {
     /// A call that changes nothing: repeated in whatever session there is.
     pub(crate) async fn read_call(self: &Rc<Self>, op: MetaOp) -> Result<Answer, Errno> {
-        let stamp = self.stamps.now();
+        let stamp = self.stamps.begin();
         let mut op = op;
         loop {
             let session = self.session().await?;
@@ -121,7 +121,7 @@ impl Client {
         session: &Rc<Session>,
         op: MetaOp,
     ) -> (Result<Answer, CallError>, MetaOp) {
-        let stamp = self.stamps.now();
+        let stamp = self.stamps.begin();
         let urgent = matches!(op, MetaOp::CancelLock { .. });
         let sequence = session.sequence(urgent).await;
         let shard = self.shard_of(&op);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
 use cfs_wire::data::{Extent, Location};
 use cfs_wire::limits::{COMMIT_WRITES_MAX, INLINE_BYTES_MAX, STORE_BYTES_MAX};
-use cfs_wire::meta::{Attr, Commit, FileWrite, MetaOp, MetaReply};
+use cfs_wire::meta::{Commit, FileWrite, MetaOp, MetaReply};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Epoch, Errno, Ino, Policy, Timestamp};
 use futures_util::stream::{self, StreamExt};
@@ -17,13 +17,6 @@ use std::rc::Rc;
 
 /// Stored bytes with their place in the file.
 pub(crate) type Placement = Extent;
-
-/// What of a commit's outcome is known to hold.
-struct Flushed {
-    attr: Attr,
-    /// Empty when the bytes went inline.
-    placed: Vec<Placement>,
-}
 
 /// Dirty data that could not be committed and is gone.
 pub(crate) struct Lost {
@@ -127,12 +120,11 @@ impl Client {
             pages.drop_range(inode.ino, *offset, offset + run.len() as u64);
         }
         match outcome {
-            Ok(flushed) => {
-                state.learn_attr(&flushed.attr);
-                if flushed.placed.is_empty() {
+            Ok(placed) => {
+                if placed.is_empty() {
                     state.extents.clear();
                 }
-                for extent in flushed.placed {
+                for extent in placed {
                     state.extents.replace(extent);
                 }
                 Ok(())
@@ -145,13 +137,14 @@ impl Client {
         }
     }
 
+    /// Answers where the bytes were stored; nowhere if they went inline.
     async fn commit_frozen(
         self: &Rc<Self>,
         session: &Rc<Session>,
         inode: &Rc<Inode>,
         frozen: &Frozen,
         written: Written,
-    ) -> Result<Flushed, CallError> {
+    ) -> Result<Vec<Placement>, CallError> {
         let size = inode.state().attr.as_ref().map_or(u64::MAX, |attr| attr.size);
         let mut inline = size.max(frozen_end(frozen)) <= INLINE_BYTES_MAX as u64;
         let mut backoff = Backoff::new(self);
@@ -169,7 +162,7 @@ impl Client {
                 writes.push(FileWrite::DropCapability);
             }
             match self.commit_all(session, inode, writes, written.at, written.kill_privileges).await {
-                Ok(attr) => return Ok(Flushed { attr, placed }),
+                Ok(()) => return Ok(placed),
                 // Too long to be inline by now; or the server is so full that it makes no inode larger,
                 // and there is room for data still.
                 Err(CallError::Errno(Errno::EFBIG | Errno::ENOSPC)) if inline => inline = false,
@@ -188,18 +181,18 @@ impl Client {
         mut writes: Vec<FileWrite>,
         mtime: Option<Timestamp>,
         kill: bool,
-    ) -> Result<Attr, CallError> {
+    ) -> Result<(), CallError> {
         loop {
             let rest = writes.split_off(writes.len().min(COMMIT_WRITES_MAX));
-            let (attr, _) = self.commit(session, inode, writes, mtime, kill).await?;
+            self.commit(session, inode, writes, mtime, kill).await?;
             if rest.is_empty() {
-                return Ok(attr);
+                return Ok(());
             }
             writes = rest;
         }
     }
 
-    /// One commit under the inode's next number.
+    /// One commit under the inode's next number; answers where an append went.
     pub(crate) async fn commit(
         self: &Rc<Self>,
         session: &Rc<Session>,
@@ -207,7 +200,7 @@ impl Client {
         writes: Vec<FileWrite>,
         mtime: Option<Timestamp>,
         kill_privileges: bool,
-    ) -> Result<(Attr, Option<u64>), CallError> {
+    ) -> Result<Option<u64>, CallError> {
         let sequence = inode.state().commit_sequence + 1;
         let commit = Commit { ino: inode.ino, sequence, writes, mtime, kill_privileges };
         let leased = self.holds_lease(inode);
@@ -216,12 +209,18 @@ impl Client {
         match outcome {
             Ok(answer) => {
                 state.commit_sequence = sequence;
+                let unchanged = self.stamps.unchanged_since(inode.ino, answer.stamp);
                 self.stamps.changed(inode.ino);
                 match answer.reply {
                     MetaReply::Committed { attr, append_offset } => {
                         state.see_version(attr.version, leased);
-                        state.learn_attr(&attr);
-                        Ok((attr, append_offset))
+                        state.committed_version = attr.version;
+                        match unchanged {
+                            true => state.learn_attr(&attr),
+                            // Another change of ours, of a link for one, may have been answered before.
+                            false => state.forget_attr_before(attr.version),
+                        }
+                        Ok(append_offset)
                     }
                     other => Err(CallError::Errno(crate::cache::unexpected(&other))),
                 }

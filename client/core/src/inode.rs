@@ -2,6 +2,7 @@
 
 use crate::dirty::{DirtyMap, Frozen, frozen_bytes, frozen_end};
 use crate::extents::ExtentCache;
+use crate::stamps::Stamp;
 use cfs_reactor::Instant;
 use cfs_reactor::sync::Semaphore;
 use cfs_wire::meta::{Attr, FileKind, Name};
@@ -33,6 +34,7 @@ pub(crate) struct Failures {
     pub last: Option<Errno>,
     pub unseen: bool,
 }
+
 /// How the bytes were written that are not committed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Written {
@@ -47,6 +49,9 @@ pub(crate) struct InodeState {
     pub attr: Option<Attr>,
     /// Until when attributes, extents, pages and (of a directory) entries may be used.
     pub granted_until: Instant,
+    /// The call whose answer began the grant that has been renewed since without a gap: what was asked
+    /// before it may have changed without our being told.
+    pub granted_since: Stamp,
     pub lease: Option<WriteLease>,
     /// Another client has it: don't ask again before this.
     pub lease_denied_until: Instant,
@@ -56,6 +61,9 @@ pub(crate) struct InodeState {
     pub written: Written,
     /// Of the last commit that was acknowledged.
     pub commit_sequence: u64,
+    /// What that commit made of the inode: attributes of before it lack bytes that nobody here adds any
+    /// more.
+    pub committed_version: u64,
     /// Of a file; it never changes, so it outlives the attributes it came with.
     pub policy: Option<Policy>,
     pub extents: ExtentCache,
@@ -86,6 +94,7 @@ impl Inode {
         let state = InodeState {
             attr: None,
             granted_until: Instant::default(),
+            granted_since: Stamp::default(),
             lease: None,
             lease_denied_until: Instant::default(),
             dirty: DirtyMap::default(),
@@ -93,6 +102,7 @@ impl Inode {
             dirty_since: Instant::default(),
             written: Written::default(),
             commit_sequence: 0,
+            committed_version: 0,
             policy: None,
             extents: ExtentCache::default(),
             pages_version: None,
@@ -160,6 +170,11 @@ impl InodeState {
         if self.attr.as_ref().is_none_or(|known| known.version <= attr.version) {
             self.attr = Some(attr.clone());
         }
+    }
+
+    /// Forgets attributes of before a version.
+    pub fn forget_attr_before(&mut self, version: u64) {
+        self.attr.take_if(|known| known.version < version);
     }
 
     /// Sees a version of the inode. `covered`: since the last one was seen, nobody changed the inode

@@ -2,8 +2,11 @@
 
 use crate::Client;
 use crate::cache::{DirEntries, LocatedEntry, Negative, unexpected};
+use crate::calls::Answer;
 use crate::nodes::name;
+use crate::stamps::Stamp;
 use cfs_wire::meta::{FileKind, MetaOp, MetaReply, Name, RENAME_EXCHANGE, RENAME_WHITEOUT, StatFs};
+use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino};
 use std::rc::Rc;
 
@@ -41,28 +44,27 @@ impl Client {
                 }
                 Err(errno) => return Err(Err(errno)),
             };
-            let parent = self.inode(dir);
-            match &answer.reply {
+            let (ino, dir_grant, located) = match &answer.reply {
                 MetaReply::Entry(entry) => {
-                    self.take_grant(&parent, entry.dir_grant, &answer.session, answer.sent, answer.stamp);
                     let located = self.take_attr(&entry.attr, entry.grant, &answer);
-                    self.keep_entry(dir, &entry_name, Some(entry.attr.ino), answer.stamp);
+                    (entry.attr.ino, entry.dir_grant, Some(located).filter(|_| !self.lacks_commit(&entry.attr)))
+                }
+                MetaReply::Remote { ino, dir_grant, .. } => (*ino, *dir_grant, None),
+                other => return Err(Err(unexpected(other))),
+            };
+            self.take_grant(&self.inode(dir), dir_grant, &answer.session, answer.sent, answer.stamp);
+            self.keep_entry(dir, &entry_name, Some(ino), answer.stamp);
+            let located = match located {
+                Some(located) => Ok(located),
+                None => self.getattr(ino).await,
+            };
+            match located {
+                Ok(located) => {
                     let entry_valid = self.entry_left(dir, &entry_name);
                     return Ok(LocatedEntry { attr: located.attr, attr_valid: located.valid, entry_valid });
                 }
-                MetaReply::Remote { ino, dir_grant, .. } => {
-                    self.take_grant(&parent, *dir_grant, &answer.session, answer.sent, answer.stamp);
-                    self.keep_entry(dir, &entry_name, Some(*ino), answer.stamp);
-                    match self.getattr(*ino).await {
-                        Ok(located) => {
-                            let entry_valid = self.entry_left(dir, &entry_name);
-                            return Ok(LocatedEntry { attr: located.attr, attr_valid: located.valid, entry_valid });
-                        }
-                        Err(Errno::ENOENT | Errno::ESTALE) => self.forget_entry(dir, &entry_name),
-                        Err(errno) => return Err(Err(errno)),
-                    }
-                }
-                other => return Err(Err(unexpected(other))),
+                Err(Errno::ENOENT | Errno::ESTALE) => self.forget_entry(dir, &entry_name),
+                Err(errno) => return Err(Err(errno)),
             }
         }
         Err(Err(Errno::ENOENT))
@@ -85,11 +87,15 @@ impl Client {
                     inode.state().unlinked = false;
                 }
                 self.attr_changed(ino);
-                if let MetaReply::Entry(_) = &answer.reply {
-                    return self.take_entry(&answer, Some((dir, &entry_name)));
+                if let MetaReply::Entry(entry) = &answer.reply {
+                    let taken = self.take_entry(&answer, Some((dir, &entry_name)))?;
+                    if !self.lacks_commit(&entry.attr) {
+                        return Ok(taken);
+                    }
+                } else {
+                    self.entry_changed(dir, &entry_name, Some(ino), answer.stamp);
                 }
                 // An inode of another shard: its attributes are that shard's to tell.
-                self.entry_changed(dir, &entry_name, Some(ino));
                 let located = self.getattr(ino).await?;
                 let entry_valid = self.entry_left(dir, &entry_name);
                 Ok(LocatedEntry { attr: located.attr, attr_valid: located.valid, entry_valid })
@@ -104,25 +110,20 @@ impl Client {
     pub async fn unlink(self: &Rc<Self>, dir: Ino, file_name: &[u8]) -> Result<(), Errno> {
         let entry_name = name(file_name)?;
         let outcome = self.change(MetaOp::Unlink { dir, name: entry_name.clone() }).await;
-        self.removed(dir, &entry_name, outcome.map(|answer| answer.reply)).await
+        self.removed(dir, &entry_name, outcome)
     }
 
     pub async fn rmdir(self: &Rc<Self>, dir: Ino, file_name: &[u8]) -> Result<(), Errno> {
         let entry_name = name(file_name)?;
         let outcome = self.change(MetaOp::Rmdir { dir, name: entry_name.clone() }).await;
-        self.removed(dir, &entry_name, outcome.map(|answer| answer.reply)).await
+        self.removed(dir, &entry_name, outcome)
     }
 
-    async fn removed(
-        self: &Rc<Self>,
-        dir: Ino,
-        entry_name: &Name,
-        outcome: Result<MetaReply, Errno>,
-    ) -> Result<(), Errno> {
+    fn removed(self: &Rc<Self>, dir: Ino, entry_name: &Name, outcome: Result<Answer, Errno>) -> Result<(), Errno> {
         match outcome {
-            Ok(reply) => {
-                self.entry_changed(dir, entry_name, None);
-                if let MetaReply::Removed { ino, nlink } = reply {
+            Ok(answer) => {
+                self.entry_changed(dir, entry_name, None, answer.stamp);
+                if let MetaReply::Removed { ino, nlink } = answer.reply {
                     self.lost_name(ino, nlink);
                 }
                 Ok(())
@@ -172,7 +173,9 @@ impl Client {
             replacing.push((to_dir, &to));
         }
         for (dir, name) in replacing {
-            if let Some(ino) = self.rename_source(dir, name).await {
+            if let Some(ino) = self.rename_source(dir, name).await
+                && !planted::is(Bug::ClientRenameDirty)
+            {
                 self.flush_for_name(ino).await?;
             }
         }
@@ -183,11 +186,11 @@ impl Client {
                     moved.iter().for_each(|ino| self.attr_changed(*ino));
                     match moved[..] {
                         [ino] => {
-                            self.entry_changed(dir, &from, None);
-                            self.entry_changed(to_dir, &to, Some(ino));
+                            self.entry_changed(dir, &from, None, answer.stamp);
+                            self.entry_changed(to_dir, &to, Some(ino), answer.stamp);
                         }
                         // Which of the two went where is not said.
-                        _ => self.entries_changed([(dir, &from), (to_dir, &to)]),
+                        _ => self.entries_changed([(dir, &from), (to_dir, &to)], answer.stamp),
                     }
                     if let Some((ino, nlink)) = replaced {
                         self.lost_name(*ino, *nlink);
@@ -205,9 +208,9 @@ impl Client {
     }
 
     /// Changes of our own to entries of which it is not known what they name now.
-    fn entries_changed(self: &Rc<Self>, entries: [(Ino, &Name); 2]) {
+    fn entries_changed(self: &Rc<Self>, entries: [(Ino, &Name); 2], stamp: Stamp) {
         for (dir, entry_name) in entries {
-            self.entry_changed(dir, entry_name, None);
+            self.entry_changed(dir, entry_name, None, stamp);
             self.forget_entry(dir, entry_name);
         }
     }

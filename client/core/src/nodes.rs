@@ -183,7 +183,7 @@ impl Client {
         if let Some((dir, entry_name)) = at {
             let parent = self.inode(dir);
             self.take_grant(&parent, entry.dir_grant, &answer.session, answer.sent, answer.stamp);
-            self.entry_changed(dir, entry_name, Some(entry.attr.ino));
+            self.entry_changed(dir, entry_name, Some(entry.attr.ino), answer.stamp);
             entry_valid = self.entry_left(dir, entry_name);
         }
         Ok(LocatedEntry { attr: located.attr, attr_valid: located.valid, entry_valid })

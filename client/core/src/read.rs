@@ -260,7 +260,7 @@ impl Client {
                 return Err(crate::cache::unexpected(&answer.reply));
             };
             self.take_attr(&reply.attr, reply.grant, &answer);
-            if self.may_use_cache(inode) && self.stamps.unchanged_since(inode.ino, answer.stamp) {
+            if self.may_use_cache(inode) && self.is_current(inode, answer.stamp) {
                 let known = &mut inode.state().extents;
                 known.make_room(reply.extents.len());
                 known.learn(at, reply);

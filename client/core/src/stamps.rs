@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 const REMEMBERED_MAX: usize = 8192;
 
 /// A moment in the order of changes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(crate) struct Stamp(u64);
 
 #[derive(Default)]
@@ -24,6 +24,12 @@ pub(crate) struct Stamps {
 impl Stamps {
     pub fn now(&self) -> Stamp {
         Stamp(self.clock.get())
+    }
+
+    /// A call begins: later than every other so far.
+    pub fn begin(&self) -> Stamp {
+        self.clock.set(self.clock.get() + 1);
+        self.now()
     }
 
     pub fn changed(&self, ino: Ino) {

@@ -268,7 +268,7 @@ impl Client {
             inode.state().extents.clear();
             self.pages.borrow_mut().drop_inode(inode.ino);
             match outcome {
-                Ok((_, appended)) => {
+                Ok(appended) => {
                     if append && appended != Some(offset) {
                         inode.state().pages_version = None;
                     }

@@ -119,6 +119,18 @@ fn a_truncate_that_overtakes_a_write_leaves_its_bytes() {
     });
 }
 
+#[test]
+fn a_rename_that_overtakes_a_write_leaves_a_name_without_its_bytes() {
+    found(Bug::ClientRenameDirty, |server| async move {
+        server.start().await;
+        let client = server.client_with("a", patient()).await;
+        let file = create(&client).await;
+        write(&client, &file, b"new").await;
+        client.rename(Ino::ROOT, b"f", Ino::ROOT, b"g", 0).await.unwrap();
+        client.dirty_bytes() == 0
+    });
+}
+
 /// The client cannot reach the server for longer than its session lives.
 async fn fenced_with_dirty_data(server: &Rc<Server>) -> (Rc<Client>, Rc<OpenFile>) {
     server.start().await;

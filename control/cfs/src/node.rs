@@ -129,7 +129,7 @@ impl Node {
         }
         let space = {
             let pool = targets.pool.clone();
-            Rc::new(move || usable_space(&pool, &parameters))
+            Rc::new(move || pool.usable(parameters.policy))
         };
         let meta = replicas.serve(config.meta.clone(), space);
         meta.deafen();
@@ -283,7 +283,7 @@ impl Node {
 
     /// Total and free bytes as the policy leaves them.
     pub fn usable_space(&self) -> (u64, u64) {
-        usable_space(&self.targets.pool, &self.targets.parameters)
+        self.targets.pool.usable(self.targets.parameters.policy)
     }
 }
 
@@ -300,13 +300,6 @@ async fn adopt_epoch(handle: &Handle, movers: &Movers) -> Result<Epoch, MoverErr
             outcome => return outcome,
         }
     }
-}
-
-fn usable_space(pool: &TargetPool, parameters: &ClusterParameters) -> (u64, u64) {
-    let policy = parameters.policy;
-    let usable = |raw: u64| (u128::from(raw) * policy.data() as u128 / policy.total() as u128) as u64;
-    let capacity = pool.readable().iter().map(|target| target.space().capacity).sum();
-    (usable(capacity), usable(pool.free()))
 }
 
 /// All shards are led here: calls go straight to the service.

@@ -182,7 +182,7 @@ impl MemDevice {
     fn complete_write(&self, offset: u64, length: u64, mut change: Change) -> DeviceResult<()> {
         let mut state = self.disk.state.borrow_mut();
         let state = &mut *state;
-        if state.strikes(state.faults.write_error) {
+        if length >= state.faults.write_error_from && state.strikes(state.faults.write_error) {
             state.apply_some(&change);
             return Err(self.io_error("write", offset, length));
         }

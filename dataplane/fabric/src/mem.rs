@@ -11,7 +11,7 @@ use cfs_reactor::Handle;
 use cfs_reactor::buffer::{DmaBuf, is_page_aligned};
 use cfs_reactor::clock::SplitMix64;
 use cfs_reactor::collections::FixedHasher;
-use cfs_reactor::sync::{Notify, OneshotSender, Permit, Semaphore, oneshot};
+use cfs_reactor::sync::{Notify, OneshotReceiver, OneshotSender, Permit, Semaphore, oneshot};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::cell::{Cell, RefCell};
@@ -53,7 +53,16 @@ pub struct MemNetwork {
     links: RefCell<Vec<Weak<Link>>>,
     /// Ordered pairs (from, to) that messages do not pass.
     cuts: RefCell<BTreeSet<(String, String)>>,
+    fuse: RefCell<Option<Fuse>>,
     healed: Rc<Notify>,
+}
+
+/// A partition that begins with a call.
+struct Fuse {
+    from: String,
+    to: String,
+    calls: u64,
+    burnt: OneshotSender<()>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +89,7 @@ impl MemNetwork {
             listeners: RefCell::default(),
             links: RefCell::default(),
             cuts: RefCell::default(),
+            fuse: RefCell::default(),
             healed: Notify::new(),
         })
     }
@@ -111,8 +121,31 @@ impl MemNetwork {
         }
     }
 
-    /// Heals every partition.
+    /// Cuts both ways with the `calls`-th further call from one node to another (the next one is 1), which
+    /// is the first that does not pass. Tells when; an error if it is healed before.
+    pub fn partition_at_call(&self, from: &str, to: &str, calls: u64) -> OneshotReceiver<()> {
+        let (burnt, receiver) = oneshot();
+        let fuse = Fuse { from: from.to_owned(), to: to.to_owned(), calls: calls.max(1), burnt };
+        *self.fuse.borrow_mut() = Some(fuse);
+        receiver
+    }
+
+    fn count_call(&self, link: &Link) {
+        let mut fuse = self.fuse.borrow_mut();
+        let Some(burning) = fuse.as_mut().filter(|fuse| fuse.from == link.from && fuse.to == link.to) else { return };
+        burning.calls -= 1;
+        if burning.calls == 0
+            && let Some(Fuse { from, to, burnt, .. }) = fuse.take()
+        {
+            self.partition(&from, &to, true);
+            // Whoever lit it may not wait any more.
+            let _ = burnt.send(());
+        }
+    }
+
+    /// Heals every partition, also one that is to begin with a call.
     pub fn heal(&self) {
+        self.fuse.borrow_mut().take();
         self.cuts.borrow_mut().clear();
         self.healed.notify_all();
     }
@@ -315,6 +348,7 @@ impl MemConnection {
         if link.closed.get() {
             return Err(self.lost("connection reset"));
         }
+        self.network.count_call(link);
         let course = self.network.draw_course();
         self.trace(&request, &course);
         if course.fate == Fate::Reset {

@@ -117,6 +117,25 @@ fn a_partition_loses_calls_unless_it_heals_in_time() {
 }
 
 #[test]
+fn a_partition_that_begins_with_a_call_lets_those_before_it_pass() {
+    run(4, async |network, env| {
+        let Pair { connection, recorder, listener: _listening } = pair(&env).await;
+        let cut = network.partition_at_call("client", "server", 2);
+        let _other_way = network.partition_at_call("server", "client", 1);
+        assert!(cut.await.is_err(), "there is one at a time");
+        let cut = network.partition_at_call("client", "server", 2);
+        assert!(connection.call(message(ECHO, b"", b"")).await.is_ok());
+        assert!(is_lost(&connection.call(message(ECHO, b"", b"")).await));
+        assert_eq!((recorder.finished.get(), cut.await.is_ok()), (1, true));
+
+        network.heal();
+        let cut = network.partition_at_call("client", "server", 1);
+        network.heal();
+        assert!(connection.call(message(ECHO, b"", b"")).await.is_ok() && cut.await.is_err());
+    });
+}
+
+#[test]
 fn a_restarted_node_listens_where_it_did_and_old_connections_stay_closed() {
     run(5, async |network, env| {
         let Pair { connection, listener, .. } = pair(&env).await;

@@ -144,6 +144,9 @@ impl TargetStore {
                 self.core.changed.notified().await;
                 continue;
             };
+            if planted::is(Bug::StoreReuseId) {
+                return Ok(false);
+            }
             if entry.info != blob.info || entry.checksums != blob.checksums {
                 return Err(StoreError::Conflict(id));
             }

@@ -52,6 +52,24 @@ fn found_by_rot(bug: Bug) -> Option<u64> {
     failed
 }
 
+/// Puts other bytes under an id that exists.
+fn an_id_stands_for_one_blob() {
+    run(1, |handle| async move {
+        let disk = formatted(&handle, 16, 1).await;
+        let store = open(&disk, &handle).await;
+        put(&store, 1, BlobKind::Data, 6000).await.unwrap();
+        assert_eq!(put(&store, 1, BlobKind::Data, 5999).await, Err(StoreError::Conflict(BlobId(1))));
+        assert!(store.get(BlobId(1), 0, 6000).await.unwrap() == payload(1, 6000));
+    });
+}
+
+fn found_by_reuse(bug: Bug) -> Option<u64> {
+    planted::activate(Some(bug));
+    let failed = catch_unwind(an_id_stands_for_one_blob).is_err();
+    planted::activate(None);
+    failed.then_some(0)
+}
+
 #[test]
 fn every_planted_bug_of_the_store_is_found() {
     std::panic::set_hook(Box::new(|_| {}));
@@ -59,6 +77,7 @@ fn every_planted_bug_of_the_store_is_found() {
     for bug in Bug::ALL.iter().copied().filter(|bug| bug.name().starts_with("Store")) {
         let found = match bug {
             Bug::StoreSkipChecksum | Bug::StoreCorruptionAsTornTail => found_by_rot(bug),
+            Bug::StoreReuseId => found_by_reuse(bug),
             _ => found_by_crashes(bug, 2000),
         };
         println!("{}: {found:?}", bug.name());
@@ -70,5 +89,6 @@ fn every_planted_bug_of_the_store_is_found() {
     assert_eq!(missed, Vec::<&str>::new());
     // The twin: without a bug the same checks find nothing.
     (0..16).for_each(rot_is_noticed);
+    an_id_stands_for_one_blob();
     (0..200).for_each(crash_once);
 }

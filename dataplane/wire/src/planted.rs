@@ -36,6 +36,10 @@ bugs! {
     StoreCorruptionAsTornTail,
     /// Store: reset a zone before the copies it held are flushed.
     StoreResetBeforeCopiesDurable,
+    /// Store: take a put of an id that exists for one of a new id.
+    StoreReuseId,
+    /// Store: keep appends above the durable mark whose payloads are not wholly there.
+    StoreKeepTornTail,
     /// Segments: acknowledge before every shard is durable.
     SegmentAckEarly,
     /// Segments: put two shards of one segment on one target.
@@ -46,6 +50,8 @@ bugs! {
     SegmentSkipRegistration,
     /// Collector: ask only one shard whether it holds a reference.
     CollectorAskOneShard,
+    /// Orphan search: delete what nobody references without freezing it first.
+    OrphansWithoutFreeze,
     /// Log: answer an append before it is durable.
     LogAckEarly,
     /// Log: lose the vote on restart.
@@ -104,6 +110,14 @@ bugs! {
     MetaSkipEmptyCheck,
     /// Metadata: forget the reply to the lowest request that the client still waits for.
     MetaForgetReplyEarly,
+    /// Metadata: apply commits of an inode in any order, and twice.
+    MetaIgnoreCommitSequence,
+    /// Metadata: replace what stands in the place of an extent, whatever it is.
+    MetaSwapBlindly,
+    /// Metadata: tell attributes without asking the session that is changing them.
+    MetaSkipRecall,
+    /// Metadata: forget a decision before the participants have acknowledged it.
+    MetaForgetDecisionEarly,
     /// Client: use what was granted after the lease has run out.
     ClientIgnoreExpiry,
     /// Client: repeat a change under a new request id.
@@ -120,6 +134,8 @@ bugs! {
     ClientKeepFencedData,
     /// Client: do not tell that dirty data was lost with a fenced session.
     ClientHideLoss,
+    /// Client: rename a file without committing what was written to it.
+    ClientRenameDirty,
     /// Client: append at the size it knows instead of the one that the change finds.
     ClientAppendAtSize,
 }

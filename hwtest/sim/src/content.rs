@@ -97,6 +97,13 @@ impl Content {
         }
     }
 
+    /// What `client` wrote is durable: what another one has written since is its own to sync.
+    pub fn synced_by(&mut self, client: usize) {
+        if self.is_pending_of(client) {
+            self.settle();
+        }
+    }
+
     /// The present state is durable.
     pub fn settle(&mut self) {
         self.durable = self.now.clone();
@@ -192,6 +199,16 @@ mod tests {
         assert!(content.allows(b""), "its own reading commits nothing");
         content.seen_by(1);
         assert!(!content.allows(b"") && content.allows(b"old"));
+    }
+
+    #[test]
+    fn a_client_syncs_what_it_wrote_itself() {
+        let mut content = Content::default();
+        content.edit(0, write(0, b"new"));
+        content.synced_by(1);
+        assert!(content.allows(b""), "the other one wrote nothing");
+        content.synced_by(0);
+        assert!(!content.allows(b""));
     }
 
     #[test]

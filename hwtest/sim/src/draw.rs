@@ -69,13 +69,22 @@ impl Actor {
 
     fn offset(&self, size: u64) -> u64 {
         match self.below(8) {
-            0..2 => size,
-            2 => self.below(self.write_bytes_max * 2),
-            3 => self.below(5) * 4096,
+            0 => size,
+            1 => self.below(self.write_bytes_max * 2),
+            2..4 => self.below(5) * 4096,
             4 => 0,
             _ => self.below(size + 1000),
         }
         .min(FILE_BYTES_MAX)
+    }
+
+    /// A name of a file that was written and not synced, as that of a new version of another one is.
+    fn written_name(&self, model: &Model, dirs: &[NodeId]) -> Option<(NodeId, FileName)> {
+        let names = dirs.iter().flat_map(|dir| model.node(*dir).names.iter().map(|(name, node)| (*dir, name, *node)));
+        let is_written = |node: NodeId| model.node(node).content.is_pending_of(self.client_index);
+        let written: Vec<_> = names.filter(|(_, _, node)| is_written(*node)).collect();
+        let (dir, name, _) = *written.get(self.below(written.len().max(1) as u64) as usize)?;
+        Some((dir, name.clone()))
     }
 
     pub(crate) fn draw(&self, shared: bool) -> Op {
@@ -116,7 +125,9 @@ impl Actor {
             1 => Op::Unlink { dir, name: existing },
             2 => {
                 let flags = self.pick(&[0, 0, 0, 1, 2, 2, 3]);
-                Op::Rename { dir, name: existing, to_dir: self.pick(&dirs), to_name: self.name(), flags }
+                let written = self.written_name(&model, &dirs).filter(|_| self.below(2) == 0);
+                let (dir, name) = written.unwrap_or((dir, existing));
+                Op::Rename { dir, name, to_dir: self.pick(&dirs), to_name: self.name(), flags }
             }
             3 if !inner.is_empty() => Op::Link { node: any, dir, name },
             4 => match self.below(4) {

@@ -4,20 +4,28 @@ use crate::report::Checker;
 use crate::sideline::{LOGS, PAWNS, RACE_NAMES, is_race_directory, pawn_name, race_name};
 use crate::workload::{Actor, list};
 use cfs_client::{Caller, LockRequest, NewFile, OpenFlags};
-use cfs_wire::Errno;
 use cfs_wire::meta::{FileKind, LockFamily, LockKind, RENAME_NOREPLACE};
+use cfs_wire::{Errno, Ino};
 use std::time::Duration;
 
 /// How long a lock is held: some outlive a restart of the node. Less than the shortest session
 /// lease, after which a client that was not heard of loses them.
 const LOCK_HELD_MS: [u64; 5] = [0, 1, 3, 200, 2000];
 
+const FIFO: NewFile = NewFile { kind: FileKind::Fifo, mode: 0o600, umask: 0, rdev: 0 };
+
+/// The game whose players seek each other.
+const RACE: u64 = 2;
+
 impl Actor {
     pub(crate) async fn play(&self) {
-        let outcome = match self.below(6) {
+        // Two that want one name at one time are rare unless the second joins the first.
+        let joined = self.history.sideline.raced_for().filter(|_| self.below(2) == 0);
+        let game = if joined.is_some() { RACE } else { self.below(6) };
+        let outcome = match game {
             0 => self.append_record().await,
             1 => self.hold_lock().await,
-            2 => self.race().await,
+            RACE => self.race(joined).await,
             3 => self.move_file().await,
             4 => self.move_directory().await,
             _ => self.list_grounds().await,
@@ -81,8 +89,9 @@ impl Actor {
         self.client.unlock(self.grounds.lock, lock).await.map_err(|errno| format!("unlock: {errno}"))
     }
 
-    async fn race(&self) -> Result<(), String> {
-        let number = self.below(RACE_NAMES);
+    /// Creates a name, or removes it if it is this program's own.
+    async fn race(&self, joined: Option<u64>) -> Result<(), String> {
+        let number = joined.unwrap_or_else(|| self.below(RACE_NAMES));
         let name = race_name(number);
         let dir = self.grounds.dirs[0];
         self.history.sideline.racing(self.id, number);
@@ -96,10 +105,10 @@ impl Actor {
             self.history.sideline.raced(self.id);
             return removed.map_err(|errno| format!("unlink of its own name {number}: {errno}"));
         }
-        let new = NewFile { kind: FileKind::Fifo, mode: 0o600, umask: 0, rdev: 0 };
         let made = match is_race_directory(number) {
-            true => self.client.mkdir(Caller::default(), dir, &name, 0o700, 0).await,
-            false => self.client.mknod(Caller::default(), dir, &name, new).await,
+            true => self.client.mkdir(Caller::default(), dir, &name, 0o700, 0).await.map(drop),
+            false if self.below(2) == 0 => self.create_elsewhere_and_move(dir, &name).await,
+            false => self.client.mknod(Caller::default(), dir, &name, FIFO).await.map(drop),
         };
         self.outlive().await;
         self.history.sideline.raced(self.id);
@@ -107,13 +116,29 @@ impl Actor {
             Err(Errno::EEXIST) => Ok(()),
             Err(Errno::ENOSPC) if self.may_be_full() => Ok(()),
             Err(errno) => Err(format!("create of name {number}: {errno}")),
-            Ok(_) => {
+            Ok(()) => {
                 if let Err(violation) = self.history.sideline.created(self.id, number) {
                     self.history.fail(violation);
                 }
                 Ok(())
             }
         }
+    }
+
+    /// As programs take a name that must not be theirs before it is whole; from another shard, where
+    /// there are several.
+    async fn create_elsewhere_and_move(&self, dir: Ino, name: &[u8]) -> Result<(), Errno> {
+        let (own_dir, own_name) = (self.grounds.dirs[1], format!("new{}", self.id.0).into_bytes());
+        match self.client.mknod(Caller::default(), own_dir, &own_name, FIFO).await {
+            // Left when this program's mount died.
+            Err(Errno::EEXIST) => {}
+            made => _ = made?,
+        }
+        let moved = self.client.rename(own_dir, &own_name, dir, name, RENAME_NOREPLACE).await;
+        if moved.is_err() {
+            self.client.unlink(own_dir, &own_name).await?;
+        }
+        moved
     }
 
     /// Moves a file between the grounds, as others may be doing.

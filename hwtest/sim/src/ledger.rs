@@ -2,7 +2,8 @@
 //! answered. After every start the target is held to them, and so is every read.
 //!
 //! The contract is that of section 5 of the design: a put is durable when answered, a deleted
-//! blob never comes back, an id is never reused for other bytes, damage is noticed. Redundancy
+//! blob never comes back, an id is never reused for other bytes, a torn append leaves nothing,
+//! damage is noticed. Nobody who draws ids at random reuses one, so the ledger tries to. Redundancy
 //! would hide a target that breaks it until a second one fails; here each stands for itself.
 
 use crate::report::{Checker, Violation};
@@ -22,6 +23,9 @@ use std::rc::Rc;
 /// The newest appends of a damaged target may be lost without a word: what says that they were
 /// durable comes with later ones, which may be damaged too.
 const UNMARKED_APPENDS: u64 = 32;
+
+/// After every so many answered appends somebody tries to reuse an id.
+const REUSE_TRIED_EVERY: u64 = 16;
 
 /// What a target's medium can be held to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -88,6 +92,13 @@ impl Books {
         self.appends
     }
 
+    /// What was being put when the node died, and is there.
+    fn unanswered(&self, listed: &BTreeMap<BlobId, BlobInfo>) -> Vec<BlobInfo> {
+        let found = |id: &BlobId| listed.get(id).copied();
+        let putting = self.accounts.iter().filter(|(_, account)| account.standing == Standing::Putting);
+        putting.filter_map(|(id, _)| found(id)).collect()
+    }
+
     /// Compares with what a start has found; takes over what was open.
     fn audit(&mut self, listed: &BTreeMap<BlobId, BlobInfo>, damage_reported: bool) -> Result<(), String> {
         if let Some(stranger) = listed.keys().find(|id| !self.accounts.contains_key(id)) {
@@ -143,17 +154,22 @@ impl Ledger {
         books.trust = books.trust.max(trust);
     }
 
-    /// Holds a target that was just opened to its books; what is returned keeps them.
-    pub fn attach(self: &Rc<Self>, store: Rc<TargetStore>) -> Rc<dyn BlobTarget> {
+    /// Holds a target that was just opened to its books; what is returned keeps them. `node` is the
+    /// domain of whoever opened it.
+    pub fn attach(self: &Rc<Self>, node: &Handle, store: Rc<TargetStore>) -> Rc<dyn BlobTarget> {
         let damage_reported = !store.recovery().corrupt.is_empty();
         let target = LocalTarget(store);
         let infos = kinds().into_iter().flat_map(|kind| target.list(kind));
         let listed = infos.map(|info| (info.id, info)).collect();
-        let audited = self.books.borrow_mut().entry(target.id()).or_default().audit(&listed, damage_reported);
+        let unanswered = self.with(target.id(), |books| books.unanswered(&listed));
+        let audited = self.with(target.id(), |books| books.audit(&listed, damage_reported));
         if let Err(detail) = audited {
             self.breach(target.id(), &format!("after a start: {detail}"));
         }
-        Rc::new(Watched { target, ledger: self.clone() })
+        let watched = Rc::new(Watched { target, ledger: self.clone() });
+        let found = watched.clone();
+        node.spawn(async move { found.look_at(unanswered).await });
+        watched
     }
 
     fn breach(&self, target: TargetId, detail: &str) {
@@ -218,6 +234,28 @@ struct Watched {
     ledger: Rc<Ledger>,
 }
 
+impl Watched {
+    /// What the node did not live to see answered is there whole or not at all.
+    async fn look_at(&self, unanswered: Vec<BlobInfo>) {
+        for info in unanswered {
+            let read = self.get(info.id, 0, info.length).await;
+            let sound = self.ledger.with(self.id(), |books| books.trust == Trust::Sound);
+            if sound && read.is_err_and(|error| error.is_corrupt()) {
+                self.ledger.breach(self.id(), &format!("{info:?} was being put at the crash and is there in part"));
+            }
+        }
+    }
+
+    /// Puts other bytes under an id that was put just now: that must be refused.
+    async fn try_reuse(&self, info: &BlobInfo) {
+        let other = Bytes::from_static(b"other bytes");
+        let reused = self.target.put(info.id, info.kind, info.owner, info.geometry, other).await;
+        if reused.is_ok() {
+            self.ledger.breach(self.id(), &format!("{info:?} was put, and then other bytes under its id"));
+        }
+    }
+}
+
 impl BlobTarget for Watched {
     fn id(&self) -> TargetId {
         self.target.id()
@@ -237,6 +275,10 @@ impl BlobTarget for Watched {
             let outcome = self.target.put(id, kind, owner, geometry, payload).await;
             if outcome.is_ok() {
                 self.ledger.settled(self.id(), &[id], Standing::Held);
+                let due = self.ledger.with(self.id(), |books| books.appends.is_multiple_of(REUSE_TRIED_EVERY));
+                if due && self.target.stat(id).is_some() {
+                    self.try_reuse(&info).await;
+                }
             }
             outcome
         }

@@ -80,6 +80,12 @@ impl Node {
         self.touch();
     }
 
+    /// A client gave it a name, which never stands for less than that client wrote before.
+    fn named(&mut self, client: usize) {
+        self.content.synced_by(client);
+        self.touch();
+    }
+
     /// It may have changed, or not.
     fn forget_times(&mut self) {
         (self.mtime, self.ctime) = (Time::Unknown, Time::Unknown);
@@ -301,10 +307,12 @@ impl Model {
                 self.alive_dir(*dir)?;
                 Ok(Answer::Node(self.add(client, *dir, new)))
             }
-            Op::Link { node, dir, name } => self.link(*node, *dir, name),
+            Op::Link { node, dir, name } => self.link(client, *node, *dir, name),
             Op::Unlink { dir, name } => self.remove(*dir, name, false),
             Op::Rmdir { dir, name } => self.remove(*dir, name, true),
-            Op::Rename { dir, name, to_dir, to_name, flags } => self.rename((*dir, name), (*to_dir, to_name), *flags),
+            Op::Rename { dir, name, to_dir, to_name, flags } => {
+                self.rename(client, (*dir, name), (*to_dir, to_name), *flags)
+            }
             Op::Open { node, how: Opening { truncate, .. } } => {
                 *self.opens.entry((client, *node)).or_default() += 1;
                 if *truncate {
@@ -329,8 +337,7 @@ impl Model {
             Op::SetAcl { node, default, acl } => self.set_acl(*node, *default, acl.clone()),
             Op::StatFs => Ok(Answer::Done),
             Op::SyncAll => {
-                let written = self.nodes.values_mut().filter(|node| node.content.is_pending_of(client));
-                written.for_each(|node| node.content.settle());
+                self.nodes.values_mut().for_each(|node| node.content.synced_by(client));
                 Ok(Answer::Done)
             }
             Op::Lookup { dir, name } => Ok(Answer::Node(*self.alive_dir(*dir)?.names.get(name).ok_or(Errno::ENOENT)?)),
@@ -408,7 +415,7 @@ impl Model {
         Ok(Answer::Node(id))
     }
 
-    fn link(&mut self, id: NodeId, dir: NodeId, name: &[u8]) -> Result<Answer, Errno> {
+    fn link(&mut self, client: usize, id: NodeId, dir: NodeId, name: &[u8]) -> Result<Answer, Errno> {
         if self.alive_dir(dir)?.names.contains_key(name) {
             return Err(Errno::EEXIST);
         }
@@ -417,7 +424,7 @@ impl Model {
         }
         self.node_mut(dir).names.insert(name.to_vec(), id);
         self.names_change(dir);
-        self.node_mut(id).touch();
+        self.node_mut(id).named(client);
         Ok(Answer::Node(id))
     }
 
@@ -444,6 +451,7 @@ impl Model {
 
     fn rename(
         &mut self,
+        client: usize,
         (dir, name): (NodeId, &[u8]),
         (to_dir, to_name): (NodeId, &[u8]),
         flags: u32,
@@ -472,8 +480,11 @@ impl Model {
         }
         self.names_change(dir);
         self.names_change(to_dir);
-        for moved in [Some(id), target].into_iter().flatten() {
-            self.node_mut(moved).touch();
+        self.node_mut(id).named(client);
+        match target {
+            Some(target) if exchange => self.node_mut(target).named(client),
+            Some(target) => self.node_mut(target).touch(),
+            None => {}
         }
         Ok(Answer::Done)
     }
@@ -684,7 +695,7 @@ impl Model {
                 Ok(Answer::Count(count))
             }
             Op::Fsync { node } => {
-                self.node_mut(*node).content.settle();
+                self.node_mut(*node).content.synced_by(client);
                 Ok(Answer::Done)
             }
             Op::Read { node, offset, length } => {

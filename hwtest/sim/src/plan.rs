@@ -17,18 +17,28 @@ pub struct ActorPlan {
 /// Disks that are easily filled.
 const SMALL_DISK: u64 = 32 << 20;
 
+/// Longer partitions would take long and show no more.
+const PARTITION_MAX: Duration = Duration::from_secs(3);
+
 /// One disk's misbehaviour during a phase; redundancy must hide it.
 #[derive(Clone, PartialEq, Debug)]
 pub enum BadDisk {
     /// Gone; afterwards an empty one takes its place, or the old one comes back.
     Gone { replaced: bool },
-    /// It takes no more writes; after it is mended another one is lost for a while before anything
-    /// was repaired.
-    Refusing { other: usize },
+    /// It takes no more writes from a first one of at least so many bytes on; after it is mended
+    /// another one is lost for a while before anything was repaired.
+    Refusing { from_bytes: u64, other: usize },
     /// Bytes on the medium change.
     Rot { places: u64 },
     /// Writes are lost, misdirected or torn, reads fail or come back with a bit flipped.
     Flaky { lost: f64, misdirected: f64, torn: f64, read_error: f64, write_error: f64, bit_flip: f64 },
+}
+
+/// A partition that begins with a call of the client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cut {
+    pub call: u64,
+    pub length: Duration,
 }
 
 /// What happens while the programs run.
@@ -59,10 +69,10 @@ pub enum Fault {
         reset: u32,
         delay_max: Duration,
     },
-    /// Nobody reaches the node for less than a lease.
-    ShortPartition {
+    /// A client and the node don't reach each other for less than a lease, again and again.
+    ShortPartitions {
         client: usize,
-        length: Duration,
+        cuts: Vec<Cut>,
     },
     Disk {
         disk: usize,
@@ -76,7 +86,8 @@ pub enum Fault {
 }
 
 /// The node dies at a write of a disk, or a while after that disk began to answer nothing while the
-/// others go on; `again`: and once more while it starts.
+/// others go on; `again`: and once more while it starts; `lost`: and this disk does not come back
+/// before everything was compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Crash {
     pub death: Death,
@@ -84,6 +95,7 @@ pub struct Crash {
     pub write: u64,
     pub stalled: Duration,
     pub again: Option<u64>,
+    pub lost: Option<usize>,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -119,8 +131,8 @@ pub struct Plan {
     pub thorough: bool,
 }
 
-fn micros(random: &mut SplitMix64, most: u64) -> Duration {
-    Duration::from_micros(random.below(most + 1))
+fn up_to(random: &mut SplitMix64, most: Duration) -> Duration {
+    Duration::from_micros(random.below(most.as_micros() as u64 + 1))
 }
 
 fn pick<T: Copy>(random: &mut SplitMix64, of: &[T]) -> T {
@@ -179,12 +191,16 @@ fn phase(random: &mut SplitMix64, shape: &Shape, clients: usize) -> Phase {
         0..2 => Fault::None,
         2..9 => {
             let within = pick(random, &[40, 150, 400]);
-            let crash = |random: &mut SplitMix64| Crash {
-                death: death(random),
-                disk: random.below(shape.targets as u64) as usize,
-                write: 1 + random.below(within),
-                stalled: pick(random, &[0, 0, 2, 100].map(Duration::from_millis)),
-                again: random.one_in(4).then(|| 1 + random.below(30)),
+            let crash = |random: &mut SplitMix64| {
+                let disk = random.below(shape.targets as u64) as usize;
+                Crash {
+                    death: death(random),
+                    disk,
+                    write: 1 + random.below(within),
+                    stalled: pick(random, &[0, 2, 100, 100].map(Duration::from_millis)),
+                    again: random.one_in(4).then(|| 1 + random.below(30)),
+                    lost: random.one_in(4).then(|| another(random, disk, shape.targets)),
+                }
             };
             Fault::Crashes((0..1 + random.below(4)).map(|_| crash(random)).collect())
         }
@@ -198,9 +214,15 @@ fn phase(random: &mut SplitMix64, shape: &Shape, clients: usize) -> Phase {
             request_loss: random.below(30_000) as u32,
             reply_loss: random.below(50_000) as u32,
             reset: random.below(10_000) as u32,
-            delay_max: micros(random, 3000),
+            delay_max: up_to(random, Duration::from_millis(3)),
         },
-        17..19 => Fault::ShortPartition { client, length: micros(random, 3_000_000) },
+        17..19 => {
+            let within = pick(random, &[40, 150, 400]);
+            // A client that was silent since its last heartbeat, a third of a lease before, is not fenced yet.
+            let longest = (shape.tuning.session_lease / 2).min(PARTITION_MAX);
+            let cut = |random: &mut SplitMix64| Cut { call: 2 + random.below(within), length: up_to(random, longest) };
+            Fault::ShortPartitions { client, cuts: (0..1 + random.below(4)).map(|_| cut(random)).collect() }
+        }
         19..25 => {
             let crash = random.one_in(3).then(|| death(random));
             Fault::Disk { disk, bad: bad_disk(random, disk, shape.targets), crash }
@@ -215,11 +237,20 @@ fn phase(random: &mut SplitMix64, shape: &Shape, clients: usize) -> Phase {
     }
 }
 
+/// A disk other than this one.
+fn another(random: &mut SplitMix64, disk: usize, disks: usize) -> usize {
+    (disk + 1 + random.below(disks as u64 - 1) as usize) % disks
+}
+
 fn bad_disk(random: &mut SplitMix64, disk: usize, targets: usize) -> BadDisk {
-    match random.below(8) {
+    match random.below(9) {
         0..2 => BadDisk::Gone { replaced: random.one_in(2) },
-        2..4 => BadDisk::Refusing { other: (disk + 1 + random.below(targets as u64 - 1) as usize) % targets },
-        4 => BadDisk::Rot { places: 1 + random.below(40) },
+        2..5 => BadDisk::Refusing {
+            // What is first refused is else mostly a batch of the log.
+            from_bytes: pick(random, &[0, 8 << 10, 16 << 10, 32 << 10]),
+            other: another(random, disk, targets),
+        },
+        5 => BadDisk::Rot { places: 1 + random.below(40) },
         _ => {
             let mut some = |most: f64| if random.one_in(2) { 0.0 } else { most * random.below(1000) as f64 / 1000.0 };
             BadDisk::Flaky {

@@ -12,10 +12,10 @@ use crate::report::{Checker, Violation};
 use crate::workload::list;
 use crate::world::{Death, Mounted, Started, World};
 use cfs_reactor::clock::SplitMix64;
-use cfs_wire::blobs::BlobKind;
+use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::meta::FileKind;
 use cfs_wire::{BlobId, Errno, Ino};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A client gives up what it gets no answer to after its retry window: so long for everything.
@@ -48,11 +48,15 @@ async fn lose_blobs(world: &World, history: &History, random: &mut SplitMix64) -
         [BlobKind::Log, BlobKind::Log, BlobKind::Run, BlobKind::Manifest, BlobKind::Hot, BlobKind::Data];
     let kind = KINDS[random.below(KINDS.len() as u64) as usize];
     let targets = world.node().pool().writable();
-    let known: BTreeSet<BlobId> = targets.iter().flat_map(|target| target.list(kind)).map(|blob| blob.id).collect();
-    let mut lost: BTreeSet<BlobId> = BTreeSet::new();
-    for _ in 0..(1 + random.below(3)).min(known.len() as u64) {
-        lost.extend(known.iter().nth(random.below(known.len() as u64) as usize));
-    }
+    let known: BTreeMap<BlobId, BlobInfo> =
+        targets.iter().flat_map(|target| target.list(kind)).map(|blob| (blob.id, blob)).collect();
+    let lost: BTreeSet<BlobId> = match kind {
+        BlobKind::Log if random.one_in(2) => all_but_the_newest(&known, random),
+        _ => {
+            let some = 0..(1 + random.below(3)).min(known.len() as u64);
+            some.filter_map(|_| known.keys().nth(random.below(known.len() as u64) as usize)).copied().collect()
+        }
+    };
     history.note(format!("{} blobs of kind {kind:?} are lost on all targets", lost.len()));
     world.disk_harmed(lost.len() as u64);
     for target in &targets {
@@ -61,6 +65,15 @@ async fn lose_blobs(world: &World, history: &History, random: &mut SplitMix64) -
         deleted.map_err(|error| Violation::new(Checker::Store, format!("losing blobs: {error}")))?;
     }
     Ok(if matches!(kind, BlobKind::Hot | BlobKind::Data) { Loss::Contents } else { Loss::Anything })
+}
+
+/// The batches of the log from a drawn one on, without the last, which alone tells that there were
+/// others.
+fn all_but_the_newest(known: &BTreeMap<BlobId, BlobInfo>, random: &mut SplitMix64) -> BTreeSet<BlobId> {
+    let sequences: BTreeSet<u64> = known.values().map(|blob| blob.owner.low).collect();
+    let Some(newest) = sequences.last().copied() else { return BTreeSet::new() };
+    let first = sequences.iter().nth(random.below(sequences.len() as u64) as usize).copied().unwrap_or(newest);
+    known.values().filter(|blob| (first..newest).contains(&blob.owner.low)).map(|blob| blob.id).collect()
 }
 
 /// Some in a thousand blocks of every disk.

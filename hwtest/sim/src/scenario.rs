@@ -9,7 +9,7 @@ use crate::ledger::Trust;
 use crate::model::Model;
 use crate::observe::read_all;
 use crate::op::{NodeId, Op};
-use crate::plan::{BadDisk, Crash, Fault, Phase, Plan};
+use crate::plan::{BadDisk, Crash, Cut, Fault, Phase, Plan};
 use crate::report::{Checker, Failure, Summary, Toll, Violation};
 use crate::ruin::ruin;
 use crate::setup::{BALLAST_STEP, Made, Setup, ground_name};
@@ -129,8 +129,10 @@ impl Run {
         let setup = Setup { client: first.client.clone(), ballast: plan.ballast };
         let actors = plan.actors.len();
         let made = within(&world, &first, "setting up", async move { setup.make(actors).await }).await?;
-        let Made { own, shared, grounds } =
-            made.map_err(|errno| Violation::new(Checker::Reply, format!("setting up: {errno}")))?;
+        let Made { own, shared, grounds } = made.map_err(|errno| {
+            let detail = format!("setting up: {errno}; there are: {}", live_by_kind(&world));
+            Violation::new(Checker::Reply, detail)
+        })?;
         let mut adopt = |(name, ino): &(String, Ino)| {
             let new = crate::op::Properties {
                 kind: FileKind::Directory,
@@ -301,14 +303,11 @@ impl Run {
                 world.network.set_faults(NetworkFaults::default());
                 worked?;
             }
-            Fault::ShortPartition { client, length } => {
-                self.history.grant(phase.operations);
-                self.pause_within(Duration::from_millis(20)).await;
-                let name = self.client_name(*client);
-                world.network.partition(&name, SERVER, true);
-                world.handle.sleep(*length).await;
-                world.network.heal();
-                self.finish().await?;
+            Fault::ShortPartitions { client, cuts } => {
+                for cut in cuts {
+                    self.history.grant(phase.operations / cuts.len() as u64);
+                    self.work_until_cut(*client, cut).await?;
+                }
             }
             Fault::Disk { disk, bad, crash } => self.bad_disk(*disk, bad, *crash, phase.operations).await?,
             Fault::Skew { nanos } => {
@@ -354,7 +353,7 @@ impl Run {
     }
 
     async fn work_until_halt(&self, operations: u64, crash: &Crash) -> Result<(), Violation> {
-        let (world, Crash { death, stalled, again, .. }) = (&self.world, *crash);
+        let (world, Crash { death, stalled, again, lost, .. }) = (&self.world, *crash);
         self.history.grant(operations);
         let finished = {
             let finish = Box::pin(self.finish());
@@ -378,17 +377,52 @@ impl Run {
             }
         }
         world.crash_server(death);
+        if let Some(disk) = lost {
+            self.history.note(format!("disk {disk} is lost with it"));
+            world.disk(disk).fail();
+            world.disk_harmed(1);
+        }
         self.pause_within(Duration::from_millis(500)).await;
+        self.start_after(death, again).await?;
+        self.history.note("the node serves again".to_owned());
+        self.finish().await?;
+        if let Some(disk) = lost {
+            // Whatever was answered before bears it.
+            let auditor = self.auditor().await?;
+            check_tree(world, &self.history, &auditor, None, &[]).await?;
+            auditor.kill();
+            self.mend(disk, &BadDisk::Gone { replaced: false }).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts the node, which dies once more on its way, at a write of the first disk, if `again`
+    /// says so.
+    async fn start_after(&self, death: Death, again: Option<u64>) -> Result<(), Violation> {
+        let world = &self.world;
         if let Some(write) = again {
             world.halt_disk_after(0, write);
             if world.start_server().await? == Started::Serving && !world.disarm_halts() {
-                return self.finish().await;
+                return Ok(());
             }
             self.history.note("a disk halted during the start".to_owned());
             world.crash_server(death);
         }
-        self.start().await?;
-        self.history.note("the node serves again".to_owned());
+        self.start().await
+    }
+
+    async fn work_until_cut(&self, client: usize, cut: &Cut) -> Result<(), Violation> {
+        let network = &self.world.network;
+        let begun = network.partition_at_call(&self.client_name(client), SERVER, cut.call);
+        let finish = Box::pin(self.finish());
+        match select(finish, begun).await {
+            Either::Left((finished, _)) => finished?,
+            Either::Right(_) => {
+                self.history.note(format!("client {client} and the node are apart for {:?}", cut.length));
+                self.world.handle.sleep(cut.length).await;
+            }
+        }
+        network.heal();
         self.finish().await
     }
 
@@ -520,10 +554,11 @@ impl Run {
                 disk.fail();
                 world.disk_harmed(1);
             }
-            BadDisk::Refusing { .. } => {
+            BadDisk::Refusing { from_bytes, .. } => {
                 self.history.grant(operations);
                 self.pause_within(Duration::from_millis(5)).await;
-                disk.set_faults(DiskFaults { write_error: 1.0, ..self.plan.shape.tuning.disk_faults() });
+                let faults = self.plan.shape.tuning.disk_faults(index);
+                disk.set_faults(DiskFaults { write_error: 1.0, write_error_from: *from_bytes, ..faults });
             }
             BadDisk::Rot { places } => {
                 world.distrust(index, Trust::Rotten);
@@ -545,7 +580,7 @@ impl Run {
                     read_error: *read_error,
                     write_error: *write_error,
                     bit_flip_on_read: *bit_flip,
-                    ..self.plan.shape.tuning.disk_faults()
+                    ..self.plan.shape.tuning.disk_faults(index)
                 });
                 self.history.grant(operations);
             }
@@ -556,8 +591,8 @@ impl Run {
             self.start().await?;
         }
         self.finish().await?;
-        if let BadDisk::Refusing { other } = bad {
-            disk.set_faults(self.plan.shape.tuning.disk_faults());
+        if let BadDisk::Refusing { other, .. } = bad {
+            disk.set_faults(self.plan.shape.tuning.disk_faults(index));
             self.lose_for_a_while(*other).await?;
         } else if self.random.borrow_mut().one_in(2) {
             // Redundancy must hide it from whoever reads everything.
@@ -565,7 +600,7 @@ impl Run {
             check_tree(world, &self.history, &auditor, None, &[]).await?;
             auditor.kill();
         }
-        disk.set_faults(self.plan.shape.tuning.disk_faults());
+        disk.set_faults(self.plan.shape.tuning.disk_faults(index));
         self.mend(index, bad).await
     }
 

@@ -1,6 +1,7 @@
 //! What a run starts from: directories of each program, shared ones, and the sideline's grounds.
 
 use crate::sideline::{Grounds, LASTING_NAMES, LOGS, PAWNS, PREFIX, ballast_bytes, lasting_name, pawn_name};
+use crate::workload::FULL_BELOW;
 use cfs_client::{Caller, Client, NewFile, OpenFlags};
 use cfs_wire::meta::FileKind;
 use cfs_wire::{Errno, Ino};
@@ -85,12 +86,18 @@ impl Setup {
     }
 
     async fn load(&self, dir: Ino) -> Result<(Ino, u64), Errno> {
-        let length = self.client.statfs().await?.bytes_free / 100 * self.ballast;
+        let mut length = self.client.statfs().await?.bytes_free / 100 * self.ballast;
         let (new, flags) = (NewFile::regular(0o644, 0), OpenFlags::default());
         let (entry, file) = self.client.create(Caller::default(), dir, b"ballast", new, flags).await?;
         for offset in (0..length).step_by(BALLAST_STEP) {
             let part = ballast_bytes(offset, (length - offset).min(BALLAST_STEP as u64) as usize);
-            self.client.write(&file, offset, part.into(), false).await?;
+            let written = self.client.write(&file, offset, part.into(), false).await;
+            // Of few segments some targets may have got so many more that no further one fits.
+            if written == Err(Errno::ENOSPC) && self.client.statfs().await?.bytes_free < FULL_BELOW {
+                length = offset;
+                break;
+            }
+            written?;
         }
         self.client.fsync(&file, false).await?;
         self.client.release(&file);

@@ -138,6 +138,11 @@ impl Sideline {
         self.racing.borrow_mut().insert(actor, name);
     }
 
+    /// A name that somebody is creating or removing.
+    pub fn raced_for(&self) -> Option<u64> {
+        self.racing.borrow().values().next().copied()
+    }
+
     /// It was told what came of it.
     pub fn raced(&self, actor: ActorId) {
         self.racing.borrow_mut().remove(&actor);

@@ -13,6 +13,9 @@ use cfs_reactor::clock::SplitMix64;
 use cfs_store::segment::SegmentConfig;
 use std::time::Duration;
 
+/// How much slower the slow disk is: several operations of another fit into one of its own.
+const SLOWER: u32 = 10;
+
 /// Bounds of the shared log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LogBounds {
@@ -47,6 +50,8 @@ pub struct Tuning {
     pub shared_mode: Duration,
     pub sweep: Duration,
     pub disk_latency: Duration,
+    /// A disk that takes [`SLOWER`] times as long, so that what began later ends earlier elsewhere.
+    pub slow_disk: Option<usize>,
     pub write_back_after: Duration,
     pub linger: Duration,
     pub dirty_bytes_max: usize,
@@ -76,6 +81,7 @@ impl Default for Tuning {
             shared_mode: Duration::from_secs(1),
             sweep: Duration::from_secs(1),
             disk_latency: Duration::from_micros(20),
+            slow_disk: None,
             write_back_after: Duration::from_millis(300),
             linger: Duration::from_millis(500),
             dirty_bytes_max: 24 << 20,
@@ -116,7 +122,7 @@ impl Tuning {
             hot_percent_max: pick(random, &[0, 1, 2, 50]),
             movers: MoverIntervals {
                 collect: millis(random, &[20, 100, 500, 2000]),
-                pack: millis(random, &[100, 1000, 4000]),
+                pack: millis(random, &[30, 100, 1000, 4000]),
                 orphans: millis(random, &[200, 1000, 4000]),
                 epoch: millis(random, &[300, 1500, 5000]),
                 repair: millis(random, &[500, 5000]),
@@ -127,6 +133,7 @@ impl Tuning {
             shared_mode: millis(random, &[100, 1000, 5000]),
             sweep: millis(random, &[200, 1000]),
             disk_latency: Duration::from_micros(pick(random, &[20, 20, 200, 3000])),
+            slow_disk: random.one_in(3).then(|| random.below(3) as usize),
             write_back_after: millis(random, &[20, 300, 300, 2000]),
             linger: millis(random, &[1, 500, 3000]),
             dirty_bytes_max: pick(random, &[64 << 10, 1 << 20, 24 << 20]),
@@ -139,8 +146,9 @@ impl Tuning {
     }
 
     /// The disks' behaviour while nothing is wrong with them.
-    pub fn disk_faults(&self) -> Faults {
-        Faults { latency: Duration::ZERO..=self.disk_latency, ..Faults::default() }
+    pub fn disk_faults(&self, disk: usize) -> Faults {
+        let slower = if self.slow_disk == Some(disk) { SLOWER } else { 1 };
+        Faults { latency: Duration::ZERO..=self.disk_latency * slower, ..Faults::default() }
     }
 
     pub fn node(&self) -> NodeConfig {

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 /// Free bytes, redundancy taken off, above which nobody may be told that there is no space: what
 /// one operation takes at most, with its holes' and its shards' rounding, three times over.
-const FULL_BELOW: u64 = 4 << 20;
+pub(crate) const FULL_BELOW: u64 = 4 << 20;
 
 /// One program.
 pub struct Actor {

@@ -109,7 +109,7 @@ impl World {
     pub fn new(handle: &Handle, shape: Shape, seed: u64) -> Rc<World> {
         let disk = |index: usize| {
             let disk = MemDisk::new(&format!("disk{index}"), shape.disk_bytes, shape.block, seed ^ (index as u64 + 1));
-            disk.set_faults(shape.tuning.disk_faults());
+            disk.set_faults(shape.tuning.disk_faults(index));
             disk
         };
         let disks = (0..shape.targets).map(disk).collect();
@@ -164,8 +164,8 @@ impl World {
             label: disk.name().to_owned(),
             device: Ok(disk.open(&domain) as Rc<dyn BlockDevice>),
         };
-        let ledger = self.ledger.clone();
-        let attach: Attach = Rc::new(move |store| ledger.attach(store));
+        let (ledger, node) = (self.ledger.clone(), domain.clone());
+        let attach: Attach = Rc::new(move |store| ledger.attach(&node, store));
         let setup = NodeSetup {
             handle: domain.clone(),
             fabric: self.network.endpoint(SERVER, &domain),
@@ -334,7 +334,7 @@ impl World {
         let old = self.disk(index);
         let seed = self.seed ^ (number << 32) ^ index as u64;
         let fresh = MemDisk::new(old.name(), old.size(), old.block(), seed);
-        fresh.set_faults(self.shape.tuning.disk_faults());
+        fresh.set_faults(self.shape.tuning.disk_faults(index));
         let domain = self.handle.new_domain();
         let others = self.disks().into_iter().enumerate().filter(|(other, _)| *other != index);
         let survivors: Vec<(String, Rc<dyn BlockDevice>)> =

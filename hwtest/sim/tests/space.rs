@@ -6,10 +6,13 @@ mod common;
 use cfs_client::{Caller, Client, NewFile, OpenFlags};
 use cfs_reactor::Handle;
 use cfs_reactor::clock::SplitMix64;
+use cfs_sim::checker::file_blobs;
 use cfs_sim::tuning::Tuning;
-use cfs_sim::world::Shape;
-use cfs_wire::Errno;
-use common::{cluster, fill, pattern, read_file, simulated};
+use cfs_sim::world::{Death, Shape, Started};
+use cfs_wire::data::Referent;
+use cfs_wire::meta::{ShardOp, ShardReply};
+use cfs_wire::{Epoch, Errno, ShardId};
+use common::{cluster, fill, pattern, read_file, simulated, write_file};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -154,4 +157,42 @@ fn a_third_of_all_small_files_leaves_room_for_others_although_no_segment_is_most
 fn without_deletes_there_is_no_room() {
     let (made, wanted) = simulated(32, |handle| refill(handle, 0));
     assert!(made < wanted / 4, "{made} of {wanted}");
+}
+
+/// A segment of which every slot is marked dead, and the node died before it removed it.
+#[test]
+fn a_segment_that_was_marked_dead_and_not_removed_goes_with_the_orphans() {
+    simulated(33, |handle| async move {
+        let mut tuning = Tuning::default();
+        (tuning.movers.collect, tuning.movers.orphans) = (Duration::from_secs(3600), Duration::from_secs(30));
+        let world = cluster(&handle, Shape { shards: 1, tuning, ..Shape::default() }, 8).await;
+        let mounted = world.mount("writer").await.unwrap();
+        let client = &mounted.client;
+        write_file(client, client.root(), b"f", &pattern(1, 300_000)).await;
+        client.unlink(client.root(), b"f").await.unwrap();
+        handle.sleep(Duration::from_secs(2)).await;
+        assert!(file_blobs(&world) > 0, "nothing was collected yet");
+        // What the collector does, up to where it dies.
+        let meta = |op| {
+            let world = world.clone();
+            async move { world.node().meta().shard_call(ShardId(0), op).await.unwrap() }
+        };
+        let ShardReply::Released(released) = meta(ShardOp::ListReleased { max: 100 }).await else { panic!() };
+        let referents: Vec<Referent> = released.into_iter().map(|(referent, _)| referent).collect();
+        let slot = |referent: &Referent| match referent {
+            Referent::Slot(segment, slot) => (*segment, *slot),
+            Referent::Hot(blob) => panic!("{blob} is no segment"),
+        };
+        let ShardReply::Held(held) = meta(ShardOp::Freeze { referents: referents.clone(), epoch: Epoch(1) }).await
+        else {
+            panic!()
+        };
+        assert!(!held.is_empty() && !held.contains(&true));
+        meta(ShardOp::MarkDead { slots: referents.iter().map(slot).collect() }).await;
+        meta(ShardOp::Resolve { referents }).await;
+        world.crash_server(Death::Power);
+        assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+        handle.sleep(Duration::from_secs(100)).await;
+        assert_eq!(file_blobs(&world), 0);
+    });
 }

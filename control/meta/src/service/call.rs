@@ -6,6 +6,7 @@ use super::shard::Shard;
 use super::{MetaService, Running};
 use crate::state::{self, ReadReply, StateError};
 use cfs_wire::meta::{Entry, Grant, MetaCall, MetaError, MetaOp, MetaReply, MetaResult, XATTR_CAPABILITY};
+use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino, SessionId};
 use std::rc::Rc;
 use std::time::Duration;
@@ -197,6 +198,7 @@ fn asks_for_capability(op: &MetaOp) -> Option<Ino> {
 fn seen(reply: &mut MetaReply) -> Option<(Ino, &mut Grant)> {
     match reply {
         MetaReply::Entry(entry) => Some((entry.attr.ino, &mut entry.grant)),
+        MetaReply::Attr { .. } if planted::is(Bug::MetaSkipRecall) => None,
         MetaReply::Attr { attr, grant } => Some((attr.ino, grant)),
         MetaReply::Extents(extents) => Some((extents.attr.ino, &mut extents.grant)),
         _ => None,

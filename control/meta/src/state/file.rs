@@ -370,7 +370,8 @@ impl View<'_> {
             let mut stands = false;
             for piece in self.extents(ino, old.offset, end, usize::MAX).await? {
                 let (from, to) = (piece.offset.max(old.offset), extent_end(&piece).min(end));
-                if cut(&piece, from, to).location != cut(old, from, to).location {
+                let replaced = cut(&piece, from, to).location != cut(old, from, to).location;
+                if replaced && !planted::is(Bug::MetaSwapBlindly) {
                     continue;
                 }
                 self.punch_extents(&mut inode, from, to).await?;
@@ -450,7 +451,7 @@ fn take_turn(inode: &mut Inode, session: SessionId, sequence: u64) -> Attempt<()
     let at = inode.commits.iter().position(|mark| mark.session == session);
     let last = at.and_then(|at| inode.commits.get(at)).map(|mark| mark.sequence);
     let in_order = match last {
-        _ if sequence == 1 => true,
+        _ if sequence == 1 || planted::is(Bug::MetaIgnoreCommitSequence) => true,
         _ if sequence == 0 => return Err(malformed("commits are numbered from 1")),
         Some(last) if sequence <= last => return Err(malformed("a commit of this sequence was applied before")),
         Some(last) => sequence == last + 1,

@@ -164,7 +164,7 @@ impl View<'_> {
             Verdict::Refuse(errno) => Some(Err(MetaError::Errno(*errno))),
             Verdict::Retry => None,
         };
-        if !record.decided {
+        if !record.decided || planted::is(Bug::MetaForgetDecisionEarly) {
             self.delete(keys::transaction(self.shard, txn));
         }
         if let Some(result) = &client {

@@ -17,6 +17,8 @@ pub struct Faults {
     pub read_error: f64,
     /// A write is answered with an I/O error; some of its blocks may have been written.
     pub write_error: f64,
+    /// Bytes from which on a write may be answered with an error.
+    pub write_error_from: u64,
     /// A write is answered and nothing was written.
     pub lost_write: f64,
     /// A write is answered and went to another place of the disk.
@@ -35,6 +37,7 @@ impl Default for Faults {
         Faults {
             read_error: 0.0,
             write_error: 0.0,
+            write_error_from: 0,
             lost_write: 0.0,
             misdirected_write: 0.0,
             torn_write: 0.0,

@@ -7,7 +7,7 @@ use cfs_reactor::Handle;
 use cfs_reactor::sync::Semaphore;
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
 use cfs_wire::limits::BLOB_BYTES_MAX;
-use cfs_wire::{BlobId, SegmentId, TargetId};
+use cfs_wire::{BlobId, Policy, SegmentId, TargetId};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::cell::RefCell;
@@ -71,6 +71,25 @@ pub trait BlobTarget: 'static {
         pace: &'a dyn Fn() -> u64,
         found: &'a dyn Fn(&BlobInfo),
     ) -> LocalBoxFuture<'a, ()>;
+}
+
+/// Free bytes that are not kept for the movers.
+fn room_for_clients(target: &dyn BlobTarget) -> u64 {
+    target.free().saturating_sub(MOVERS_ROOM)
+}
+
+/// Bytes of file data for which targets have room. Each shard of a segment takes a target of its own:
+/// where there is more room on some than the others can match, it can't be used. Of s bytes in each
+/// shard of all segments a target takes s at most, so for every b the n - b smallest take the other
+/// k + m - b shards.
+fn usable_bytes(mut rooms: Vec<u64>, policy: Policy) -> u64 {
+    // As `data_shards` has it.
+    let Some(data) = rooms.len().checked_sub(policy.parity()).map(|most| policy.data().min(most)) else { return 0 };
+    let width = data + policy.parity();
+    rooms.sort_unstable();
+    let smallest = |count: usize| rooms[..count].iter().map(|room| u128::from(*room)).sum::<u128>();
+    let bounds = (0..width).map(|large| smallest(rooms.len() - large) * data as u128 / (width - large) as u128);
+    bounds.min().map_or(0, |bytes| u64::try_from(bytes).unwrap_or(u64::MAX))
 }
 
 /// A target of this executor.
@@ -220,8 +239,9 @@ impl TargetPool {
         }
     }
 
-    /// Up to `count` distinct writable targets outside `exclude`, in random order weighted by
-    /// free space (weighted rendezvous: each target draws -ln(u)/weight, smallest first).
+    /// Up to `count` distinct writable targets outside `exclude`, in random order weighted by the
+    /// space that clients may still take (weighted rendezvous: each target draws -ln(u)/weight,
+    /// smallest first): where one fills up before the others, room is left that no segment can use.
     pub fn pick(&self, count: usize, exclude: &[TargetId]) -> Vec<Rc<dyn BlobTarget>> {
         let mut drawn: Vec<(f64, Rc<dyn BlobTarget>)> = self
             .writable()
@@ -229,7 +249,7 @@ impl TargetPool {
             .filter(|target| !exclude.contains(&target.id()))
             .map(|target| {
                 let unit = ((self.handle.random_u64() >> 11) as f64 + 1.0) / (1u64 << 53) as f64;
-                (-unit.ln() / (target.free() as f64 + 1.0), target)
+                (-unit.ln() / (room_for_clients(&*target) as f64 + 1.0), target)
             })
             .collect();
         drawn.sort_by(|(left, a), (right, b)| left.total_cmp(right).then(a.id().cmp(&b.id())));
@@ -242,9 +262,49 @@ impl TargetPool {
         writable.iter().filter(|target| target.free() <= room).map(|target| target.id()).collect()
     }
 
-    /// Bytes free for file data: what clients may take of the targets, before redundancy is taken
-    /// off.
-    pub fn free(&self) -> u64 {
-        self.writable().iter().map(|target| target.free().saturating_sub(MOVERS_ROOM)).sum()
+    /// Bytes of file data that fit under a policy: all in all on the targets that can be read, and
+    /// now on those that take writes.
+    pub fn usable(&self, policy: Policy) -> (u64, u64) {
+        let capacities = self.readable().iter().map(|target| target.space().capacity).collect();
+        let rooms = self.writable().iter().map(|target| room_for_clients(&**target)).collect();
+        (usable_bytes(capacities, policy), usable_bytes(rooms, policy))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cfs_reactor::clock::SplitMix64;
+
+    /// Segments of a byte in each shard that fit when each takes the emptiest targets.
+    fn segments(mut rooms: Vec<u64>, width: usize) -> u64 {
+        let mut stored = 0;
+        loop {
+            rooms.sort_unstable_by(|a, b| b.cmp(a));
+            if rooms.len() < width || rooms[width - 1] == 0 {
+                return stored;
+            }
+            rooms[..width].iter_mut().for_each(|room| *room -= 1);
+            stored += 1;
+        }
+    }
+
+    #[test]
+    fn what_fits_is_what_segments_find_room_for() {
+        let mut random = SplitMix64::new(1);
+        for _ in 0..500 {
+            let policy = [(1, 0), (1, 1), (2, 1), (4, 2)][random.below(4) as usize];
+            let policy = Policy::new(policy.0, policy.1).unwrap();
+            let rooms: Vec<u64> = (0..random.below(8)).map(|_| random.below(30)).collect();
+            let data = policy.data().min(rooms.len().saturating_sub(policy.parity()));
+            let found = usable_bytes(rooms.clone(), policy);
+            let expected = if data == 0 { 0 } else { segments(rooms.clone(), data + policy.parity()) };
+            assert_eq!(found.checked_div(data as u64).unwrap_or(0), expected, "{policy:?} on {rooms:?}");
+        }
+        let policy = Policy::new(2, 1).unwrap();
+        assert_eq!(usable_bytes(vec![30, 30, 30], policy), 60, "redundancy is taken off");
+        assert_eq!(usable_bytes(vec![10, 30, 30], policy), 20, "each needs the smallest");
+        assert_eq!(usable_bytes(vec![30, 30], policy), 30, "fewer data shards while a target is missing");
+        assert_eq!(usable_bytes(vec![u64::MAX; 5], policy), u64::MAX);
     }
 }

@@ -112,7 +112,7 @@ fn listing_extents_says_how_far_it_got() {
 }
 
 #[test]
-fn commits_of_a_session_apply_in_order_and_once() {
+pub(super) fn commits_of_a_session_apply_in_order_and_once() {
     let mut shard = Shard::new();
     let ino = new_file(&mut shard);
     let mut commit = |session, sequence| {

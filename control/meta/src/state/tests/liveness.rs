@@ -123,7 +123,7 @@ fn what_loses_its_last_reference_is_listed_until_a_freeze_has_looked_at_it() {
 }
 
 #[test]
-fn a_swap_replaces_only_what_still_stands() {
+pub(super) fn a_swap_replaces_only_what_still_stands() {
     let mut shard = Shard::new();
     let ino = shard.create(ROOT, "f", file()).unwrap().ino;
     shard.write(ino, vec![data(0, 100, 1)]).unwrap();

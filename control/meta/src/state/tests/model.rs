@@ -197,10 +197,7 @@ impl Model {
             MetaOp::SetAttr { ino, changes } => self.set_attr(*ino, changes, now),
             MetaOp::SetXattr { ino, name, value, flags } => {
                 let node = self.nodes.get_mut(ino).ok_or(Errno::ESTALE)?;
-                let anyone = name.starts_with(b"user.");
-                if anyone && !matches!(node.kind, FileKind::File | FileKind::Directory) {
-                    return Err(Errno::EPERM);
-                }
+                check_xattr_kind(node.kind, name)?;
                 match node.xattrs.contains_key(name.as_slice()) {
                     true if flags & XATTR_CREATE != 0 => return Err(Errno::EEXIST),
                     false if flags & XATTR_REPLACE != 0 => return Err(Errno::ENODATA),
@@ -212,10 +209,7 @@ impl Model {
             }
             MetaOp::RemoveXattr { ino, name } => {
                 let node = self.nodes.get_mut(ino).ok_or(Errno::ESTALE)?;
-                let anyone = name.starts_with(b"user.");
-                if anyone && !matches!(node.kind, FileKind::File | FileKind::Directory) {
-                    return Err(Errno::EPERM);
-                }
+                check_xattr_kind(node.kind, name)?;
                 node.xattrs.remove(name.as_slice()).ok_or(Errno::ENODATA)?;
                 node.ctime = now;
                 Ok(MetaReply::Done)
@@ -468,6 +462,12 @@ impl Node {
             self.mode &= !0o2000;
         }
     }
+}
+
+/// Only files and directories have attributes that any program may set.
+fn check_xattr_kind(kind: FileKind, name: &[u8]) -> Result<(), Errno> {
+    let refused = name.starts_with(b"user.") && !matches!(kind, FileKind::File | FileKind::Directory);
+    if refused { Err(Errno::EPERM) } else { Ok(()) }
 }
 
 fn put(bytes: &mut Vec<u8>, offset: usize, fresh: &[u8]) {
