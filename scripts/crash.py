@@ -215,6 +215,8 @@ class Work:
         """Stops all programs; one that can't be stopped hangs in the file system."""
         groups = [process for process in (self.program, self.ledger) if process]
         for process in groups:
+            # The leader first: a shell that lives to see its child killed ends as if the program had failed.
+            process.kill()
             kill_session(process.pid)
         for process in self.writers:
             process.kill()
