@@ -95,7 +95,7 @@ impl Client {
                 } else {
                     self.entry_changed(dir, &entry_name, Some(ino), answer.stamp);
                 }
-                // An inode of another shard: its attributes are that shard's to tell.
+                // Its attributes are another shard's to tell, or were told of before a commit.
                 let located = self.getattr(ino).await?;
                 let entry_valid = self.entry_left(dir, &entry_name);
                 Ok(LocatedEntry { attr: located.attr, attr_valid: located.valid, entry_valid })

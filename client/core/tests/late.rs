@@ -48,9 +48,9 @@ fn what_a_program_wrote_is_in_its_files_size_whatever_is_answered_meanwhile() {
             server.disk.proposal_micros_max.set(3000);
             write(&client, &file, 0, b"bytes").await;
             let (syncer, synced) = (client.clone(), file.clone());
-            server.handle.spawn(async move { syncer.fsync(&synced, false).await });
+            let syncing = server.handle.spawn(async move { syncer.fsync(&synced, false).await });
             let unlinker = client.clone();
-            server.handle.spawn(async move {
+            let unlinking = server.handle.spawn(async move {
                 for name in ["g", "h", "i"] {
                     unlinker.unlink(ROOT, name.as_bytes()).await.unwrap();
                 }
@@ -68,6 +68,8 @@ fn what_a_program_wrote_is_in_its_files_size_whatever_is_answered_meanwhile() {
             for look in looks.collect::<Vec<_>>() {
                 assert_eq!(look.await.unwrap(), 5, "seed {seed}");
             }
+            syncing.await.unwrap().unwrap();
+            unlinking.await.unwrap();
         });
     }
 }

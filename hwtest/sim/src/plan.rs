@@ -25,8 +25,8 @@ const PARTITION_MAX: Duration = Duration::from_secs(3);
 pub enum BadDisk {
     /// Gone; afterwards an empty one takes its place, or the old one comes back.
     Gone { replaced: bool },
-    /// It takes no more writes from a first one of at least so many bytes on; after it is mended
-    /// another one is lost for a while before anything was repaired.
+    /// It refuses writes of at least so many bytes, and after the first of them is asked for no more;
+    /// after it is mended another one is lost for a while before anything was repaired.
     Refusing { from_bytes: u64, other: usize },
     /// Bytes on the medium change.
     Rot { places: u64 },
