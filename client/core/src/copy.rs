@@ -26,10 +26,10 @@ struct Part {
     length: u64,
 }
 
-/// What a step of sharing did.
-enum Shared {
+/// What a step of copying did.
+enum Copied {
     Bytes(u64),
-    /// References to these bytes are not accepted, or there are none.
+    /// References to these bytes are not accepted, or there are none: to be copied as bytes.
     Refused,
 }
 
@@ -65,27 +65,41 @@ impl Client {
         while done < length {
             let (source, target) = (from_offset + done, to_offset + done);
             let step = length - done;
+            let told = to.failures_told();
             let copied = if share {
                 let part = Part { source, target, length: step.min(SHARE_STEP) };
-                match self.share(&from.inode, to, part, kill_privileges).await? {
-                    Shared::Bytes(copied) => copied,
-                    Shared::Refused => {
-                        share = false;
-                        continue;
-                    }
-                }
+                self.share(&from.inode, to, part, kill_privileges).await
             } else {
-                let bytes = self.read(from, source, step.min(COPY_STEP.into()) as u32).await?;
-                // The kernel refuses a target with O_APPEND; what it was opened with says nothing.
-                let how = WriteFlags { append: false, sync: to.flags.sync, kill_privileges, mapped: false };
-                self.write_with(to, target, bytes, how).await?.into()
+                self.copy_bytes(from, source, to, target, step.min(COPY_STEP.into()) as u32, kill_privileges).await
             };
-            if copied == 0 {
-                break;
+            match copied {
+                Ok(Copied::Bytes(0)) => break,
+                Ok(Copied::Bytes(copied)) => done += copied,
+                Ok(Copied::Refused) => share = false,
+                Err(error) if done == 0 => return Err(error),
+                // As write(2): the next call meets the error again, or is told of the loss.
+                Err(_) => {
+                    to.tell_failures_after(told);
+                    break;
+                }
             }
-            done += copied;
         }
         Ok(done)
+    }
+
+    async fn copy_bytes(
+        self: &Rc<Self>,
+        from: &OpenFile,
+        source: u64,
+        to: &OpenFile,
+        target: u64,
+        length: u32,
+        kill_privileges: bool,
+    ) -> Result<Copied, Errno> {
+        let bytes = self.read(from, source, length).await?;
+        // The kernel refuses a target with O_APPEND; what it was opened with says nothing.
+        let how = WriteFlags { append: false, sync: to.flags.sync, kill_privileges, mapped: false };
+        Ok(Copied::Bytes(self.write_with(to, target, bytes, how).await?.into()))
     }
 
     async fn share(
@@ -94,14 +108,14 @@ impl Client {
         file: &OpenFile,
         part: Part,
         kill: bool,
-    ) -> Result<Shared, Errno> {
+    ) -> Result<Copied, Errno> {
         let Part { source, target, length } = part;
         let op =
             MetaOp::GetExtents { ino: from.ino, offset: source, length, extents_max: COMMIT_WRITES_MAX as u32 / 4 };
         let MetaReply::Extents(reply) = self.read_call(op).await?.reply else { return Err(Errno::EIO) };
         let end = source.saturating_add(length).min(reply.attr.size).min(reply.covered.max(source));
         if source >= reply.attr.size {
-            return Ok(Shared::Bytes(0));
+            return Ok(Copied::Bytes(0));
         }
         let to = &file.inode;
         let _turn = to.order.acquire(1).await;
@@ -117,7 +131,7 @@ impl Client {
             .runs(source, end.saturating_sub(source))
             .is_some_and(|runs| !runs.is_empty() && !runs.iter().any(inline));
         if !shareable || target_policy != reply.attr.policy {
-            return Ok(Shared::Refused);
+            return Ok(Copied::Refused);
         }
         let mut writes: Vec<FileWrite> = Vec::new();
         let mut next = source;
@@ -132,9 +146,9 @@ impl Client {
         to.state().extents.clear();
         self.pages.borrow_mut().drop_inode(to.ino);
         match outcome {
-            Ok(_) => Ok(Shared::Bytes(end - source)),
+            Ok(_) => Ok(Copied::Bytes(end - source)),
             // Too many extents lie where the copy has holes: bytes take their place one step at a time.
-            Err(CallError::Stale | CallError::Errno(Errno::E2BIG)) => Ok(Shared::Refused),
+            Err(CallError::Stale | CallError::Errno(Errno::E2BIG)) => Ok(Copied::Refused),
             Err(error) => Err(error.errno()),
         }
     }

@@ -61,6 +61,16 @@ impl OpenFile {
         failures.unseen = false;
         failures.last.map_or(Ok(()), Err)
     }
+
+    /// How many failures this file has told of.
+    pub(crate) fn failures_told(&self) -> u64 {
+        self.failures_seen.get()
+    }
+
+    /// The failures since then are told again: whoever took them could not.
+    pub(crate) fn tell_failures_after(&self, told: u64) {
+        self.failures_seen.set(told);
+    }
 }
 
 impl Client {

@@ -192,9 +192,11 @@ impl Client {
     }
 
     /// Commits everything, gives everything back and ends the session. Data that could not be
-    /// committed is reported by the error.
+    /// committed is reported by the error, now or earlier if no open file has told of it.
     pub async fn shutdown(self: &Rc<Self>) -> Result<(), cfs_wire::Errno> {
+        let untold = |inode: &Rc<Inode>| Some(inode.state().failures).filter(|failures| failures.unseen)?.last;
         let outcome = self.syncfs().await;
+        let outcome = outcome.and(self.inodes.borrow().values().find_map(untold).map_or(Ok(()), Err));
         self.closed.set(true);
         self.upkeep_wanted.notify_all();
         let session = self.session.borrow().clone();

@@ -3,7 +3,7 @@
 mod common;
 
 use bytes::Bytes;
-use cfs_client::{Client, ClientConfig, OpenFile};
+use cfs_client::{Client, ClientConfig, OpenFile, OpenFlags};
 use cfs_wire::Errno;
 use cfs_wire::meta::RENAME_EXCHANGE;
 use common::{ROOT, Server, create, fenced_by_a_writer, open, pattern, read, simulate, write};
@@ -58,6 +58,48 @@ fn a_full_store_is_reported_by_fsync_and_the_next_write_succeeds_again() {
         write(&client, &file, 0, &pattern(50_000, 1)).await;
         assert_eq!(client.fsync(&file, false).await, Ok(()));
         assert_eq!(read(&client, &file, 0, 50_000).await, pattern(50_000, 1));
+    });
+}
+
+#[test]
+fn an_unmount_tells_of_the_loss_that_no_open_file_has_told_of() {
+    for told in [false, true] {
+        simulate(8, move |server| async move {
+            server.start().await;
+            let (client, file, room) = kept_without_room(&server).await;
+            if told {
+                assert_eq!(client.fsync(&file, false).await, Err(Errno::ENOSPC));
+            } else {
+                client.release(&file);
+                server.sleep(5000).await;
+                assert_eq!(client.syncfs().await, Ok(()), "what was kept went in the background");
+            }
+            server.disk.room.set(room);
+            assert_eq!(client.shutdown().await, if told { Ok(()) } else { Err(Errno::ENOSPC) });
+        });
+    }
+}
+
+#[test]
+fn a_copy_that_fails_halfway_says_how_far_it_came_and_the_next_one_why() {
+    const LENGTH: u64 = 5 << 20;
+    simulate(9, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let from = create(&client, "from").await;
+        // Bytes in the inode are not shared: the copy is made of bytes.
+        write(&client, &from, 0, &pattern(100, 1)).await;
+        client.fsync(&from, false).await.unwrap();
+        write(&client, &from, 1 << 20, &pattern(4 << 20, 2)).await;
+        client.fsync(&from, false).await.unwrap();
+        let ino = create(&client, "to").await.ino();
+        let to = client.open(ino, OpenFlags { sync: true, ..OpenFlags::default() }, false).await.unwrap();
+        server.disk.room.set(5 << 19);
+        let copied = client.copy_file_range(&from, 0, &to, 0, LENGTH, false).await.unwrap();
+        assert!(copied > 0 && copied < LENGTH, "{copied} copied");
+        let step = copied as u32;
+        assert_eq!(read(&client, &to, 0, step).await, read(&client, &from, 0, step).await);
+        assert_eq!(client.copy_file_range(&from, copied, &to, copied, LENGTH, false).await, Err(Errno::ENOSPC));
     });
 }
 

@@ -17,6 +17,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -218,17 +219,28 @@ fn send_init(device: &OwnedFd, unique: u64, answer: &InitOut) -> io::Result<()> 
     Ok(())
 }
 
-/// The mount's anonymous device number, without a request to the mount itself: nobody answers
-/// it yet. It is the connection's number in /sys/fs/fuse/connections too.
-pub(crate) fn device_minor(mountpoint: &Path) -> Option<u32> {
-    let wanted = mountpoint.as_os_str().to_string_lossy().replace(' ', "\\040");
-    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+/// The anonymous device number of what is mounted there, without a request to the mount itself:
+/// nobody answers it yet. It is the connection's number in /sys/fs/fuse/connections too. `None`:
+/// nothing is mounted there.
+pub(crate) fn device_minor(mountpoint: &Path) -> io::Result<Option<u32>> {
+    Ok(minor_in(&fs::read("/proc/self/mountinfo")?, mountpoint))
+}
+
+fn minor_in(table: &[u8], mountpoint: &Path) -> Option<u32> {
+    let mut wanted = Vec::new();
+    for &byte in mountpoint.as_os_str().as_bytes() {
+        match byte {
+            // As the kernel does, for the table's sake.
+            b' ' | b'\t' | b'\n' | b'\\' => wanted.extend(format!("\\{byte:03o}").bytes()),
+            byte => wanted.push(byte),
+        }
+    }
     // Fields 3 and 5: device and mount point. The last mount on a point is the one seen.
-    table.lines().rev().find_map(|line| {
-        let mut fields = line.split(' ');
+    table.split(|byte| *byte == b'\n').rev().find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
         let device = fields.nth(2)?;
         let point = fields.nth(1)?;
-        if point == wanted { device.split_once(':')?.1.parse().ok() } else { None }
+        if point == wanted { str::from_utf8(device).ok()?.split_once(':')?.1.parse().ok() } else { None }
     })
 }
 
@@ -236,9 +248,23 @@ pub(crate) fn device_minor(mountpoint: &Path) -> Option<u32> {
 mod tests {
     use super::*;
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::ffi::OsStr;
     use std::io::IoSlice;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn what_is_mounted_is_found_in_the_table_whatever_its_name() {
+        let table = b"22 1 0:20 / /proc rw - proc proc rw\n\
+            77 22 0:51 / /mnt/a\\040b\\134\\012\xff rw,nosuid - fuse.cfs cfs#x rw\n\
+            78 22 0:52 / /mnt/twice rw - fuse.cfs cfs#x rw\n\
+            79 78 0:53 / /mnt/twice rw - fuse.cfs cfs#y rw\n";
+        let minor = |point: &[u8]| minor_in(table, Path::new(OsStr::from_bytes(point)));
+        assert_eq!(minor(b"/mnt/a b\\\n\xff"), Some(51));
+        assert_eq!(minor(b"/mnt/twice"), Some(53));
+        assert_eq!(minor(b"/mnt"), None);
+        assert_eq!(minor_in(b"\n1 2\n1 2 x / /mnt rw", Path::new("/mnt")), None);
+    }
 
     #[test]
     fn fusermount_gets_a_source_with_commas_as_one_option() {

@@ -69,6 +69,7 @@ pub struct Unmounter {
     endings: mpsc::SyncSender<Ending>,
     /// The unmounting was told.
     told: Arc<AtomicBool>,
+    gone: Arc<AtomicBool>,
 }
 
 /// Mounts and stays until unmounted. `shutdown` gets the way to end it.
@@ -85,7 +86,9 @@ pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
     let (orders, inbox) = mailbox(2);
     let (ending, endings) = mpsc::sync_channel(ENDINGS_MAX);
     let (ready, started) = mpsc::sync_channel(1);
-    let client = start_client(config.clone(), inbox, ready, Farewell(ending.clone()))?;
+    let gone = Arc::<AtomicBool>::default();
+    let farewell = Farewell { endings: ending.clone(), gone: gone.clone() };
+    let client = start_client(config.clone(), inbox, ready, farewell)?;
     if started.recv().is_err() {
         return Err(client.join().unwrap_or(Err(MountError::ClientDied)).err().unwrap_or(MountError::ClientDied));
     }
@@ -93,10 +96,10 @@ pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
         Ok((session, pages)) => {
             // A client that has just died leaves the session unserved: it is then closed at once.
             let _ = orders.try_send(Order::Serve(session, pages));
-            if let Some(minor) = device_minor(&mountpoint) {
+            if let Ok(Some(minor)) = device_minor(&mountpoint) {
                 raise_read_ahead(minor, config.options.read_ahead_kib);
             }
-            let unmounter = Unmounter { mountpoint, orders, endings: ending, told: Arc::default() };
+            let unmounter = Unmounter { mountpoint, orders, endings: ending, told: Arc::default(), gone };
             Ok(MountHandle { endings, client: Some(client), unmounter })
         }
         Err(error) => {
@@ -155,7 +158,6 @@ impl Drop for MountHandle {
         if self.client.is_some() {
             if let Err(error) = self.unmounter.unmount() {
                 tracing::error!(%error, "the mount stays behind");
-                return;
             }
             let _ = self.join();
         }
@@ -164,21 +166,31 @@ impl Drop for MountHandle {
 
 impl Unmounter {
     /// Unmounts. Where files are still open the mount point is freed at once, and those files
-    /// get errors.
+    /// get errors. So does everything in a mount that can't be taken away: what was written to it is
+    /// committed all the same.
     pub fn unmount(&self) -> Result<(), MountError> {
-        self.free_mountpoint()?;
+        let freed = self.free_mountpoint();
+        if freed.is_err() {
+            self.leave();
+        }
         if !self.told.swap(true, Ordering::Relaxed) {
             let _ = self.endings.try_send(Ending::Unmounted);
         }
-        Ok(())
+        freed
     }
 
     fn free_mountpoint(&self) -> Result<(), MountError> {
+        if self.gone.load(Ordering::Acquire) {
+            // What is mounted there now is somebody else's.
+            return Ok(());
+        }
         match rustix::mount::unmount(&self.mountpoint, UnmountFlags::empty()) {
             Ok(()) => Ok(()),
             // Unmounted by someone else.
             Err(Errno::INVAL | Errno::NOENT) => Ok(()),
             Err(Errno::BUSY) => self.detach(),
+            // Linux asks for the right before it looks whether anything is mounted.
+            Err(Errno::PERM) if device_minor(&self.mountpoint).is_ok_and(|minor| minor.is_none()) => Ok(()),
             Err(Errno::PERM) => self.fusermount(),
             Err(error) => Err(self.failed(error.to_string())),
         }
@@ -220,11 +232,16 @@ impl Unmounter {
 }
 
 /// Tells of the session's end, at the latest with that of the client's thread.
-struct Farewell(mpsc::SyncSender<Ending>);
+#[derive(Clone)]
+struct Farewell {
+    endings: mpsc::SyncSender<Ending>,
+    /// The kernel has ended the session: nothing of it is mounted anywhere.
+    gone: Arc<AtomicBool>,
+}
 
 impl Farewell {
     fn ended(&self, outcome: io::Result<()>) {
-        let _ = self.0.try_send(Ending::Ended(outcome));
+        let _ = self.endings.try_send(Ending::Ended(outcome));
     }
 }
 
@@ -258,13 +275,13 @@ fn run_client(
     let fabric = TcpFabric::new(ring.clone(), &handle);
     let main = {
         let (handle, ring, ready) = (handle.clone(), ring.clone(), ready.clone());
-        let farewell = Farewell(farewell.0.clone());
+        let farewell = farewell.clone();
         async move {
             let client = Client::connect(&handle, fabric, &config.address, config.client).await?;
             let _ = ready.send(());
             drop(ready);
             if let Some(Order::Serve(session, pages)) = inbox.recv().await {
-                farewell.ended(serve(&handle, &ring, &client, session, pages, inbox).await);
+                farewell.ended(serve(&handle, &ring, &client, session, pages, inbox, &farewell.gone).await);
                 // With it go its descriptors of the device.
                 client.forget_invalidator();
             }
@@ -283,6 +300,7 @@ async fn serve(
     session: Session,
     pages: PageThreads,
     mut inbox: Receiver<Order>,
+    gone: &AtomicBool,
 ) -> io::Result<()> {
     let Session { device, features } = session;
     let device = Rc::new(device);
@@ -291,7 +309,10 @@ async fn serve(
     let (reading, stopped) = (reader.run(), inbox.recv());
     futures_util::pin_mut!(reading, stopped);
     match select(reading, stopped).await {
-        Either::Left((outcome, _)) => outcome,
+        Either::Left((outcome, _)) => {
+            gone.store(outcome.is_ok(), Ordering::Release);
+            outcome
+        }
         Either::Right(_) => Ok(()),
     }
 }

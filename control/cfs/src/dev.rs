@@ -53,8 +53,9 @@ pub fn run(args: DevArgs) -> Result<()> {
     println!("mounted at {}; Ctrl-C or umount ends it", mountpoint.display());
     signals.wait()?;
     // First the client, whose dirty bytes the server must still take.
-    mounted.unmount()?;
-    server.stop()
+    let unmounted = mounted.unmount();
+    server.stop()?;
+    unmounted
 }
 
 /// A name that no other client has or had.

@@ -116,8 +116,9 @@ impl Mounted {
     /// Unmounts, waits until everything written is committed, and tells of failures.
     pub fn unmount(self) -> Result<()> {
         let _progress = Progress::of("unmounting: committing what was written");
-        self.unmounter.unmount()?;
-        self.thread.join().unwrap_or_else(|_| bail!("the mount's thread panicked; its message is above"))
+        let freed = self.unmounter.unmount();
+        self.thread.join().unwrap_or_else(|_| bail!("the mount's thread panicked; its message is above"))?;
+        Ok(freed?)
     }
 }
 

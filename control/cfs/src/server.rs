@@ -206,6 +206,7 @@ fn open_or_create(
 ) -> Result<Vec<Rc<dyn BlockDevice>>> {
     let mut devices: Vec<Rc<dyn BlockDevice>> = Vec::new();
     for path in paths {
+        check_not_dangling(path)?;
         let create_size = if path.exists() { None } else { size };
         if create_size.is_some() {
             created.create(path)?;
@@ -215,6 +216,17 @@ fn open_or_create(
         devices.push(UringDevice::open(path, ring, handle, OpenOptions { read_only: false, create_size })?);
     }
     Ok(devices)
+}
+
+/// A link that leads nowhere is neither there nor can be made: creating it says only that it exists.
+fn check_not_dangling(path: &Path) -> Result<()> {
+    if path.is_symlink() && !path.exists() {
+        bail!(
+            "{} is a symbolic link to something that does not exist; give a path that is free, or make what it points to",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// What the cluster on these targets was made with, by the first that can be read; `None`: none can.
@@ -238,6 +250,7 @@ pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, forc
     check_given_once(&survivors)?;
     let _progress = Progress::of(format!("formatting {} in the place of target {id}", path.display()));
     on_reactor(Duration::ZERO, move |handle, ring| async move {
+        check_not_dangling(&path)?;
         let is_file = std::fs::metadata(&path).map(|found| !found.file_type().is_block_device()).ok();
         if is_file == Some(true) {
             bail!("{} exists; move it away first: replacing erases what it holds", path.display());

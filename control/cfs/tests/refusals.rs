@@ -47,6 +47,19 @@ fn a_setting_that_no_server_can_run_with_is_refused_with_its_range() {
 }
 
 #[test]
+fn a_link_to_nothing_is_not_made_a_target() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("t0");
+    std::os::unix::fs::symlink(dir.path().join("nothing"), &link).unwrap();
+    let line = refused(&cfs(&["format", "--ec", "1+0", "--size", "64M", link.to_str().unwrap()]));
+    assert!(
+        line.contains(link.to_str().unwrap()) && line.contains("symbolic link to something that does not"),
+        "{line}"
+    );
+    assert!(link.is_symlink() && !link.exists(), "nothing was made behind it");
+}
+
+#[test]
 fn a_missing_configuration_file_is_named() {
     let line = refused(&cfs(&["server", "--config", "/nonexistent/cfs.toml"]));
     assert!(line.contains("/nonexistent/cfs.toml"), "{line}");

@@ -5,7 +5,8 @@ use cfs_fuse::{MountConfig, spawn_mount};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,5 +101,22 @@ fn a_mount_ends_by_fusermount_with_everything_written() {
     let config = MountConfig::new(mounted.directory.path(), mounted.server.address.clone());
     mounted.mount = Some(spawn_mount(config).unwrap());
     assert!(fs::read(mounted.path("kept")).unwrap() == vec![9u8; 70_000]);
+    mounted.unmount();
+}
+
+#[test]
+fn whoever_comes_late_to_unmount_leaves_alone_what_is_mounted_there_since() {
+    let Some(mut mounted) = mount() else { return };
+    let first = mounted.mount.take().unwrap();
+    let late = first.unmounter();
+    rustix::mount::unmount(mounted.directory.path(), rustix::mount::UnmountFlags::empty()).unwrap();
+    first.wait().unwrap();
+    let config = MountConfig::new(mounted.directory.path(), mounted.server.address.clone());
+    mounted.mount = Some(spawn_mount(config).unwrap());
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    let [here, above] = [mounted.directory.path(), mounted.directory.path().parent().unwrap()];
+    assert_ne!(device(here), device(above));
+    late.unmount().unwrap();
+    assert_ne!(device(here), device(above), "the second mount was taken away");
     mounted.unmount();
 }

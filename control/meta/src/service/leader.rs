@@ -88,7 +88,8 @@ impl MetaService {
         self.inner.proposer.read_barrier(shard.id).await?;
         let now = self.inner.handle.now();
         let sessions = state::list_sessions(&*shard.view(), shard.id).await.map_err(unreadable)?;
-        *shard.known.borrow_mut() = sessions.into_iter().map(|(session, _client)| session).collect();
+        let half_fenced = state::list_half_fenced(&*shard.view(), shard.id).await.map_err(unreadable)?;
+        *shard.known.borrow_mut() = sessions.into_iter().map(|(session, _client)| session).chain(half_fenced).collect();
         *shard.fenced.borrow_mut() =
             state::list_fenced(&*shard.view(), shard.id).await.map_err(unreadable)?.into_iter().collect();
         let known = shard.known.borrow().clone();
@@ -105,7 +106,7 @@ impl MetaService {
     }
 
     /// A node that died while it fenced a session left it fenced in some shards and alive in
-    /// others. Whichever of two such shards is taken up last finds it.
+    /// others, or with what it held. Whichever of two such shards is taken up last finds it.
     async fn finish_fencing(&self, shard: &Shard) -> Result<(), MetaError> {
         let mut halfway = BTreeSet::new();
         for other in self.inner.shards.values() {
@@ -215,20 +216,25 @@ impl MetaService {
     }
 
     async fn fence_in(&self, shard: &Rc<Shard>, session: SessionId, fencing: Fencing) -> Result<(), MetaError> {
-        let written = match fencing {
-            Fencing::Silent => Vec::new(),
-            Fencing::Forced => state::list_leases(&*shard.view(), shard.id, session).await.map_err(unreadable)?,
-        };
         self.propose(shard, &LogEntry::Fence { session }).await?;
         shard.fenced.borrow_mut().insert(session);
+        let heard = self.inner.contacts.borrow().get(&session).copied();
+        let until = heard.unwrap_or_else(|| self.inner.handle.now()) + with_drift(self.inner.config.session_lease);
+        loop {
+            if fencing == Fencing::Forced {
+                // Nothing is given to it any more: what it has to lose now is all that it may serve.
+                let written = state::list_leases(&*shard.view(), shard.id, session).await.map_err(unreadable)?;
+                shard.readers().keep(session, &written, until);
+            }
+            let taken = self.propose(shard, &LogEntry::Dispossess { session }).await?;
+            shard.applied.progress().notify_all();
+            if taken.outcome.reply != Reply::Unfinished {
+                break;
+            }
+        }
         match fencing {
             Fencing::Silent => shard.forget(session),
-            Fencing::Forced => {
-                let heard = self.inner.contacts.borrow().get(&session).copied();
-                let heard = heard.unwrap_or_else(|| self.inner.handle.now());
-                shard.readers().keep(session, &written, heard + with_drift(self.inner.config.session_lease));
-                shard.shut_out(session);
-            }
+            Fencing::Forced => shard.shut_out(session),
         }
         shard.applied.progress().notify_all();
         tracing::info!(shard = %shard.id, %session, ?fencing, "session fenced");

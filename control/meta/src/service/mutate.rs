@@ -104,6 +104,7 @@ impl MetaService {
                 self.recall_late(shard, session, &delivery.outcome.changes, recall.as_ref()).await;
                 Ok(Attempt::Answered(self.answer(shard, call, result, &delivery, recall.as_ref())))
             }
+            Reply::Unfinished => Ok(Attempt::Again),
             Reply::Blocked { .. } => {
                 drop(recall);
                 let _ = self.inner.handle.timeout(BLOCKED_RECHECK, unblocked).await;

@@ -23,7 +23,7 @@ pub(super) struct Shard {
     pub serving_changed: Rc<Notify>,
     /// Somebody wants the shard taken up.
     pub wanted: Rc<Notify>,
-    /// Sessions with a live record.
+    /// Sessions with a live record, and those being fenced.
     pub known: RefCell<BTreeSet<SessionId>>,
     pub fenced: RefCell<BTreeSet<SessionId>>,
     pub names: Rc<Names>,

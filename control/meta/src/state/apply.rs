@@ -71,6 +71,7 @@ async fn run(view: &mut View<'_>, entry: &LogEntry) -> Attempt<Reply> {
         LogEntry::Abort { txn } => view.abort_prepared(*txn).await?,
         LogEntry::Forget { txn } => view.forget(*txn).await?,
         LogEntry::Fence { session } => view.fence(*session).await?,
+        LogEntry::Dispossess { session } => return view.dispossess(*session).await,
         LogEntry::Reap { ino, .. } => view.reap_orphan(*ino).await?,
         LogEntry::TakeRenameLock { holder, steal } => {
             return Ok(Reply::RenameLock { token: view.take_rename_lock(*holder, *steal).await? });
@@ -85,7 +86,7 @@ async fn client(view: &mut View<'_>, call: &MetaCall, now: Timestamp, facts: &Fa
     let id = call.id;
     match &call.op {
         MetaOp::OpenSession { client } => return Ok(Reply::meta(view.open_session(id.session, client, now).await?)),
-        MetaOp::CloseSession => return Ok(Reply::meta(view.close_session(id.session).await?)),
+        MetaOp::CloseSession => return view.close_session(id.session).await,
         op if op.is_read() => {
             return Err(MetaError::Malformed("a read does not belong in the log".to_owned()).into());
         }

@@ -47,8 +47,8 @@ pub enum LogEntry {
     Forget {
         txn: TxnId,
     },
-    /// Fences a session in this shard: from here on it can do nothing, and its leases, locks
-    /// and holds are gone. Also written for sessions the shard never saw.
+    /// Fences a session in this shard: from here on it can do nothing. What it holds keeps others
+    /// out until `Dispossess` takes it. Also written for sessions the shard never saw.
     Fence {
         session: SessionId,
     },
@@ -65,6 +65,11 @@ pub enum LogEntry {
     },
     ReleaseRenameLock {
         token: u64,
+    },
+    /// Takes the replies, leases, locks and holds of a fenced session, a bounded batch at a time:
+    /// [`Reply::Unfinished`] asks for another entry.
+    Dispossess {
+        session: SessionId,
     },
 }
 
@@ -255,6 +260,8 @@ pub enum Reply {
     Decided { committed: bool, client: Option<MetaResult> },
     /// Of `TakeRenameLock`: `None` when another holds it.
     RenameLock { token: Option<u64> },
+    /// Of `Dispossess` and of a client's `CloseSession`: a part is done; propose the same again.
+    Unfinished,
     /// Of all others.
     Done,
 }

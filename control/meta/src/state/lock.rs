@@ -171,17 +171,18 @@ impl View<'_> {
         Ok(())
     }
 
-    pub(crate) async fn drop_locks_of_session(&mut self, ino: Ino, session: SessionId) -> Attempt<()> {
+    /// Gives how many there were.
+    pub(crate) async fn drop_locks_of_session(&mut self, ino: Ino, session: SessionId) -> Attempt<usize> {
+        let mut dropped = 0;
         for family in [LockFamily::Posix, LockFamily::Flock] {
-            for held in self.held(ino, family).await? {
-                if held.session == session {
-                    self.delete_lock(session, ino, &held.range);
-                    self.locks_freed(ino);
-                }
+            for held in self.held(ino, family).await?.iter().filter(|held| held.session == session) {
+                self.delete_lock(session, ino, &held.range);
+                self.locks_freed(ino);
+                dropped += 1;
             }
         }
         self.delete(keys::session_ino(self.shard, keys::SESSION_LOCK, session, ino));
-        Ok(())
+        Ok(dropped)
     }
 
     pub(crate) async fn drop_locks_of_inode(&mut self, ino: Ino) -> Attempt<()> {

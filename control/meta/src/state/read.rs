@@ -4,6 +4,7 @@ use super::apply::session_fenced;
 use super::directory::check_name;
 use super::entry::{ReadReply, ShardReadReply, TxnId};
 use super::records::{Inode, LeaseRecord, SessionRecord, TxnRecord, decode};
+use super::session::BELONGINGS_AT_ONCE;
 use super::transaction::{TxnState, TxnStatus};
 use super::view::{Attempt, Fail, View, bad_key};
 use super::{Reader, StateError, keys};
@@ -202,9 +203,21 @@ async fn session_records(reader: &dyn Reader, shard: ShardId) -> Result<Vec<(Ses
     Ok(list)
 }
 
-/// The inodes whose write lease a session holds.
+/// The inodes whose write leases the next `Dispossess` takes of a session, or more.
 pub async fn list_leases(reader: &dyn Reader, shard: ShardId, session: SessionId) -> Result<Vec<Ino>, StateError> {
-    View::open(reader, shard).await?.session_inodes(keys::SESSION_LEASE, session).await
+    View::open(reader, shard).await?.session_inodes(keys::SESSION_LEASE, session, BELONGINGS_AT_ONCE).await
+}
+
+/// Fenced sessions from which not everything has been taken.
+pub async fn list_half_fenced(reader: &dyn Reader, shard: ShardId) -> Result<Vec<SessionId>, StateError> {
+    let view = View::open(reader, shard).await?;
+    let mut half_fenced = Vec::new();
+    for session in list_fenced(reader, shard).await? {
+        if view.has_belongings(session).await? {
+            half_fenced.push(session);
+        }
+    }
+    Ok(half_fenced)
 }
 
 /// The session that holds an inode's write lease.

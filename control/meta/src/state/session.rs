@@ -1,7 +1,7 @@
 //! Sessions, the replies kept for them, and what a session holds: open-file holds, write leases.
-//! Fencing takes all of it away in one entry.
+//! Fencing shuts a session out in one entry; what it holds is taken by further, bounded ones.
 
-use super::entry::FollowUp;
+use super::entry::{FollowUp, Reply};
 use super::inode::Unheld;
 use super::records::{LeaseRecord, SessionRecord};
 use super::view::{Attempt, View, bad_key};
@@ -10,6 +10,10 @@ use cfs_wire::limits::{RELEASES_MAX, SESSION_REPLIES_MAX};
 use cfs_wire::meta::{FileKind, Grant, MetaCall, MetaError, MetaReply, MetaResult};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino, RequestId, SessionId, Timestamp};
+
+/// Rows of a session's that one entry takes, give or take the locks of one inode: it is applied in a
+/// few milliseconds.
+pub(crate) const BELONGINGS_AT_ONCE: usize = 1024;
 
 impl View<'_> {
     async fn session_record(&self, session: SessionId) -> Result<Option<SessionRecord>, StateError> {
@@ -85,49 +89,78 @@ impl View<'_> {
         self.put(keys::session(self.shard, session), record);
     }
 
-    pub(crate) async fn close_session(&mut self, session: SessionId) -> Attempt<MetaReply> {
+    pub(crate) async fn close_session(&mut self, session: SessionId) -> Attempt<Reply> {
         match self.session_record(session).await? {
             Some(record) if record.is_fenced() => return Err(MetaError::Fenced.into()),
-            Some(_) => {
-                self.drop_belongings(session).await?;
-                self.delete(keys::session(self.shard, session));
-            }
+            Some(_) if self.drop_belongings(session).await? => return Ok(Reply::Unfinished),
+            Some(_) => self.delete(keys::session(self.shard, session)),
             None => {}
         }
-        Ok(MetaReply::Done)
+        Ok(Reply::meta(MetaReply::Done))
     }
 
     /// Fences a session. The record stays for good: nothing of that session is ever accepted.
     pub(crate) async fn fence(&mut self, session: SessionId) -> Attempt<()> {
-        let stored = self.session_record(session).await?;
-        if stored.as_ref().is_some_and(|record| record.fenced) {
-            return Ok(());
-        }
         let unseen =
-            SessionRecord { client: String::new(), opened: Timestamp::default(), fenced: true, lowest: 0, replies: 0 };
-        let record = SessionRecord { fenced: true, replies: 0, ..stored.unwrap_or(unseen) };
-        self.put_session(session, &record);
-        self.drop_belongings(session).await
-    }
-
-    async fn drop_belongings(&mut self, session: SessionId) -> Attempt<()> {
-        for (key, _) in self.scan_all(&keys::of_session(self.shard, keys::REPLY, session)).await? {
-            self.delete(key);
-        }
-        for ino in self.session_inodes(keys::SESSION_LEASE, session).await? {
-            self.drop_lease_of_inode(ino).await?;
-        }
-        for ino in self.session_inodes(keys::SESSION_LOCK, session).await? {
-            self.drop_locks_of_session(ino, session).await?;
-        }
-        for ino in self.session_inodes(keys::SESSION_HOLD, session).await? {
-            self.drop_hold(ino, session, Unheld::GoesLater).await?;
+            SessionRecord { client: String::new(), opened: Timestamp::default(), fenced: false, lowest: 0, replies: 0 };
+        let stored = self.session_record(session).await?.unwrap_or(unseen);
+        if !stored.fenced {
+            self.put_session(session, &SessionRecord { fenced: true, ..stored });
         }
         Ok(())
     }
 
-    pub(crate) async fn session_inodes(&self, table: u8, session: SessionId) -> Result<Vec<Ino>, StateError> {
-        let rows = self.scan_all(&keys::of_session(self.shard, table, session)).await?;
+    pub(crate) async fn dispossess(&mut self, session: SessionId) -> Attempt<Reply> {
+        let fenced = self.session_record(session).await?.is_some_and(|record| record.fenced);
+        let left = fenced && self.drop_belongings(session).await?;
+        Ok(if left { Reply::Unfinished } else { Reply::Done })
+    }
+
+    /// Takes some [`BELONGINGS_AT_ONCE`] rows of what a session has; whether there may be more.
+    async fn drop_belongings(&mut self, session: SessionId) -> Attempt<bool> {
+        let mut room = BELONGINGS_AT_ONCE;
+        let replies = keys::of_session(self.shard, keys::REPLY, session);
+        for (key, _) in self.scan(replies.clone(), &keys::after_prefix(&replies), room).await? {
+            self.delete(key);
+            room -= 1;
+        }
+        for ino in self.session_inodes(keys::SESSION_LEASE, session, room).await? {
+            self.drop_lease_of_inode(ino).await?;
+            room -= 1;
+        }
+        for ino in self.session_inodes(keys::SESSION_LOCK, session, room).await? {
+            if room == 0 {
+                break;
+            }
+            let locks = self.drop_locks_of_session(ino, session).await?;
+            room = room.saturating_sub(locks.max(1));
+        }
+        for ino in self.session_inodes(keys::SESSION_HOLD, session, room).await? {
+            self.drop_hold(ino, session, Unheld::GoesLater).await?;
+            room -= 1;
+        }
+        Ok(room == 0)
+    }
+
+    /// Whether anything is left that [`Self::dispossess`] takes.
+    pub(crate) async fn has_belongings(&self, session: SessionId) -> Result<bool, StateError> {
+        for table in [keys::REPLY, keys::SESSION_LEASE, keys::SESSION_LOCK, keys::SESSION_HOLD] {
+            if self.any(&keys::of_session(self.shard, table, session)).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The first inodes of one of a session's tables.
+    pub(crate) async fn session_inodes(
+        &self,
+        table: u8,
+        session: SessionId,
+        max: usize,
+    ) -> Result<Vec<Ino>, StateError> {
+        let prefix = keys::of_session(self.shard, table, session);
+        let rows = self.scan(prefix.clone(), &keys::after_prefix(&prefix), max).await?;
         let ino = |key: &[u8]| keys::u64_at(key, keys::FIELDS + 8).map(Ino::from_u64).ok_or_else(|| bad_key(key));
         rows.iter().map(|(key, _)| ino(key)).collect()
     }

@@ -184,6 +184,7 @@ pub fn steps() -> Vec<Step> {
         let holder = RequestId { session: SessionId(1), sequence: 1 };
         step(&mut steps, shard, LogEntry::TakeRenameLock { holder, steal: false });
         step(&mut steps, shard, LogEntry::Fence { session: holder.session });
+        step(&mut steps, shard, LogEntry::Dispossess { session: holder.session });
     }
     steps
 }

@@ -125,6 +125,7 @@ fn read_all(state: &MemoryState, shard: ShardId, inos: &BTreeSet<Ino>) -> Result
     let _ = now(state::list_transactions(state, shard))?;
     let _ = now(state::list_orphans(state, shard, None, 100))?;
     let _ = now(state::list_fenced(state, shard))?;
+    let _ = now(state::list_half_fenced(state, shard))?;
     let sessions = now(state::list_sessions(state, shard))?.unwrap_or_default();
     for (session, _) in sessions {
         let _ = now(state::check_session(state, shard, session))?;

@@ -245,6 +245,29 @@ pub fn a_session_fenced_in_some_shards_when_the_node_died_is_fenced_in_all_befor
 }
 
 #[test]
+pub fn what_a_half_fenced_session_held_when_the_node_died_is_taken_from_it() {
+    simulate(13, |cluster| async move {
+        cluster.start().await;
+        let a = Client::open(&cluster, 1).await;
+        let b = Client::open(&cluster, 2).await;
+        let file = a.create(Ino::ROOT, "file").await.unwrap();
+        assert_eq!(file.shard(), ShardId(0), "the first to be fenced");
+        assert!(a.acquire(file).await);
+        a.vanish();
+        cluster.handle.sleep(Duration::from_secs(15)).await;
+        // A is shut out; nothing has been taken from it.
+        cluster.die_after(Some(1));
+        cluster.handle.sleep(Duration::from_secs(10)).await;
+        assert!(cluster.service().is_none(), "nothing was written: A was not fenced");
+        cluster.die_after(None);
+        cluster.restart();
+        // A may live, for all that the new leader knows: it is waited for as long as its leases last.
+        let granted = cluster.handle.timeout(Duration::from_secs(30), b.acquire(file)).await;
+        assert_eq!(granted, Some(true), "nobody gives A's lease back");
+    });
+}
+
+#[test]
 pub fn a_client_that_heartbeats_is_never_fenced() {
     simulate(7, |cluster| async move {
         cluster.start().await;

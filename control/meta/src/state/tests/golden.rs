@@ -252,6 +252,7 @@ fn entries() -> Vec<LogEntry> {
         LogEntry::Reap { ino: INO, now },
         LogEntry::TakeRenameLock { holder: REQUEST, steal: true },
         LogEntry::ReleaseRenameLock { token: 0x1011 },
+        LogEntry::Dispossess { session: SESSION },
     ]
 }
 

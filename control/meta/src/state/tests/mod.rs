@@ -124,6 +124,16 @@ impl Shard {
         self.outcome(entry).reply
     }
 
+    /// Shuts a session out and takes all it has; gives the outcomes of the entries that take.
+    pub fn fence(&mut self, session: SessionId) -> Vec<Outcome> {
+        assert_eq!(self.entry(LogEntry::Fence { session }), Reply::Done);
+        let mut taken = vec![self.outcome(LogEntry::Dispossess { session })];
+        while taken.last().is_some_and(|outcome| outcome.reply == Reply::Unfinished) {
+            taken.push(self.outcome(LogEntry::Dispossess { session }));
+        }
+        taken
+    }
+
     pub fn next_call(&mut self, session: SessionId, op: MetaOp) -> LogEntry {
         self.clock += 1;
         self.sequence += 1;

@@ -1,5 +1,6 @@
 //! Sessions, stored replies, holds and fencing.
 
+use super::super::{lease_holder, list_half_fenced, list_leases};
 use super::check::check;
 use super::*;
 use cfs_wire::limits::SESSION_REPLIES_MAX;
@@ -11,7 +12,7 @@ fn a_session_must_be_opened_and_a_fenced_one_stays_out() {
     let stranger = SessionId(77);
     let create = || MetaOp::Create { dir: ROOT, name: name("f"), node: file(), hold: false };
     assert_eq!(shard.call_as(stranger, create()), Err(MetaError::SessionUnknown));
-    shard.entry(LogEntry::Fence { session: stranger });
+    shard.fence(stranger);
     for op in [create(), MetaOp::OpenSession { client: "again".into() }, MetaOp::CloseSession] {
         assert_eq!(shard.call_as(stranger, op), Err(MetaError::Fenced));
     }
@@ -32,7 +33,7 @@ pub(super) fn fencing_takes_leases_locks_and_holds_and_reaps_what_only_they_kept
     assert_eq!(shard.unlink(ROOT, "f"), Ok(MetaReply::Removed { ino, nlink: 0 }));
     assert_eq!(shard.attr(ino).unwrap().nlink, 0);
     check(&[(shard.id, &shard.state)]).unwrap();
-    shard.entry(LogEntry::Fence { session: BOB });
+    shard.fence(BOB);
     shard.reap();
     assert_eq!(errno(shard.attr(ino)), Errno::ESTALE);
     check(&[(shard.id, &shard.state)]).unwrap();
@@ -53,15 +54,98 @@ fn fencing_leaves_the_bytes_of_what_a_session_kept_to_entries_of_their_own() {
         shard.unlink(ROOT, &called).unwrap();
         inos.push(ino);
     }
-    let fence = shard.outcome(LogEntry::Fence { session: BOB });
-    // The session's record and its last reply, and of each file the hold, by inode and by session.
-    assert_eq!(fence.batch.len(), 2 + 2 * inos.len());
-    assert_eq!(fence.follow_up, inos.iter().map(|ino| FollowUp::Reap { ino: *ino }).collect::<Vec<_>>());
+    let [taken] = shard.fence(BOB).try_into().expect("it has little");
+    // The session's last reply, and of each file the hold, by inode and by session.
+    assert_eq!(taken.batch.len(), 1 + 2 * inos.len());
+    assert_eq!(taken.follow_up, inos.iter().map(|ino| FollowUp::Reap { ino: *ino }).collect::<Vec<_>>());
     shard.reap();
     for ino in inos {
         assert_eq!(errno(shard.attr(ino)), Errno::ESTALE);
     }
     check(&[(shard.id, &shard.state)]).unwrap();
+}
+
+/// A session with the holds and write leases of some 1,500 files, and with three locks on every third.
+fn owner_of_many() -> (Shard, Vec<Ino>) {
+    let mut shard = Shard::new();
+    let mut inos = Vec::new();
+    for number in 0..1500 {
+        let create = MetaOp::Create { dir: ROOT, name: name(&format!("f{number}")), node: file(), hold: true };
+        let ino = match shard.call_as(BOB, create) {
+            Ok(MetaReply::Entry(entry)) => entry.attr.ino,
+            other => panic!("{other:?}"),
+        };
+        for start in [0, 10, 20].into_iter().filter(|_| number % 3 == 0) {
+            let lock =
+                LockRange { family: LockFamily::Posix, kind: LockKind::Write, start, end: start, owner: 1, pid: 1 };
+            assert_eq!(shard.call_as(BOB, MetaOp::Lock { ino, lock, wait: false }), Ok(MetaReply::Done));
+        }
+        inos.push(ino);
+    }
+    (shard, inos)
+}
+
+fn is_leased(shard: &Shard, ino: Ino) -> bool {
+    now_or_never(lease_holder(&shard.state, shard.id, ino)).is_some()
+}
+
+#[test]
+fn what_a_fenced_session_had_keeps_others_out_until_it_is_taken_in_entries_of_bounded_size() {
+    let (mut shard, inos) = owner_of_many();
+    assert_eq!(shard.entry(LogEntry::Fence { session: BOB }), Reply::Done);
+    assert!(inos.iter().all(|ino| is_leased(&shard, *ino)), "it may still write what it has");
+    assert_eq!(now_or_never(list_half_fenced(&shard.state, shard.id)), [BOB]);
+    let mut entries = 0;
+    loop {
+        let told = now_or_never(list_leases(&shard.state, shard.id, BOB));
+        let before: Vec<Ino> = inos.iter().copied().filter(|ino| is_leased(&shard, *ino)).collect();
+        let taken = shard.outcome(LogEntry::Dispossess { session: BOB });
+        entries += 1;
+        // Two rows of each lease and hold; the last inode's locks may go beyond.
+        assert!(taken.batch.len() <= 2 * 1024 + 3, "{} rows in an entry", taken.batch.len());
+        assert!(before.iter().all(|ino| told.contains(ino) || is_leased(&shard, *ino)), "a lease went unannounced");
+        check(&[(shard.id, &shard.state)]).unwrap();
+        if taken.reply == Reply::Done {
+            break;
+        }
+        assert_eq!(taken.reply, Reply::Unfinished);
+    }
+    assert!(entries > 3, "{entries}");
+    assert!(now_or_never(list_half_fenced(&shard.state, shard.id)).is_empty());
+    for ino in inos {
+        let lock = LockRange { family: LockFamily::Posix, kind: LockKind::Write, start: 0, end: 99, owner: 1, pid: 1 };
+        assert_eq!(shard.call(MetaOp::Lock { ino, lock, wait: false }), Ok(MetaReply::Done));
+        assert!(matches!(shard.call(MetaOp::AcquireLease { ino }), Ok(MetaReply::Lease { granted: true, .. })));
+    }
+}
+
+#[test]
+fn a_session_that_has_much_is_closed_in_entries_of_bounded_size() {
+    let (mut shard, inos) = owner_of_many();
+    let close = shard.next_call(BOB, MetaOp::CloseSession);
+    let mut replies = Vec::new();
+    while replies.last().is_none_or(|reply| *reply == Reply::Unfinished) {
+        let closed = shard.outcome(close.clone());
+        assert!(closed.batch.len() <= 2 * 1024 + 3, "{} rows in an entry", closed.batch.len());
+        replies.push(closed.reply);
+    }
+    assert!(replies.len() > 3 && replies.last() == Some(&Reply::Meta(Ok(MetaReply::Done))), "{replies:?}");
+    assert!(!inos.iter().any(|ino| is_leased(&shard, *ino)));
+    let late = MetaOp::Open { ino: inos[0] };
+    assert_eq!(shard.call_as(BOB, late), Err(MetaError::SessionUnknown));
+    check(&[(shard.id, &shard.state)]).unwrap();
+}
+
+#[test]
+fn only_what_a_fenced_session_has_is_taken() {
+    let mut shard = Shard::new();
+    let ino = shard.create(ROOT, "f", file()).unwrap().ino;
+    shard.call_as(BOB, MetaOp::AcquireLease { ino }).unwrap();
+    let before = shard.state.clone();
+    for session in [BOB, SessionId(77)] {
+        assert_eq!(shard.entry(LogEntry::Dispossess { session }), Reply::Done);
+    }
+    assert_eq!(shard.state, before);
 }
 
 #[test]
