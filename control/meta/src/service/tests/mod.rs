@@ -9,4 +9,5 @@ mod locks;
 mod on_raft;
 #[cfg(feature = "planted")]
 mod planted;
+mod replicas;
 mod requests;
