@@ -69,7 +69,9 @@ impl OpenFile {
 
     /// The failures since then are told again: whoever took them could not.
     pub(crate) fn tell_failures_after(&self, told: u64) {
-        self.failures_seen.set(told);
+        if self.failures_seen.replace(told) != told {
+            self.inode.state().failures.unseen = true;
+        }
     }
 }
 

@@ -15,6 +15,8 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_millis(200);
 /// Inodes remembered without a reason: some 500 bytes each.
 const INODES_MAX: usize = 100_000;
+/// How long an unmount waits for the server to take the session back.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// The memory bounds are looked at every so many ticks.
 const SWEEP_TICKS: u32 = 25;
 
@@ -201,11 +203,11 @@ impl Client {
         self.upkeep_wanted.notify_all();
         let session = self.session.borrow().clone();
         let mut shards: Vec<u16> = (0..session.shards.max(1)).collect();
-        shards.retain(|shard| session.knows(cfs_wire::ShardId(*shard)));
-        for shard in shards {
-            // Closing releases the session's leases, locks and holds in that shard.
-            self.close_session(&session, cfs_wire::ShardId(shard)).await;
-        }
+        shards.retain(|shard| session.knows(ShardId(*shard)));
+        // Closing releases the session's leases, locks and holds in a shard. A server that is away
+        // lets the session lapse.
+        let closing = shards.into_iter().map(|shard| self.close_session(&session, ShardId(shard)));
+        let _ = self.handle.timeout(CLOSE_WITHIN, futures_util::future::join_all(closing)).await;
         outcome
     }
 }

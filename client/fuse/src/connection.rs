@@ -12,13 +12,13 @@ use rustix::mount::MountFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
 };
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// How long the kernel may take to say its first word; it does so when it mounts.
@@ -87,6 +87,10 @@ fn flags(options: &MountOptions) -> MountFlags {
 /// Nothing is mounted there, it is not permitted, or files are open for writing and it is to be
 /// read-only.
 pub fn remount(mountpoint: &Path, options: &MountOptions) -> Result<(), MountError> {
+    if !is_mounted(mountpoint) {
+        let detail = "no cfs file system is mounted there".to_owned();
+        return Err(MountError::Mountpoint { path: mountpoint.to_owned(), detail });
+    }
     rustix::mount::mount_remount(mountpoint, flags(options), c"").map_err(|errno| match errno {
         Errno::INVAL => {
             MountError::Mountpoint { path: mountpoint.to_owned(), detail: "nothing is mounted there".to_owned() }
@@ -219,51 +223,102 @@ fn send_init(device: &OwnedFd, unique: u64, answer: &InitOut) -> io::Result<()> 
     Ok(())
 }
 
-/// The anonymous device number of what is mounted there, without a request to the mount itself:
-/// nobody answers it yet. It is the connection's number in /sys/fs/fuse/connections too. `None`:
-/// nothing is mounted there.
-pub(crate) fn device_minor(mountpoint: &Path) -> io::Result<Option<u32>> {
-    Ok(minor_in(&fs::read("/proc/self/mountinfo")?, mountpoint))
+/// A line of the kernel's table of mounts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct MountEntry {
+    /// The mount's anonymous device number; of a FUSE mount the connection's in
+    /// /sys/fs/fuse/connections too.
+    pub minor: u32,
+    pub point: PathBuf,
+    pub kind: Vec<u8>,
 }
 
-fn minor_in(table: &[u8], mountpoint: &Path) -> Option<u32> {
-    let mut wanted = Vec::new();
-    for &byte in mountpoint.as_os_str().as_bytes() {
-        match byte {
-            // As the kernel does, for the table's sake.
-            b' ' | b'\t' | b'\n' | b'\\' => wanted.extend(format!("\\{byte:03o}").bytes()),
-            byte => wanted.push(byte),
+/// All mounts of this process's namespace, without a request to any of them: there may be nobody
+/// who answers. Of several on one point the last is the one seen.
+pub(crate) fn mounts() -> io::Result<Vec<MountEntry>> {
+    Ok(parse_mounts(&fs::read("/proc/self/mountinfo")?))
+}
+
+/// What is seen on a directory, if it is a mount point.
+pub(crate) fn mounted_on(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
+    Ok(mounts()?.into_iter().rev().find(|entry| entry.point == mountpoint))
+}
+
+/// Whether one of ours is mounted on a directory. What is not known counts as no.
+pub fn is_mounted(directory: &Path) -> bool {
+    // Not through the directory itself: it may be a mount that nobody answers for.
+    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (Ok(parent), Some(name)) = (parent.canonicalize(), directory.file_name()) else { return false };
+    mounted_on(&parent.join(name)).is_ok_and(|entry| entry.is_some_and(|entry| entry.is_ours()))
+}
+
+impl MountEntry {
+    fn is_ours(&self) -> bool {
+        self.kind == format!("fuse.{SUBTYPE}").as_bytes()
+    }
+}
+
+fn parse_mounts(table: &[u8]) -> Vec<MountEntry> {
+    table.split(|byte| *byte == b'\n').filter_map(parse_mount).collect()
+}
+
+/// proc_pid_mountinfo(5): fields 3 and 5 are device and mount point; the type is behind a dash.
+fn parse_mount(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let device = str::from_utf8(fields.nth(2)?).ok()?;
+    let minor = device.split_once(':')?.1.parse().ok()?;
+    let point = PathBuf::from(OsString::from_vec(unescaped(fields.nth(1)?)));
+    let kind = fields.skip_while(|field| *field != b"-").nth(1)?.to_vec();
+    Some(MountEntry { minor, point, kind })
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescaped(mut text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    while let Some((&byte, rest)) = text.split_first() {
+        let digits = rest.get(..3).and_then(|digits| str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| byte == b'\\') {
+            Some(escaped) => {
+                plain.push(escaped);
+                text = &rest[3..];
+            }
+            None => {
+                plain.push(byte);
+                text = rest;
+            }
         }
     }
-    // Fields 3 and 5: device and mount point. The last mount on a point is the one seen.
-    table.split(|byte| *byte == b'\n').rev().find_map(|line| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let device = fields.nth(2)?;
-        let point = fields.nth(1)?;
-        if point == wanted { str::from_utf8(device).ok()?.split_once(':')?.1.parse().ok() } else { None }
-    })
+    plain
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    use std::ffi::OsStr;
     use std::io::IoSlice;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn what_is_mounted_is_found_in_the_table_whatever_its_name() {
-        let table = b"22 1 0:20 / /proc rw - proc proc rw\n\
-            77 22 0:51 / /mnt/a\\040b\\134\\012\xff rw,nosuid - fuse.cfs cfs#x rw\n\
-            78 22 0:52 / /mnt/twice rw - fuse.cfs cfs#x rw\n\
-            79 78 0:53 / /mnt/twice rw - fuse.cfs cfs#y rw\n";
-        let minor = |point: &[u8]| minor_in(table, Path::new(OsStr::from_bytes(point)));
-        assert_eq!(minor(b"/mnt/a b\\\n\xff"), Some(51));
-        assert_eq!(minor(b"/mnt/twice"), Some(53));
-        assert_eq!(minor(b"/mnt"), None);
-        assert_eq!(minor_in(b"\n1 2\n1 2 x / /mnt rw", Path::new("/mnt")), None);
+    fn the_table_of_mounts_is_read_whatever_is_in_it() {
+        let table = b"22 1 0:20 / /proc rw,nosuid shared:5 - proc proc rw\n\
+            77 22 0:51 / /mnt/a\\040b\\134\\012\xff rw,nosuid - fuse.cfs 127.0.0.1:7400 rw\n\
+            78 22 8:1 / /mnt/x rw shared:1 master:2 - ext4 /dev/sda1 rw\n\
+            no mount\n\n79 22 0:9 / /mnt/\\04 rw - tmpfs";
+        let entry = |minor, point: &[u8], kind: &[u8]| MountEntry {
+            minor,
+            point: PathBuf::from(OsString::from_vec(point.to_vec())),
+            kind: kind.to_vec(),
+        };
+        assert_eq!(
+            parse_mounts(table),
+            [
+                entry(20, b"/proc", b"proc"),
+                entry(51, b"/mnt/a b\\\n\xff", b"fuse.cfs"),
+                entry(1, b"/mnt/x", b"ext4"),
+                entry(9, b"/mnt/\\04", b"tmpfs"),
+            ]
+        );
     }
 
     #[test]

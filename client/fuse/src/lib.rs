@@ -37,7 +37,7 @@ mod reader;
 mod reply;
 mod translate;
 
-pub use connection::remount;
+pub use connection::{is_mounted, remount};
 pub use error::MountError;
 pub use mount::{MountHandle, Unmounter, run_mount, spawn_mount};
 pub use options::{MountConfig, MountOptions};

@@ -1,7 +1,7 @@
 //! A mount from its beginning to its end: the client's thread, the kernel's settings, and the way
 //! out.
 
-use crate::connection::{self, Session, device_minor};
+use crate::connection::{self, Session, mounted_on, mounts};
 use crate::error::MountError;
 use crate::invalidate::KernelCaches;
 use crate::options::MountConfig;
@@ -15,6 +15,7 @@ use cfs_reactor::mailbox::{Receiver, Sender, mailbox};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
 use futures_util::future::{Either, select};
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use std::fs::{self, File, OpenOptions};
@@ -65,6 +66,8 @@ pub struct MountHandle {
 #[derive(Clone)]
 pub struct Unmounter {
     mountpoint: PathBuf,
+    /// The mount's device number, nobody else's as long as the kernel has the session.
+    minor: Option<u32>,
     orders: Sender<Order>,
     endings: mpsc::SyncSender<Ending>,
     /// The unmounting was told.
@@ -96,10 +99,11 @@ pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
         Ok((session, pages)) => {
             // A client that has just died leaves the session unserved: it is then closed at once.
             let _ = orders.try_send(Order::Serve(session, pages));
-            if let Ok(Some(minor)) = device_minor(&mountpoint) {
+            let minor = mounted_on(&mountpoint).ok().flatten().map(|entry| entry.minor);
+            if let Some(minor) = minor {
                 raise_read_ahead(minor, config.options.read_ahead_kib);
             }
-            let unmounter = Unmounter { mountpoint, orders, endings: ending, told: Arc::default(), gone };
+            let unmounter = Unmounter { mountpoint, minor, orders, endings: ending, told: Arc::default(), gone };
             Ok(MountHandle { endings, client: Some(client), unmounter })
         }
         Err(error) => {
@@ -112,7 +116,7 @@ pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
 }
 
 fn begin_session(config: &MountConfig, mountpoint: &Path) -> Result<(Session, PageThreads), MountError> {
-    let source = config.options.source.clone().unwrap_or_else(|| format!("cfs#{}", config.address));
+    let source = config.options.source.clone().unwrap_or_else(|| config.address.0.clone());
     let session = connection::connect(mountpoint, &source, &config.options)?;
     let device = session.device.try_clone().map_err(MountError::Device)?;
     Ok((session, PageThreads::start(device)?))
@@ -171,6 +175,7 @@ impl Unmounter {
     pub fn unmount(&self) -> Result<(), MountError> {
         let freed = self.free_mountpoint();
         if freed.is_err() {
+            write_mapped_pages(&self.mountpoint);
             self.leave();
         }
         if !self.told.swap(true, Ordering::Relaxed) {
@@ -180,31 +185,44 @@ impl Unmounter {
     }
 
     fn free_mountpoint(&self) -> Result<(), MountError> {
-        if self.gone.load(Ordering::Acquire) {
-            // What is mounted there now is somebody else's.
-            return Ok(());
-        }
-        match rustix::mount::unmount(&self.mountpoint, UnmountFlags::empty()) {
+        // What is mounted there otherwise is somebody else's.
+        let Some(at) = self.whereabouts()? else { return Ok(()) };
+        match rustix::mount::unmount(&at, UnmountFlags::empty()) {
             Ok(()) => Ok(()),
             // Unmounted by someone else.
             Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-            Err(Errno::BUSY) => self.detach(),
-            // Linux asks for the right before it looks whether anything is mounted.
-            Err(Errno::PERM) if device_minor(&self.mountpoint).is_ok_and(|minor| minor.is_none()) => Ok(()),
-            Err(Errno::PERM) => self.fusermount(),
+            Err(Errno::BUSY) => self.detach(&at),
+            Err(Errno::PERM) => self.fusermount(&at),
             Err(error) => Err(self.failed(error.to_string())),
         }
     }
 
-    fn detach(&self) -> Result<(), MountError> {
-        tracing::warn!(mountpoint = %self.mountpoint.display(), "files are still open");
-        if let Ok(root) = File::open(&self.mountpoint) {
-            // Pages written through mmap come to us before the connection ends.
-            let _ = rustix::fs::syncfs(&root);
+    /// Where this mount is to be unmounted; it may have been moved. `None`: it is gone.
+    fn whereabouts(&self) -> Result<Option<PathBuf>, MountError> {
+        let (Some(minor), Ok(mounts)) = (self.minor, mounts()) else { return Ok(Some(self.mountpoint.clone())) };
+        let ours = |at: &Path| mounts.iter().any(|entry| entry.minor == minor && entry.point == at);
+        let seen = |at: &Path| mounts.iter().rev().find(|entry| entry.point == at).map(|entry| entry.minor);
+        let at = match mounts.iter().rev().find(|entry| entry.minor == minor) {
+            None => return Ok(None),
+            Some(_) if ours(&self.mountpoint) => self.mountpoint.clone(),
+            Some(elsewhere) => elsewhere.point.clone(),
+        };
+        if seen(&at) != Some(minor) {
+            let detail = "another file system is mounted over it: unmount that first".to_owned();
+            return Err(MountError::Unmount { path: at, detail });
         }
+        // Ended by the kernel, it was unmounted, and its number may be another's now; or its
+        // connection was aborted, and it is still there, dead.
+        let gone = self.gone.load(Ordering::Acquire) && answers(&at);
+        Ok((!gone).then_some(at))
+    }
+
+    fn detach(&self, at: &Path) -> Result<(), MountError> {
+        tracing::warn!(mountpoint = %at.display(), "files are still open, or something is mounted inside");
+        write_mapped_pages(at);
         // Forced, so that the kernel answers every request itself: one that we don't take any more
         // would keep its pages locked, a thread that drops them waiting, and so the device open.
-        rustix::mount::unmount(&self.mountpoint, UnmountFlags::FORCE | UnmountFlags::DETACH)
+        rustix::mount::unmount(at, UnmountFlags::FORCE | UnmountFlags::DETACH)
             .map_err(|error| self.failed(error.to_string()))?;
         self.leave();
         Ok(())
@@ -217,8 +235,8 @@ impl Unmounter {
         let _ = self.orders.try_send(Order::Stop);
     }
 
-    fn fusermount(&self) -> Result<(), MountError> {
-        let outcome = std::process::Command::new("fusermount3").arg("-u").arg("-z").arg(&self.mountpoint).output();
+    fn fusermount(&self, at: &Path) -> Result<(), MountError> {
+        let outcome = std::process::Command::new("fusermount3").arg("-u").arg("-z").arg(at).output();
         match outcome {
             Ok(output) if output.status.success() => Ok(()),
             Ok(output) => Err(self.failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
@@ -231,11 +249,24 @@ impl Unmounter {
     }
 }
 
+fn answers(mountpoint: &Path) -> bool {
+    let mask = rustix::fs::StatxFlags::BASIC_STATS;
+    let asked = rustix::fs::statx(rustix::fs::CWD, mountpoint, AtFlags::STATX_FORCE_SYNC, mask);
+    !matches!(asked, Err(Errno::NOTCONN | Errno::CONNABORTED))
+}
+
+/// Pages written through mmap come to us before the connection ends.
+fn write_mapped_pages(mountpoint: &Path) {
+    if let Ok(root) = File::open(mountpoint) {
+        let _ = rustix::fs::syncfs(&root);
+    }
+}
+
 /// Tells of the session's end, at the latest with that of the client's thread.
 #[derive(Clone)]
 struct Farewell {
     endings: mpsc::SyncSender<Ending>,
-    /// The kernel has ended the session: nothing of it is mounted anywhere.
+    /// The kernel has ended the session: it was unmounted everywhere, or aborted.
     gone: Arc<AtomicBool>,
 }
 

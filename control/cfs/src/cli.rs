@@ -113,6 +113,9 @@ pub struct MountArgs {
     /// Stay in the foreground
     #[arg(long, short = 'f')]
     pub foreground: bool,
+    /// For the process that stays when the command ends: tell it when the mount is there
+    #[arg(long, hide = true, requires = "foreground")]
+    pub detached: bool,
     /// Look at the arguments, but mount nothing (mount -f)
     #[arg(long)]
     pub fake: bool,

@@ -2,11 +2,15 @@
 
 use crate::cli::DevArgs;
 use crate::mount;
+use crate::say;
 use crate::server::{self, Server, Settings};
 use crate::signals::Signals;
 use anyhow::{Context, Result, anyhow, bail};
 use cfs::format::FormatSpec;
 use cfs_wire::{Policy, TargetId};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -25,12 +29,17 @@ const FORMATTING_FILE: &str = "formatting";
 
 pub fn run(args: DevArgs) -> Result<()> {
     if let Some(target) = args.replace {
+        let _alone = lock(&args.data)?;
         return replace(&args.data, target);
     }
     let Some(mountpoint) = &args.mountpoint else { bail!("give a mountpoint") };
     mount::check_mountpoint(mountpoint)?;
+    std::fs::create_dir_all(&args.data).with_context(|| {
+        format!("cannot create {}; give a --data directory that this user may write to", args.data.display())
+    })?;
+    let _alone = lock(&args.data)?;
     let targets = prepare(&args)?;
-    let signals = Signals::block()?;
+    let signals = Signals::catch()?;
     let client_file = args.data.join(CLIENT_FILE);
     let dead_client = std::fs::read_to_string(&client_file).ok();
     let settings = Settings {
@@ -46,16 +55,27 @@ pub fn run(args: DevArgs) -> Result<()> {
     let address_file = args.data.join(ADDRESS_FILE);
     std::fs::write(&address_file, server.address())
         .with_context(|| format!("cannot write {}", address_file.display()))?;
-    println!("serving {} on {}", args.data.display(), server.address());
+    signals.end_in_order();
+    say(&format!("serving {} on {}", args.data.display(), server.address()));
     let client = client_name(mountpoint)?;
     write_durably(&client_file, &client)?;
     let mounted = mount::in_background(server.address(), mountpoint, client, signals.waker()?)?;
-    println!("mounted at {}; Ctrl-C or umount ends it", mountpoint.display());
+    say(&format!("mounted at {}; Ctrl-C or umount ends it", mountpoint.display()));
     signals.wait()?;
     // First the client, whose dirty bytes the server must still take.
     let unmounted = mounted.unmount();
-    server.stop()?;
-    unmounted
+    mount::both(unmounted, server.stop())
+}
+
+/// Keeps every other `cfs dev` out of a data directory: one that begins would take the targets that
+/// another one is still making for left behind.
+fn lock(data: &Path) -> Result<File> {
+    let directory = File::open(data).with_context(|| format!("cannot open {}", data.display()))?;
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(directory),
+        Err(Errno::WOULDBLOCK) => bail!("another cfs dev uses {}; stop it, or give another --data", data.display()),
+        Err(error) => Err(error).with_context(|| format!("cannot lock {}", data.display())),
+    }
 }
 
 /// A name that no other client has or had.
@@ -72,9 +92,6 @@ fn target_path(data: &Path, index: u32) -> PathBuf {
 /// The paths of the targets, formatted if the directory is new.
 fn prepare(args: &DevArgs) -> Result<Vec<PathBuf>> {
     let data = &args.data;
-    std::fs::create_dir_all(data).with_context(|| {
-        format!("cannot create {}; give a --data directory that this user may write to", data.display())
-    })?;
     let layout = data.join(LAYOUT_FILE);
     if layout.exists() {
         let count = read_layout(&layout)?;
@@ -97,7 +114,7 @@ fn prepare(args: &DevArgs) -> Result<Vec<PathBuf>> {
     }
     write_durably(&layout, &format!("targets = {targets}\n"))?;
     std::fs::remove_file(&mark).with_context(|| format!("cannot remove {}", mark.display()))?;
-    println!("formatted {targets} targets of {} MiB, policy {policy}", size >> 20);
+    say(&format!("formatted {targets} targets of {} MiB, policy {policy}", size >> 20));
     Ok(paths)
 }
 
@@ -202,6 +219,6 @@ fn replace(data: &Path, target: u32) -> Result<()> {
     }
     let survivors = (0..count).filter(|index| *index != target).map(|index| target_path(data, index)).collect();
     server::replace_target(target_path(data, target), survivors, TargetId(target), false)?;
-    println!("target {target} is empty now; start again: it is refilled in the background (cfsctl status)");
+    say(&format!("target {target} is empty now; start again: it is refilled in the background (cfsctl status)"));
     Ok(())
 }

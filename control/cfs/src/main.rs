@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use cfs_wire::TargetId;
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, FormatArgs, ReplaceArgs, ServerArgs};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, whatever the chain: what failed, then why.
-            eprintln!("cfs: {}", format!("{error:#}").replace('\n', " "));
+            let _ = writeln!(std::io::stderr(), "cfs: {}", format!("{error:#}").replace('\n', " "));
             ExitCode::from(1)
         }
     }
@@ -65,8 +66,19 @@ fn start_log(filter: Option<String>) -> Result<()> {
     let filter = filter.unwrap_or_else(|| "warn".into());
     let filter = tracing_subscriber::EnvFilter::try_new(&filter)
         .with_context(|| format!("log filter '{filter}' is not understood; try info or cfs_store=debug"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Nobody may be there to read it any more: its terminal is closed, its disk is full.
+    log.with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false).init();
     Ok(())
+}
+
+/// A line on stdout. That it can't be written stops nothing: the reader may have seen enough.
+pub(crate) fn say(line: &str) {
+    if let Err(error) = writeln!(std::io::stdout(), "{line}")
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        tracing::warn!(%error, line, "stdout can't be written to");
+    }
 }
 
 fn format(args: FormatArgs) -> Result<()> {
@@ -78,16 +90,16 @@ fn format(args: FormatArgs) -> Result<()> {
         force: args.force,
     };
     let cluster = server::format_files(&args.targets, args.size, spec)?;
-    println!("cluster {cluster}: {} targets, policy {}, {} shards", args.targets.len(), args.ec, args.shards);
+    say(&format!("cluster {cluster}: {} targets, policy {}, {} shards", args.targets.len(), args.ec, args.shards));
     Ok(())
 }
 
 fn replace(args: ReplaceArgs) -> Result<()> {
     server::replace_target(args.path, args.targets, TargetId(args.id), args.force)?;
-    println!(
+    say(&format!(
         "target {} is empty now; start the server with it: it is refilled in the background (cfsctl status)",
         args.id
-    );
+    ));
     Ok(())
 }
 
@@ -108,9 +120,10 @@ fn serve(args: ServerArgs, log: Option<String>) -> Result<()> {
         repair_mib_s: args.tuning.repair_mib_s.or(file.repair_mib_s),
         dead_client: None,
     };
-    let signals = signals::Signals::block()?;
+    let signals = signals::Signals::catch()?;
     let server = server::Server::start(settings)?;
-    println!("serving on {}", server.address());
+    signals.end_in_order();
+    say(&format!("serving on {}", server.address()));
     signals.wait()?;
     server.stop()
 }

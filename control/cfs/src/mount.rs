@@ -1,12 +1,15 @@
 //! `cfs mount`, and `mount.cfs` as `mount -t cfs` and fstab call it.
 
 use crate::cli::MountArgs;
+use crate::say;
 use crate::signals::Signals;
 use anyhow::{Context, Result, bail};
 use cfs_api::progress::Progress;
 use cfs_fabric::Address;
 use cfs_fuse::{MountConfig, MountOptions, Unmounter, run_mount};
+use rustix::fs::FileType;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -49,6 +52,13 @@ pub fn check_mountpoint(mountpoint: &Path) -> Result<()> {
     if !Path::new("/dev/fuse").exists() {
         bail!("/dev/fuse is missing; load the kernel module with: modprobe fuse");
     }
+    // Asked of the kernel: of a dead mount, or one whose server is away, there is no answer.
+    if cfs_fuse::is_mounted(mountpoint) {
+        bail!(
+            "a cfs file system is mounted on {0} already: umount {0}, or give another directory",
+            mountpoint.display()
+        );
+    }
     match std::fs::metadata(mountpoint) {
         Ok(found) if found.is_dir() => Ok(()),
         Ok(_) => bail!("mountpoint {} is not a directory", mountpoint.display()),
@@ -62,9 +72,11 @@ pub fn run(args: MountArgs) -> Result<()> {
         let namespace = namespace.display();
         bail!("mount namespace {namespace}: not supported here; use: nsenter --mount={namespace} mount ...");
     }
-    check_mountpoint(&args.mountpoint)?;
     let (remounts, options) = args.options.into_iter().partition::<Vec<_>, _>(|option| option == "remount");
     let config = configure(&args.address, &args.mountpoint, &options)?;
+    if remounts.is_empty() {
+        check_mountpoint(&args.mountpoint)?;
+    }
     if args.fake {
         return Ok(());
     }
@@ -74,24 +86,52 @@ pub fn run(args: MountArgs) -> Result<()> {
     if !args.foreground {
         return detach();
     }
-    let signals = Signals::block()?;
+    let signals = Signals::catch()?;
+    if args.detached {
+        // Not what the terminal tells whoever has it then.
+        rustix::process::setsid().context("cannot begin a session")?;
+        // Whoever waits for the mount may be ended; then it is not to come any more.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+            .context("cannot follow the process that waits for the mount")?;
+    }
     let mounted = spawn(config, signals.waker()?)?;
-    // A parent that waits for the mount reads this line.
-    println!("mounted at {}", args.mountpoint.display());
+    signals.end_in_order();
+    let line = format!("mounted at {}", args.mountpoint.display());
+    if args.detached {
+        if let Err(error) = report(&line) {
+            return both(Err(error), mounted.unmount());
+        }
+    } else {
+        say(&line);
+    }
     signals.wait()?;
     mounted.unmount()
 }
 
-/// Runs this very command again with --foreground in a process group of its own, and waits until it
-/// has mounted; if it fails, it has said why, and its exit code is this process's.
+/// Tells the process that waits for the mount that it is there, and lets go of all that it shares
+/// with it: whoever reads what that one prints would wait for the end of the mount.
+fn report(line: &str) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(None).context("cannot leave the process that started this")?;
+    writeln!(std::io::stdout(), "{line}").context("whoever waited for the mount is gone")?;
+    let nowhere = File::options().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
+    rustix::stdio::dup2_stdout(&nowhere).context("cannot let go of stdout")?;
+    let stderr = rustix::fs::fstat(std::io::stderr()).map(|found| FileType::from_raw_mode(found.st_mode));
+    if matches!(stderr, Ok(FileType::Fifo | FileType::Socket)) {
+        rustix::stdio::dup2_stderr(&nowhere).context("cannot let go of stderr")?;
+    }
+    std::env::set_current_dir("/").context("cannot leave the working directory")
+}
+
+/// Runs this very command again in the foreground of a session of its own, and waits until it has
+/// mounted; if it fails, it has said why, and its exit code is this process's.
 fn detach() -> Result<()> {
     use std::io::BufRead;
-    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, Stdio};
     let program = std::env::current_exe().context("cannot find this program")?;
     let arguments = helper_arguments(std::env::args_os().collect());
     let mut command = Command::new(program);
-    command.args(&arguments[1..]).arg("--foreground").stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    command.args(&arguments[1..]).args(["--foreground", "--detached"]).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start the mount process")?;
     let output = child.stdout.take().context("the mount process has no output")?;
     let mut line = String::new();
@@ -116,9 +156,17 @@ impl Mounted {
     /// Unmounts, waits until everything written is committed, and tells of failures.
     pub fn unmount(self) -> Result<()> {
         let _progress = Progress::of("unmounting: committing what was written");
-        let freed = self.unmounter.unmount();
-        self.thread.join().unwrap_or_else(|_| bail!("the mount's thread panicked; its message is above"))?;
-        Ok(freed?)
+        let freed = self.unmounter.unmount().map_err(anyhow::Error::from);
+        let ended = self.thread.join();
+        both(ended.unwrap_or_else(|_| bail!("the mount's thread panicked; its message is above")), freed)
+    }
+}
+
+/// Succeeds where both did, and tells of both where both failed.
+pub fn both(one: Result<()>, other: Result<()>) -> Result<()> {
+    match (one, other) {
+        (Err(one), Err(other)) => bail!("{one:#}; and {other:#}"),
+        (one, other) => one.and(other),
     }
 }
 
@@ -179,6 +227,20 @@ fn parse_options(parsed: &mut MountOptions, options: &[String]) -> Result<()> {
             "allow_other" => parsed.allow_other = Some(true),
             "defaults"
             | "relatime"
+            | "norelatime"
+            | "strictatime"
+            | "nostrictatime"
+            | "lazytime"
+            | "nolazytime"
+            | "diratime"
+            | "nodiratime"
+            | "async"
+            | "silent"
+            | "loud"
+            | "iversion"
+            | "noiversion"
+            | "owner"
+            | "group"
             | "_netdev"
             | "auto"
             | "noauto"

@@ -1,25 +1,38 @@
 //! Waits for the signals that mean "end in order".
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// SIGINT and SIGTERM, as bytes in a pipe.
+/// SIGINT, SIGTERM and SIGHUP (the terminal is closed), as bytes in a pipe. They end the process at
+/// once while there is nothing to end in order, and again from the first that did: a second one is
+/// from somebody who has waited long enough.
 pub struct Signals {
     pipe: UnixStream,
     waker: UnixStream,
+    at_once: Arc<AtomicBool>,
 }
 
 impl Signals {
-    /// From here on the signals no longer end the process.
-    pub fn block() -> Result<Signals> {
+    pub fn catch() -> Result<Signals> {
         let (pipe, write) = UnixStream::pair().context("cannot make a pipe")?;
-        for signal in [SIGINT, SIGTERM] {
+        let at_once = Arc::new(AtomicBool::new(true));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // As a shell has it for what a signal ended.
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, at_once.clone())
+                .context("cannot catch signals")?;
             let end = write.try_clone().context("cannot duplicate a pipe")?;
             signal_hook::low_level::pipe::register(signal, end).context("cannot catch signals")?;
         }
-        Ok(Signals { pipe, waker: write })
+        Ok(Signals { pipe, waker: write, at_once })
+    }
+
+    /// From here on there is something to end in order.
+    pub fn end_in_order(&self) {
+        self.at_once.store(false, Ordering::SeqCst);
     }
 
     /// Ends [`Self::wait`] from another thread.
@@ -30,6 +43,8 @@ impl Signals {
     /// Until a signal comes or somebody writes to the waker.
     pub fn wait(&self) -> Result<()> {
         let mut byte = [0];
-        (&self.pipe).read_exact(&mut byte).context("cannot wait for signals")
+        let woken = (&self.pipe).read_exact(&mut byte).context("cannot wait for signals");
+        self.at_once.store(true, Ordering::SeqCst);
+        woken
     }
 }

@@ -4,10 +4,11 @@
 
 mod common;
 
-use common::{Cluster, Running, cfs, fingerprint, refused};
+use common::{CFS, Cluster, Running, cfs, fingerprint, refused};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 fn serve(targets: &[&str]) -> Output {
     let flags = targets.iter().flat_map(|target| ["--target", target]);
@@ -114,4 +115,27 @@ fn nothing_is_replaced_under_a_running_server_nor_a_file_overwritten() {
     drop(running);
     let line = refused(&replace("7", &targets[1], &[&targets[0], &targets[2]]));
     assert!(line.contains("targets t0 to t2, not t7"), "{line}");
+}
+
+/// Its terminal is closed, its disk is full: what a server has to say can't be written.
+#[test]
+fn a_server_that_nobody_can_hear_serves() {
+    let cluster = Cluster::new();
+    fs::remove_file(&cluster.targets()[2]).unwrap();
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut server = Command::new(CFS);
+    server.args(["--log", "info"]).args(cluster.server_arguments("127.0.0.1:0"));
+    let mut child = server.stdout(Stdio::piped()).stderr(full()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let _ = child.kill();
+    let _ = child.wait();
+    assert!(line.starts_with("serving on "), "{line:?}");
+
+    let target = cluster.path("new");
+    let mut format = Command::new(CFS);
+    format.args(["format", "--ec", "1+0", "--size", "64M"]).arg(&target);
+    assert!(format.stdout(full()).stderr(full()).status().unwrap().success(), "it was made");
+    // A second one is refused; whoever asked can't be told why, but that.
+    assert_eq!(format.stdout(full()).stderr(full()).status().unwrap().code(), Some(1));
 }

@@ -47,6 +47,24 @@ fn a_setting_that_no_server_can_run_with_is_refused_with_its_range() {
 }
 
 #[test]
+fn a_data_directory_is_for_one_process_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, mountpoint) = (dir.path().join("data"), dir.path().join("mnt"));
+    fs::create_dir(&data).unwrap();
+    fs::create_dir(&mountpoint).unwrap();
+    let held = fs::File::open(&data).unwrap();
+    held.lock().unwrap();
+    let data = data.to_str().unwrap();
+    for arguments in
+        [&["dev", "--data", data, mountpoint.to_str().unwrap()][..], &["dev", "--data", data, "--replace", "1"]]
+    {
+        let line = refused(&cfs(arguments));
+        assert!(line.contains("another cfs dev uses") && line.contains(data), "{line}");
+    }
+    assert_eq!(fs::read_dir(data).unwrap().count(), 0, "nothing was begun");
+}
+
+#[test]
 fn a_link_to_nothing_is_not_made_a_target() {
     let dir = tempfile::tempdir().unwrap();
     let link = dir.path().join("t0");

@@ -105,6 +105,10 @@ impl Mark {
             return Err(BadMark);
         }
         let fields: MarkFields = cfs_wire::body::decode_stored(rest).map_err(|_| BadMark)?;
+        let counted = |(term, index): &(u64, u64)| *term.max(index) <= NUMBER_MAX;
+        if !fields.applied.iter().chain(&fields.membership_at).all(counted) {
+            return Err(BadMark);
+        }
         Ok(Mark {
             applied: fields.applied.map(|(term, index)| log_id(term, index)),
             membership: StoredMembership::new(
@@ -158,6 +162,13 @@ mod tests {
         let mut newer = bytes.to_vec();
         newer[0] = 2;
         assert_eq!(Mark::decode(&newer), Err(BadMark));
+        for never_counted in [log_id(7, NUMBER_MAX + 1), log_id(NUMBER_MAX + 1, 99)] {
+            let applied = Mark { applied: Some(never_counted), membership: StoredMembership::default() };
+            let membership = StoredMembership::new(Some(never_counted), Membership::default());
+            for mark in [applied, Mark { applied: None, membership }] {
+                assert_eq!(Mark::decode(&mark.encode()), Err(BadMark), "{mark:?}");
+            }
+        }
         let mut golden = cfs_wire::golden::Golden::new(env!("CARGO_MANIFEST_DIR"), "mark");
         golden.bytes("mark", &bytes);
         golden.bytes("mark-of-nothing", &Mark::default().encode());

@@ -138,6 +138,9 @@ fn decode_table(reader: &mut Reader<'_>, previous: &mut Bytes) -> Result<(BlobId
     let narrow = |value: u64| u32::try_from(value).map_err(|_| Malformed("a table's length is out of range"));
     let id = BlobId(reader.u128()?);
     let run = reader.varint()?;
+    if run > NUMBER_MAX {
+        return Err(Malformed("a table's run is out of range"));
+    }
     let (length, index_offset) = (narrow(reader.varint()?)?, narrow(reader.varint()?)?);
     let (entries, deletions) = (narrow(reader.varint()?)?, narrow(reader.varint()?)?);
     let first_key = read_shared(reader, previous)?;

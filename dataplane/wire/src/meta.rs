@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 /// One [`MetaCall`] in, one [`MetaResult`] out.
 pub const OP_META: u16 = 0x0300;
-/// [`EventsCall`] in, [`EventsReply`] out: held until there is an event or the hold time is over.
+/// [`EventsCall`] in, `Result<EventsReply, MetaError>` out: held until there is an event or the hold time is over.
 pub const OP_EVENTS: u16 = 0x0301;
 
 /// A name in a directory: 1 to 255 bytes without `/` and NUL, not necessarily UTF-8.

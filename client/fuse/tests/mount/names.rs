@@ -120,3 +120,48 @@ fn whoever_comes_late_to_unmount_leaves_alone_what_is_mounted_there_since() {
     assert_ne!(device(here), device(above), "the second mount was taken away");
     mounted.unmount();
 }
+
+#[test]
+fn a_mount_that_was_aborted_while_it_was_busy_is_not_left_behind_dead() {
+    let Some(mut mounted) = mount() else { return };
+    fs::write(mounted.path("open"), b"open").unwrap();
+    let open = File::open(mounted.path("open")).unwrap();
+    let mount = mounted.mount.take().unwrap();
+    let unmounter = mount.unmounter();
+    let forced = rustix::mount::unmount(mounted.directory.path(), rustix::mount::UnmountFlags::FORCE);
+    assert_eq!(forced, Err(rustix::io::Errno::BUSY));
+    mount.wait().unwrap();
+    let dead = fs::metadata(mounted.path("open")).unwrap_err();
+    assert_eq!(dead.kind(), ErrorKind::NotConnected);
+    unmounter.unmount().unwrap();
+    assert_eq!(fs::read_dir(mounted.directory.path()).unwrap().count(), 0);
+    drop(open);
+}
+
+#[test]
+fn a_mount_is_found_where_it_was_moved_and_not_taken_for_what_covers_it() {
+    let Some(first) = mount() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let (before, after) = (directory.path().join("before"), directory.path().join("after"));
+    fs::create_dir_all(before.join("mnt")).unwrap();
+    let mount = spawn_mount(MountConfig::new(before.join("mnt"), first.server.address.clone())).unwrap();
+    fs::rename(&before, &after).unwrap();
+    fs::write(after.join("mnt/moved"), b"moved").unwrap();
+    mount.unmounter().unmount().unwrap();
+    mount.wait().unwrap();
+    assert_eq!(fs::read_dir(after.join("mnt")).unwrap().count(), 0, "it is still mounted, or was never");
+    assert_eq!(fs::read(first.path("moved")).unwrap(), b"moved");
+
+    let mount = spawn_mount(MountConfig::new(after.join("mnt"), first.server.address.clone())).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("theirs", after.join("mnt"), "tmpfs", flags, c"").unwrap();
+    fs::write(after.join("mnt/theirs"), b"theirs").unwrap();
+    let refused = mount.unmounter().unmount().unwrap_err().to_string();
+    assert!(refused.contains("another file system is mounted over it"), "{refused}");
+    mount.wait().unwrap();
+    assert_eq!(fs::read(after.join("mnt/theirs")).unwrap(), b"theirs");
+    for _ in 0..2 {
+        rustix::mount::unmount(after.join("mnt"), rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+    first.unmount();
+}

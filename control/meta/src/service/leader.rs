@@ -13,7 +13,6 @@ use crate::state::{self, Init, LogEntry, Reply};
 use cfs_wire::SessionId;
 use cfs_wire::meta::{MetaError, MetaResult};
 use cfs_wire::planted::{self, Bug};
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -78,6 +77,7 @@ impl MetaService {
         shard.serving.set(None);
         shard.known.borrow_mut().clear();
         shard.fenced.borrow_mut().clear();
+        shard.dispossessing.borrow_mut().clear();
         let elsewhere = MetaError::NotLeader { hint: self.inner.proposer.hint(shard.id) };
         shard.locks.answer_all(|_| true, &MetaResult::Err(elsewhere));
         shard.contended.borrow_mut().clear();
@@ -88,11 +88,12 @@ impl MetaService {
         self.inner.proposer.read_barrier(shard.id).await?;
         let now = self.inner.handle.now();
         let sessions = state::list_sessions(&*shard.view(), shard.id).await.map_err(unreadable)?;
-        let half_fenced = state::list_half_fenced(&*shard.view(), shard.id).await.map_err(unreadable)?;
-        *shard.known.borrow_mut() = sessions.into_iter().map(|(session, _client)| session).chain(half_fenced).collect();
+        *shard.known.borrow_mut() = sessions.into_iter().map(|(session, _client)| session).collect();
+        *shard.dispossessing.borrow_mut() =
+            state::list_half_fenced(&*shard.view(), shard.id).await.map_err(unreadable)?.into_iter().collect();
         *shard.fenced.borrow_mut() =
             state::list_fenced(&*shard.view(), shard.id).await.map_err(unreadable)?.into_iter().collect();
-        let known = shard.known.borrow().clone();
+        let known = &*shard.known.borrow() | &*shard.dispossessing.borrow();
         // Nobody could be heard before there was anybody to hear: all get a full lease to show up.
         for session in &known {
             self.inner.contacts.borrow_mut().insert(*session, now);
@@ -108,7 +109,7 @@ impl MetaService {
     /// A node that died while it fenced a session left it fenced in some shards and alive in
     /// others, or with what it held. Whichever of two such shards is taken up last finds it.
     async fn finish_fencing(&self, shard: &Shard) -> Result<(), MetaError> {
-        let mut halfway = BTreeSet::new();
+        let mut halfway = shard.dispossessing.borrow().clone();
         for other in self.inner.shards.values() {
             halfway.extend(shard.known.borrow().intersection(&other.fenced.borrow()));
             halfway.extend(other.known.borrow().intersection(&shard.fenced.borrow()));
@@ -116,7 +117,8 @@ impl MetaService {
         for session in &halfway {
             self.fence(*session, Fencing::Forced).await;
         }
-        match shard.known.borrow().intersection(&halfway).next() {
+        let left = &*shard.known.borrow() | &*shard.dispossessing.borrow();
+        match halfway.intersection(&left).next() {
             Some(session) => Err(MetaError::Unavailable(format!("{session} can't be fenced yet"))),
             None => Ok(()),
         }
@@ -173,14 +175,18 @@ impl MetaService {
                 }
                 continue;
             }
-            let known = |session: SessionId| self.inner.shards.values().any(|shard| shard.knows(session));
+            let concerns = |session: SessionId| self.inner.shards.values().any(|shard| shard.is_concerned(session));
             let silent: Vec<SessionId> = {
                 let contacts = self.inner.contacts.borrow();
                 contacts.iter().filter(|(_, at)| **at + lease <= now).map(|(session, _)| *session).collect()
             };
             for session in silent {
-                if known(session) {
-                    self.fence(session, Fencing::Silent).await;
+                if concerns(session) {
+                    // The one before may have taken long.
+                    let heard = self.inner.contacts.borrow().get(&session).copied();
+                    if heard.is_none_or(|at| at + lease <= self.inner.handle.now()) {
+                        self.fence(session, Fencing::Silent).await;
+                    }
                 } else {
                     self.forget_contact(session);
                 }
@@ -204,7 +210,8 @@ impl MetaService {
     /// Fences a session in every shard of this node that knows it. What fails is tried again by
     /// the next watch.
     pub(super) async fn fence(&self, session: SessionId, fencing: Fencing) {
-        let shards: Vec<Rc<Shard>> = self.inner.shards.values().filter(|shard| shard.knows(session)).cloned().collect();
+        let shards: Vec<Rc<Shard>> =
+            self.inner.shards.values().filter(|shard| shard.is_concerned(session)).cloned().collect();
         let mut missed = false;
         for shard in shards {
             missed |= self.fence_in(&shard, session, fencing).await.is_err();
@@ -218,24 +225,24 @@ impl MetaService {
     async fn fence_in(&self, shard: &Rc<Shard>, session: SessionId, fencing: Fencing) -> Result<(), MetaError> {
         self.propose(shard, &LogEntry::Fence { session }).await?;
         shard.fenced.borrow_mut().insert(session);
-        let heard = self.inner.contacts.borrow().get(&session).copied();
-        let until = heard.unwrap_or_else(|| self.inner.handle.now()) + with_drift(self.inner.config.session_lease);
-        loop {
-            if fencing == Fencing::Forced {
-                // Nothing is given to it any more: what it has to lose now is all that it may serve.
-                let written = state::list_leases(&*shard.view(), shard.id, session).await.map_err(unreadable)?;
-                shard.readers().keep(session, &written, until);
-            }
-            let taken = self.propose(shard, &LogEntry::Dispossess { session }).await?;
-            shard.applied.progress().notify_all();
-            if taken.outcome.reply != Reply::Unfinished {
-                break;
-            }
-        }
+        shard.dispossessing.borrow_mut().insert(session);
         match fencing {
             Fencing::Silent => shard.forget(session),
             Fencing::Forced => shard.shut_out(session),
         }
+        self.inner.events.wake(session);
+        if fencing == Fencing::Forced {
+            // It is given nothing any more: what it has to lose now is all that it may serve. All of
+            // it is kept before any is taken, for another task may be taking it too.
+            let heard = self.inner.contacts.borrow().get(&session).copied();
+            let heard = heard.unwrap_or_else(|| self.inner.handle.now());
+            let written = state::list_leases(&*shard.view(), shard.id, session).await.map_err(unreadable)?;
+            shard.readers().keep(session, &written, heard + with_drift(self.inner.config.session_lease));
+        }
+        while self.propose(shard, &LogEntry::Dispossess { session }).await?.outcome.reply == Reply::Unfinished {
+            shard.applied.progress().notify_all();
+        }
+        shard.dispossessing.borrow_mut().remove(&session);
         shard.applied.progress().notify_all();
         tracing::info!(shard = %shard.id, %session, ?fencing, "session fenced");
         Ok(())

@@ -23,9 +23,11 @@ pub(super) struct Shard {
     pub serving_changed: Rc<Notify>,
     /// Somebody wants the shard taken up.
     pub wanted: Rc<Notify>,
-    /// Sessions with a live record, and those being fenced.
+    /// Sessions with a live record.
     pub known: RefCell<BTreeSet<SessionId>>,
     pub fenced: RefCell<BTreeSet<SessionId>>,
+    /// Those of the fenced from which not everything has been taken.
+    pub dispossessing: RefCell<BTreeSet<SessionId>>,
     pub names: Rc<Names>,
     pub locks: LockQueues,
     /// Inodes in shared mode, and until when.
@@ -50,6 +52,7 @@ impl Shard {
             wanted: Notify::new(),
             known: RefCell::default(),
             fenced: RefCell::default(),
+            dispossessing: RefCell::default(),
             names: Names::new(),
             locks: LockQueues::default(),
             contended: RefCell::default(),
@@ -78,11 +81,17 @@ impl Shard {
         self.fenced.borrow().contains(&session) && !planted::is(Bug::MetaSkipFencing)
     }
 
+    /// Whether there is anything of a session here that fencing takes.
+    pub fn is_concerned(&self, session: SessionId) -> bool {
+        self.knows(session) || self.dispossessing.borrow().contains(&session)
+    }
+
     /// Whether nobody but this session talks to the shard, or may still serve what it was given
     /// by it: then nothing needs recalling.
     pub fn is_alone(&self, session: SessionId) -> bool {
         let known = self.known.borrow();
-        known.len() == 1 && known.contains(&session) && !self.readers().has_other(session)
+        let one = known.len() == 1 && known.contains(&session);
+        one && self.dispossessing.borrow().is_empty() && !self.readers().has_other(session)
     }
 
     /// The session is gone for good, its record closed or fenced.

@@ -4,14 +4,13 @@ use super::apply::session_fenced;
 use super::directory::check_name;
 use super::entry::{ReadReply, ShardReadReply, TxnId};
 use super::records::{Inode, LeaseRecord, SessionRecord, TxnRecord, decode};
-use super::session::BELONGINGS_AT_ONCE;
 use super::transaction::{TxnState, TxnStatus};
 use super::view::{Attempt, Fail, View, bad_key};
 use super::{Reader, StateError, keys};
 use cfs_wire::limits::INLINE_BYTES_MAX;
 use cfs_wire::meta::{Entry, ExtentsReply, FileKind, Grant, MetaError, MetaOp, MetaReply, MetaResult, ShardOp, StatFs};
 use cfs_wire::{Errno, Ino, SessionId, ShardId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Answers a read. Grants come out empty but for `write`, space figures 0: they are the
 /// service's to fill in.
@@ -203,21 +202,27 @@ async fn session_records(reader: &dyn Reader, shard: ShardId) -> Result<Vec<(Ses
     Ok(list)
 }
 
-/// The inodes whose write leases the next `Dispossess` takes of a session, or more.
+/// The inodes whose write lease a session holds.
 pub async fn list_leases(reader: &dyn Reader, shard: ShardId, session: SessionId) -> Result<Vec<Ino>, StateError> {
-    View::open(reader, shard).await?.session_inodes(keys::SESSION_LEASE, session, BELONGINGS_AT_ONCE).await
+    View::open(reader, shard).await?.session_inodes(keys::SESSION_LEASE, session, usize::MAX).await
 }
 
-/// Fenced sessions from which not everything has been taken.
+/// Fenced sessions from which not everything has been taken. Costs what the sessions that have
+/// anything are, not those that were ever fenced.
 pub async fn list_half_fenced(reader: &dyn Reader, shard: ShardId) -> Result<Vec<SessionId>, StateError> {
     let view = View::open(reader, shard).await?;
-    let mut half_fenced = Vec::new();
-    for session in list_fenced(reader, shard).await? {
-        if view.has_belongings(session).await? {
-            half_fenced.push(session);
+    let mut owners = BTreeSet::new();
+    for table in [keys::REPLY, keys::SESSION_LEASE, keys::SESSION_LOCK, keys::SESSION_HOLD] {
+        let mut start = keys::table(shard, table);
+        let end = keys::after_prefix(&start);
+        while let Some((key, _)) = view.scan(start, &end, 1).await?.pop() {
+            let session = SessionId(keys::u64_at(&key, keys::FIELDS).ok_or_else(|| bad_key(&key))?);
+            owners.insert(session);
+            start = keys::after_prefix(&keys::of_session(shard, table, session));
         }
     }
-    Ok(half_fenced)
+    let fenced = list_fenced(reader, shard).await?;
+    Ok(fenced.into_iter().filter(|session| owners.contains(session)).collect())
 }
 
 /// The session that holds an inode's write lease.

@@ -11,9 +11,9 @@ use cfs_wire::meta::{FileKind, Grant, MetaCall, MetaError, MetaReply, MetaResult
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino, RequestId, SessionId, Timestamp};
 
-/// Rows of a session's that one entry takes, give or take the locks of one inode: it is applied in a
-/// few milliseconds.
-pub(crate) const BELONGINGS_AT_ONCE: usize = 1024;
+/// Rows of a session's that one entry takes, give or take the locks of one inode: the shard does
+/// nothing else meanwhile. Part of what an entry in the log means.
+const BELONGINGS_AT_ONCE: usize = 1024;
 
 impl View<'_> {
     async fn session_record(&self, session: SessionId) -> Result<Option<SessionRecord>, StateError> {
@@ -92,8 +92,16 @@ impl View<'_> {
     pub(crate) async fn close_session(&mut self, session: SessionId) -> Attempt<Reply> {
         match self.session_record(session).await? {
             Some(record) if record.is_fenced() => return Err(MetaError::Fenced.into()),
-            Some(_) if self.drop_belongings(session).await? => return Ok(Reply::Unfinished),
-            Some(_) => self.delete(keys::session(self.shard, session)),
+            Some(_) => {
+                let mut room = BELONGINGS_AT_ONCE;
+                self.drop_possessions(session, &mut room).await?;
+                if room == 0 {
+                    return Ok(Reply::Unfinished);
+                }
+                // Not before the session ends: until then requests may be repeated.
+                self.drop_replies(session, &mut { SESSION_REPLIES_MAX }).await?;
+                self.delete(keys::session(self.shard, session));
+            }
             None => {}
         }
         Ok(Reply::meta(MetaReply::Done))
@@ -111,45 +119,41 @@ impl View<'_> {
     }
 
     pub(crate) async fn dispossess(&mut self, session: SessionId) -> Attempt<Reply> {
-        let fenced = self.session_record(session).await?.is_some_and(|record| record.fenced);
-        let left = fenced && self.drop_belongings(session).await?;
-        Ok(if left { Reply::Unfinished } else { Reply::Done })
+        let mut room = BELONGINGS_AT_ONCE;
+        if self.session_record(session).await?.is_some_and(|record| record.fenced) {
+            self.drop_replies(session, &mut room).await?;
+            self.drop_possessions(session, &mut room).await?;
+        }
+        Ok(if room == 0 { Reply::Unfinished } else { Reply::Done })
     }
 
-    /// Takes some [`BELONGINGS_AT_ONCE`] rows of what a session has; whether there may be more.
-    async fn drop_belongings(&mut self, session: SessionId) -> Attempt<bool> {
-        let mut room = BELONGINGS_AT_ONCE;
+    async fn drop_replies(&mut self, session: SessionId, room: &mut usize) -> Attempt<()> {
         let replies = keys::of_session(self.shard, keys::REPLY, session);
-        for (key, _) in self.scan(replies.clone(), &keys::after_prefix(&replies), room).await? {
+        for (key, _) in self.scan(replies.clone(), &keys::after_prefix(&replies), *room).await? {
             self.delete(key);
-            room -= 1;
+            *room -= 1;
         }
-        for ino in self.session_inodes(keys::SESSION_LEASE, session, room).await? {
+        Ok(())
+    }
+
+    /// Takes leases, locks and holds, until all are gone or there is no room for more.
+    async fn drop_possessions(&mut self, session: SessionId, room: &mut usize) -> Attempt<()> {
+        for ino in self.session_inodes(keys::SESSION_LEASE, session, *room).await? {
             self.drop_lease_of_inode(ino).await?;
-            room -= 1;
+            *room -= 1;
         }
-        for ino in self.session_inodes(keys::SESSION_LOCK, session, room).await? {
-            if room == 0 {
+        for ino in self.session_inodes(keys::SESSION_LOCK, session, *room).await? {
+            if *room == 0 {
                 break;
             }
             let locks = self.drop_locks_of_session(ino, session).await?;
-            room = room.saturating_sub(locks.max(1));
+            *room = room.saturating_sub(locks.max(1));
         }
-        for ino in self.session_inodes(keys::SESSION_HOLD, session, room).await? {
+        for ino in self.session_inodes(keys::SESSION_HOLD, session, *room).await? {
             self.drop_hold(ino, session, Unheld::GoesLater).await?;
-            room -= 1;
+            *room -= 1;
         }
-        Ok(room == 0)
-    }
-
-    /// Whether anything is left that [`Self::dispossess`] takes.
-    pub(crate) async fn has_belongings(&self, session: SessionId) -> Result<bool, StateError> {
-        for table in [keys::REPLY, keys::SESSION_LEASE, keys::SESSION_LOCK, keys::SESSION_HOLD] {
-            if self.any(&keys::of_session(self.shard, table, session)).await? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(())
     }
 
     /// The first inodes of one of a session's tables.

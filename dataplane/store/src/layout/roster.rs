@@ -14,6 +14,8 @@ pub const COPIES: [u64; 2] = [AREA_BYTES - 2 * PAGE as u64, PAGE_BYTES as u64];
 pub const MEMBERS_MAX: usize = (PAGE - MEMBERS_AT) / MEMBER_BYTES;
 
 const CHECKSUM_AT: usize = 12;
+/// Epochs are counted up from 1: a larger one was never counted, and would leave no room to count on.
+const EPOCH_MAX: u64 = u64::MAX >> 1;
 const MEMBERS_AT: usize = 64;
 const MEMBER_BYTES: usize = 32;
 
@@ -123,6 +125,9 @@ impl Roster {
             return Err(Invalid::Field("holder"));
         }
         let epoch = fields.u64()?;
+        if epoch > EPOCH_MAX {
+            return Err(Invalid::Field("epoch"));
+        }
         let count = usize::from(fields.u16()?);
         let created = match fields.u8()? {
             0 => false,
@@ -184,6 +189,13 @@ mod tests {
     fn a_page_that_another_device_wrote_is_not_believed() {
         let page = sample().encode(&holder(6));
         assert_eq!(Roster::decode(&page, &holder(5)), Err(Invalid::Field("holder")));
+    }
+
+    #[test]
+    fn an_epoch_that_was_never_counted_is_refused() {
+        let decoded = |epoch| Roster::decode(&Roster { epoch, ..sample() }.encode(&holder(6)), &holder(6));
+        assert_eq!(decoded(EPOCH_MAX).map(|roster| roster.epoch), Ok(EPOCH_MAX));
+        assert_eq!(decoded(EPOCH_MAX + 1), Err(Invalid::Field("epoch")));
     }
 
     #[test]

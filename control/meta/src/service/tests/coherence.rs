@@ -1,8 +1,8 @@
 //! Two clients: what one was told is what the other sees.
 
-use super::client::{Client, errno};
+use super::client::{Client, errno, name, node};
 use super::cluster::{Cluster, SHARDS, seeds, simulate};
-use cfs_wire::meta::{Event, EventsCall, MetaCall, MetaError, MetaOp, MetaReply};
+use cfs_wire::meta::{Event, EventsCall, FileKind, MetaCall, MetaError, MetaOp, MetaReply};
 use cfs_wire::{Errno, Ino, ShardId};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -217,6 +217,49 @@ pub fn a_client_fenced_while_it_lives_counts_as_a_reader_until_its_leases_are_ov
         let started = cluster.handle.now();
         b.truncate(file, 8).await.unwrap();
         assert!(cluster.handle.now() - started < Duration::from_millis(10), "nobody is left to wait for");
+    });
+}
+
+#[test]
+pub fn whoever_is_fenced_by_two_at_once_is_waited_for_on_all_that_it_may_serve() {
+    simulate(14, |cluster| async move {
+        cluster.config.borrow_mut().write_recall_max = Duration::from_secs(3);
+        cluster.start().await;
+        let a = Client::open(&cluster, 1).await;
+        let askers = [Client::open(&cluster, 2).await, Client::open(&cluster, 3).await];
+        // More than one entry takes.
+        let mut files = Vec::new();
+        let acknowledging = |op| {
+            let call = a.next_call(op);
+            MetaCall { lowest_unacknowledged: call.id.sequence, ..call }
+        };
+        for number in 0..1200 {
+            let create = MetaOp::Create {
+                dir: Ino::ROOT,
+                name: name(&number.to_string()),
+                node: node(FileKind::File),
+                hold: true,
+            };
+            match a.send(acknowledging(create)).await {
+                Ok(MetaReply::Entry(made)) if made.grant.write => files.push(made.attr.ino),
+                other => panic!("{other:?}"),
+            }
+        }
+        a.stubborn.set(true);
+        let started = cluster.handle.now();
+        let asking: Vec<_> = askers.iter().zip(&files).map(|(asker, file)| asker.stat(*file)).collect();
+        futures_util::future::join_all(asking).await.into_iter().for_each(|answer| assert_eq!(answer.unwrap().size, 0));
+        assert!(cluster.handle.now() - started < Duration::from_secs(5), "A was fenced by force");
+        a.vanish();
+        // Of the first and of the last that were taken.
+        let change = async |file| {
+            askers[0].truncate(file, 7).await.unwrap();
+            cluster.handle.now() - started
+        };
+        let changes = [files[5], files[1199]].map(change);
+        for waited in futures_util::future::join_all(changes).await {
+            assert!(waited > Duration::from_secs(18), "A may serve it still, after {waited:?}");
+        }
     });
 }
 
