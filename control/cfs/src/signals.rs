@@ -16,11 +16,20 @@ pub struct Signals {
     at_once: Arc<AtomicBool>,
 }
 
+/// proc_pid_status(5): a mask, the lowest bit for signal 1. What is not known counts as no.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
 impl Signals {
     pub fn catch() -> Result<Signals> {
         let (pipe, write) = UnixStream::pair().context("cannot make a pipe")?;
         let at_once = Arc::new(AtomicBool::new(true));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // nohup(1) is heeded. SIGINT is not asked about: scripts have it ignored by every background
+        // job, and yet send it.
+        for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP)) {
             // As a shell has it for what a signal ended.
             signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, at_once.clone())
                 .context("cannot catch signals")?;
