@@ -8,13 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// SIGINT, SIGTERM and SIGHUP (the terminal is closed), as bytes in a pipe. They end the process at
-/// once while there is nothing to end in order, and again from the first that did: a second one is
-/// from somebody who has waited long enough.
+/// once while there is nothing to end in order. Later a second SIGINT does: somebody at the terminal
+/// has waited long enough. The others may come in any number, from shells and supervisors.
 pub struct Signals {
     pipe: UnixStream,
     waker: UnixStream,
-    at_once: Arc<AtomicBool>,
+    starting: Arc<AtomicBool>,
+    interrupted: Arc<AtomicBool>,
 }
+
+/// What signal-hook writes for a signal.
+const SIGNALLED: u8 = b'X';
 
 /// proc_pid_status(5): a mask, the lowest bit for signal 1. What is not known counts as no.
 fn is_ignored(signal: i32) -> bool {
@@ -26,22 +30,26 @@ fn is_ignored(signal: i32) -> bool {
 impl Signals {
     pub fn catch() -> Result<Signals> {
         let (pipe, write) = UnixStream::pair().context("cannot make a pipe")?;
-        let at_once = Arc::new(AtomicBool::new(true));
+        let (starting, interrupted) = (Arc::new(AtomicBool::new(true)), Arc::<AtomicBool>::default());
+        let ends_if = |signal, condition: &Arc<AtomicBool>| {
+            // The code that a shell has for what a signal ended.
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, condition.clone())
+                .context("cannot catch signals")
+        };
+        ends_if(SIGINT, &interrupted)?;
         // nohup(1) is heeded. SIGINT is not asked about: scripts have it ignored by every background
         // job, and yet send it.
         for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP)) {
-            // As a shell has it for what a signal ended.
-            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, at_once.clone())
-                .context("cannot catch signals")?;
+            ends_if(signal, &starting)?;
             let end = write.try_clone().context("cannot duplicate a pipe")?;
             signal_hook::low_level::pipe::register(signal, end).context("cannot catch signals")?;
         }
-        Ok(Signals { pipe, waker: write, at_once })
+        Ok(Signals { pipe, waker: write, starting, interrupted })
     }
 
     /// From here on there is something to end in order.
     pub fn end_in_order(&self) {
-        self.at_once.store(false, Ordering::SeqCst);
+        self.starting.store(false, Ordering::SeqCst);
     }
 
     /// Ends [`Self::wait`] from another thread.
@@ -52,8 +60,9 @@ impl Signals {
     /// Until a signal comes or somebody writes to the waker.
     pub fn wait(&self) -> Result<()> {
         let mut byte = [0];
-        let woken = (&self.pipe).read_exact(&mut byte).context("cannot wait for signals");
-        self.at_once.store(true, Ordering::SeqCst);
-        woken
+        (&self.pipe).read_exact(&mut byte).context("cannot wait for signals")?;
+        // Who unmounts and then sends the first signal may not know that there is something to commit.
+        self.interrupted.store(byte[0] == SIGNALLED, Ordering::SeqCst);
+        Ok(())
     }
 }
