@@ -175,7 +175,6 @@ impl Unmounter {
     pub fn unmount(&self) -> Result<(), MountError> {
         let freed = self.free_mountpoint();
         if freed.is_err() {
-            write_mapped_pages(&self.mountpoint);
             self.leave();
         }
         if !self.told.swap(true, Ordering::Relaxed) {
@@ -187,14 +186,18 @@ impl Unmounter {
     fn free_mountpoint(&self) -> Result<(), MountError> {
         // What is mounted there otherwise is somebody else's.
         let Some(at) = self.whereabouts()? else { return Ok(()) };
-        match rustix::mount::unmount(&at, UnmountFlags::empty()) {
+        let freed = match rustix::mount::unmount(&at, UnmountFlags::empty()) {
             Ok(()) => Ok(()),
             // Unmounted by someone else.
             Err(Errno::INVAL | Errno::NOENT) => Ok(()),
             Err(Errno::BUSY) => self.detach(&at),
             Err(Errno::PERM) => self.fusermount(&at),
             Err(error) => Err(self.failed(error.to_string())),
+        };
+        if freed.is_err() {
+            write_mapped_pages(&at);
         }
+        freed
     }
 
     /// Where this mount is to be unmounted; it may have been moved. `None`: it is gone.

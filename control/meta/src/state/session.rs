@@ -98,8 +98,9 @@ impl View<'_> {
                 if room == 0 {
                     return Ok(Reply::Unfinished);
                 }
-                // Not before the session ends: until then requests may be repeated.
-                self.drop_replies(session, &mut { SESSION_REPLIES_MAX }).await?;
+                // Not before the session ends: until then requests may be repeated. All of them:
+                // transactions that were under way may have left more than SESSION_REPLIES_MAX.
+                self.drop_replies(session, &mut { usize::MAX }).await?;
                 self.delete(keys::session(self.shard, session));
             }
             None => {}

@@ -263,19 +263,24 @@ pub fn whoever_is_fenced_by_two_at_once_is_waited_for_on_all_that_it_may_serve()
     });
 }
 
+/// A client falls silent, and the node dies with the first entry of its fencing written; it is back.
+async fn die_while_fencing(cluster: &Rc<Cluster>, silent: &Client) {
+    silent.vanish();
+    cluster.handle.sleep(Duration::from_secs(15)).await;
+    cluster.die_after(Some(1));
+    cluster.handle.sleep(Duration::from_secs(10)).await;
+    assert!(cluster.service().is_none(), "nothing was written: nobody was fenced");
+    cluster.die_after(None);
+    cluster.restart();
+}
+
 #[test]
 pub fn a_session_fenced_in_some_shards_when_the_node_died_is_fenced_in_all_before_it_is_heard() {
     simulate(12, |cluster| async move {
         cluster.start().await;
         let a = Client::open(&cluster, 1).await;
-        a.vanish();
-        cluster.handle.sleep(Duration::from_secs(15)).await;
-        // The first shard's entry is written; the other shards' are not.
-        cluster.die_after(Some(1));
-        cluster.handle.sleep(Duration::from_secs(10)).await;
-        assert!(cluster.service().is_none(), "nothing was written: A was not fenced");
-        cluster.die_after(None);
-        cluster.restart();
+        // In the other shards it is not.
+        die_while_fencing(&cluster, &a).await;
         cluster.handle.sleep(Duration::from_millis(100)).await;
         let service = cluster.service().unwrap();
         let call = EventsCall { session: a.session, acknowledged: 0, hold_ms: 1000 };
@@ -296,14 +301,8 @@ pub fn what_a_half_fenced_session_held_when_the_node_died_is_taken_from_it() {
         let file = a.create(Ino::ROOT, "file").await.unwrap();
         assert_eq!(file.shard(), ShardId(0), "the first to be fenced");
         assert!(a.acquire(file).await);
-        a.vanish();
-        cluster.handle.sleep(Duration::from_secs(15)).await;
         // A is shut out; nothing has been taken from it.
-        cluster.die_after(Some(1));
-        cluster.handle.sleep(Duration::from_secs(10)).await;
-        assert!(cluster.service().is_none(), "nothing was written: A was not fenced");
-        cluster.die_after(None);
-        cluster.restart();
+        die_while_fencing(&cluster, &a).await;
         // A may live, for all that the new leader knows: it is waited for as long as its leases last.
         let granted = cluster.handle.timeout(Duration::from_secs(30), b.acquire(file)).await;
         assert_eq!(granted, Some(true), "nobody gives A's lease back");

@@ -1,6 +1,6 @@
 //! Sessions, stored replies, holds and fencing.
 
-use super::super::{lease_holder, list_half_fenced, list_leases};
+use super::super::{keys, lease_holder, list_half_fenced, list_leases};
 use super::check::check;
 use super::*;
 use cfs_wire::limits::SESSION_REPLIES_MAX;
@@ -134,6 +134,24 @@ fn a_session_that_has_much_is_closed_in_entries_of_bounded_size() {
     let late = MetaOp::Open { ino: inos[0] };
     assert_eq!(shard.call_as(BOB, late), Err(MetaError::SessionUnknown));
     check(&[(shard.id, &shard.state)]).unwrap();
+}
+
+#[test]
+fn a_closed_session_leaves_no_reply_behind_however_many_transactions_have_left() {
+    let mut shard = Shard::new();
+    shard.create(ROOT, "f", file()).unwrap();
+    let all = keys::of_session(shard.id, keys::REPLY, ALICE);
+    let replies = |shard: &Shard| shard.state.map.keys().filter(|key| key.starts_with(&all)).count();
+    let kept = shard.state.map.iter().find(|(key, _)| key.starts_with(&all)).unwrap().1.clone();
+    for sequence in 0..2 * SESSION_REPLIES_MAX as u64 {
+        shard
+            .state
+            .map
+            .insert(keys::reply(shard.id, RequestId { session: ALICE, sequence: 5000 + sequence }), kept.clone());
+    }
+    assert!(replies(&shard) > 2 * SESSION_REPLIES_MAX);
+    shard.call(MetaOp::CloseSession).unwrap();
+    assert_eq!(replies(&shard), 0);
 }
 
 #[test]
