@@ -4,10 +4,10 @@
 //! the stored reply. A change whose session was fenced is done again in the next session only if
 //! it was certainly not executed.
 
-use crate::Client;
 use crate::link::LinkError;
 use crate::session::Session;
 use crate::stamps::Stamp;
+use crate::{Client, ConnectError};
 use bytes::Bytes;
 use cfs_reactor::Instant;
 use cfs_wire::meta::{MetaCall, MetaError, MetaOp, MetaReply, MetaResult, MountCall, MountResult, OP_META, OP_MOUNT};
@@ -143,6 +143,7 @@ impl Client {
     ) -> Result<(MetaReply, Instant), CallError> {
         let mut backoff = Backoff::new(self);
         let (mut executed, mut opened) = (false, false);
+        let mut why = String::new();
         // A lock may be waited for as long as it takes.
         let held = matches!(call.op, MetaOp::Lock { wait: true, .. });
         let (link, timeout) =
@@ -173,9 +174,12 @@ impl Client {
                         }
                     }
                     // It was not carried out; all nodes are behind one address.
-                    Ok(Err(MetaError::NotLeader { .. })) => {}
+                    Ok(Err(error @ MetaError::NotLeader { .. })) => why = error.to_string(),
                     // It may have been.
-                    Ok(Err(MetaError::Unavailable(_))) => executed = true,
+                    Ok(Err(error @ MetaError::Unavailable(_))) => {
+                        executed = true;
+                        why = error.to_string();
+                    }
                     // Not lost for patience: the server is there and at work.
                     Ok(Err(MetaError::Busy(_))) => backoff.start_again(self),
                     Ok(Err(MetaError::Malformed(detail))) => {
@@ -187,8 +191,9 @@ impl Client {
                         return Err(CallError::Errno(Errno::EIO));
                     }
                 },
-                Err(LinkError::Unanswered) => {
+                Err(LinkError::Unanswered(detail)) => {
                     executed = true;
+                    why = detail;
                     if held && self.handle.now() - sent >= timeout {
                         backoff = Backoff::new(self);
                     }
@@ -203,7 +208,7 @@ impl Client {
             }
             if !backoff.wait(self).await {
                 let waited = self.config.retry_window;
-                tracing::error!(?waited, shard = %call.shard, "the server does not answer: a program gets EIO");
+                tracing::error!(?waited, why, shard = %call.shard, "the server does not answer: a program gets EIO");
                 return Err(CallError::Unanswered);
             }
         }
@@ -264,24 +269,35 @@ impl Client {
     }
 }
 
+/// Why an attempt gave no session.
+pub(crate) enum NotMounted {
+    /// Another may.
+    Unanswered(String),
+    /// None will.
+    Refused(ConnectError),
+}
+
 /// One attempt to get a session.
 pub(crate) async fn mount(
     link: &crate::link::Link,
     handle: &cfs_reactor::Handle,
     config: &crate::ClientConfig,
-) -> Result<Rc<Session>, Option<String>> {
+) -> Result<Rc<Session>, NotMounted> {
+    let refused = |detail| NotMounted::Refused(ConnectError::Refused { address: link.address().clone(), detail });
     let call = MountCall { client: config.name.clone() };
-    let encoded = body::encode(&call).map_err(|error| Some(error.to_string()))?;
+    let encoded = body::encode(&call).map_err(|error| refused(error.to_string()))?;
     let sent = handle.now();
     let message = match link.call(OP_MOUNT, encoded, Bytes::new(), config.call_timeout).await {
         Ok(message) => message,
-        Err(LinkError::Unanswered) => return Err(None),
-        Err(LinkError::Refused(error)) => return Err(Some(error.to_string())),
+        Err(LinkError::Unanswered(detail)) => return Err(NotMounted::Unanswered(detail)),
+        Err(LinkError::Refused(error)) => return Err(NotMounted::Refused(error.into())),
     };
     match body::decode::<MountResult>(&message.body) {
         Ok(Ok(reply)) => Ok(Session::new(handle, &reply, sent)),
-        Ok(Err(MetaError::Unavailable(_) | MetaError::NotLeader { .. })) => Err(None),
-        Ok(Err(error)) => Err(Some(error.to_string())),
-        Err(error) => Err(Some(format!("the server's answer is malformed: {error}"))),
+        Ok(Err(error @ (MetaError::Unavailable(_) | MetaError::NotLeader { .. }))) => {
+            Err(NotMounted::Unanswered(error.to_string()))
+        }
+        Ok(Err(error)) => Err(refused(error.to_string())),
+        Err(error) => Err(refused(format!("the server's answer is malformed: {error}"))),
     }
 }

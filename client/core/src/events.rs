@@ -4,7 +4,7 @@
 //! own, so that a slow flush never holds up the next heartbeat, and are acknowledged in order.
 
 use crate::Client;
-use crate::calls;
+use crate::calls::{self, NotMounted};
 use crate::inode::Inode;
 use crate::session::Session;
 use crate::write::LEASE_DENIED;
@@ -201,9 +201,9 @@ impl Client {
             }
             match calls::mount(&self.meta, &self.handle, &self.config).await {
                 Ok(session) => break session,
-                Err(detail) => {
-                    if let Some(detail) = detail {
-                        tracing::error!(detail, "no new session");
+                Err(failed) => {
+                    if let NotMounted::Refused(error) = failed {
+                        tracing::error!(%error, "no new session");
                     }
                     self.handle.sleep(Duration::from_millis(500)).await;
                 }

@@ -40,7 +40,7 @@ impl Client {
                     tracing::error!(%error, "the data plane's answer is malformed");
                     return Err(Errno::EIO);
                 }
-                Err(LinkError::Unanswered) => {}
+                Err(LinkError::Unanswered(_)) => {}
                 Err(LinkError::Refused(error)) => {
                     tracing::error!(%error, "bytes cannot be sent");
                     return Err(Errno::EIO);
@@ -101,7 +101,7 @@ impl Client {
                         return Err(FetchError::Errno(Errno::EIO));
                     }
                 },
-                Err(LinkError::Unanswered) => {}
+                Err(LinkError::Unanswered(_)) => {}
                 Err(LinkError::Refused(error)) => {
                     tracing::error!(%error, "a fetch cannot be sent");
                     return Err(FetchError::Errno(Errno::EIO));

@@ -44,6 +44,7 @@ pub use nodes::{Caller, NewFile};
 pub use read::Whence;
 pub use write::WriteFlags;
 
+use calls::NotMounted;
 use cfs_fabric::{Address, Fabric, FabricError};
 use cfs_reactor::Handle;
 use cfs_reactor::collections::HashMap;
@@ -63,8 +64,8 @@ use std::rc::Rc;
 pub enum ConnectError {
     #[error(transparent)]
     Fabric(#[from] FabricError),
-    #[error("no answer from {address} within {seconds} s: is the server running there?")]
-    Unanswered { address: Address, seconds: u64 },
+    #[error("no answer from {address} within {seconds} s, at last: {detail}")]
+    Unanswered { address: Address, seconds: u64, detail: String },
     #[error("{address} refuses the mount: {detail}")]
     Refused { address: Address, detail: String },
 }
@@ -160,12 +161,12 @@ impl Client {
         loop {
             match calls::mount(link, handle, config).await {
                 Ok(session) => return Ok(session),
-                Err(Some(detail)) => return Err(ConnectError::Refused { address: address.clone(), detail }),
-                Err(None) if handle.now() >= deadline => {
+                Err(NotMounted::Refused(error)) => return Err(error),
+                Err(NotMounted::Unanswered(detail)) if handle.now() >= deadline => {
                     let seconds = config.retry_window.as_secs();
-                    return Err(ConnectError::Unanswered { address: address.clone(), seconds });
+                    return Err(ConnectError::Unanswered { address: address.clone(), seconds, detail });
                 }
-                Err(None) => handle.sleep(std::time::Duration::from_millis(200)).await,
+                Err(NotMounted::Unanswered(_)) => handle.sleep(std::time::Duration::from_millis(200)).await,
             }
         }
     }

@@ -12,8 +12,8 @@ use std::time::Duration;
 /// Why an attempt gave no reply.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum LinkError {
-    /// It may have been executed; it may be repeated.
-    Unanswered,
+    /// It may have been executed; it may be repeated. With the reason.
+    Unanswered(String),
     /// It can never succeed.
     Refused(FabricError),
 }
@@ -38,6 +38,10 @@ impl Link {
         }
     }
 
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
     /// One attempt of one call.
     pub async fn call(&self, opcode: u16, body: Bytes, bulk: Bytes, timeout: Duration) -> Result<Message, LinkError> {
         let attempt = async {
@@ -50,12 +54,12 @@ impl Link {
         };
         match self.handle.timeout(timeout, attempt).await {
             Some(Ok(message)) => Ok(message),
-            Some(Err(error)) if error.is_retryable() => Err(LinkError::Unanswered),
+            Some(Err(error)) if error.is_retryable() => Err(LinkError::Unanswered(error.to_string())),
             Some(Err(error)) => Err(LinkError::Refused(error)),
             None => {
                 // A connection that lost its peer without a word stays silent for ever.
                 self.connection.borrow_mut().take();
-                Err(LinkError::Unanswered)
+                Err(LinkError::Unanswered(format!("{} does not answer within {timeout:?}", self.address)))
             }
         }
     }

@@ -1,9 +1,9 @@
 //! One connection to a server, driven on this thread.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use cfs_api::{AdminCall, AdminReply, client};
 use cfs_fabric::tcp::TcpFabric;
-use cfs_fabric::{Address, Fabric};
+use cfs_fabric::{Address, Fabric, FabricError};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, clock::KernelClock};
 use std::rc::Rc;
@@ -25,10 +25,10 @@ impl Server {
         let address = self.address.clone();
         drive(move |handle, ring| async move {
             let fabric = TcpFabric::new(ring, &handle);
-            let connection = fabric
-                .connect(&address)
-                .await
-                .context("is a server running? start one with `cfs dev` or `cfs server`")?;
+            let connection = fabric.connect(&address).await.map_err(|error| match error {
+                FabricError::Connect { .. } => anyhow!("{error} Start one with `cfs dev` or `cfs server`"),
+                other => other.into(),
+            })?;
             Ok(client::call(&*connection, &call).await?)
         })
     }

@@ -22,11 +22,22 @@ fn a_server_that_is_not_there_is_named_with_the_remedy() {
     };
     for command in [&["status"][..], &["check"]] {
         let line = failed(command);
-        assert!(line.starts_with("cfsctl: ") && line.contains(&address) && line.contains("start one with"), "{line}");
+        assert!(line.starts_with("cfsctl: ") && line.contains(&address) && line.contains("Start one with"), "{line}");
         let line = failed(&[command, &["--json"]].concat());
         let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
         let why = parsed["error"].as_str().unwrap();
-        assert!(why.contains(&address) && why.contains("start one with"), "{line}");
+        assert!(why.contains(&address) && why.contains("Start one with"), "{line}");
+    }
+}
+
+#[test]
+fn an_address_that_is_none_is_not_taken_for_a_server_that_is_not_there() {
+    for address in ["nowhere", "nowhere:7400", "10.0.0.1:7400"] {
+        let output = cfsctl(&["--address", address, "status"]);
+        assert_eq!(output.status.code(), Some(1));
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert!(line.starts_with(&format!("cfsctl: {address} is no address to connect to: ")), "{line}");
+        assert!(line.contains("127.0.0.1") && !line.contains("Start one with"), "{line}");
     }
 }
 

@@ -131,7 +131,7 @@ fn a_missing_mount_point_and_a_missing_server_are_told_in_one_line() {
     let mut config = MountConfig::new(directory.path(), address);
     config.client.retry_window = Duration::from_millis(300);
     let error = spawn_mount(config).err().unwrap().to_string();
-    assert!(error.contains("is the server running there") || error.contains("/dev/fuse"), "{error}");
+    assert!(error.contains("is the server running") || error.contains("/dev/fuse"), "{error}");
     assert!(!error.contains('\n'));
 }
 
