@@ -20,6 +20,8 @@ const CONTENDED: Duration = Duration::from_secs(5);
 
 /// How long a change of another client waits for pages that are being written here.
 const PAGES_WAIT: Duration = Duration::from_millis(20);
+/// The same where only what was stored to mappings has to be written back.
+pub(crate) const MAPPED_WAIT: Duration = Duration::from_secs(2);
 /// How long pages are not dropped because they are being written, for others may be written meanwhile.
 const WRITES_WAIT: Duration = Duration::from_millis(500);
 
@@ -141,7 +143,8 @@ impl Client {
             state.granted_since = stamp;
             self.pages.borrow_mut().drop_inode(inode.ino);
         }
-        let until = sent + Duration::from_millis(grant.read_ms.into());
+        state.granted_for = Duration::from_millis(grant.read_ms.into());
+        let until = sent + state.granted_for;
         state.granted_until = state.granted_until.max(until);
     }
 
@@ -295,9 +298,10 @@ impl Client {
         }
     }
 
-    /// Someone else changed the inode: drops what is cached here and elsewhere. Pages that are being
-    /// written are waited for `PAGES_WAIT` only: the write may itself wait for the change. Who uses them
-    /// before they are gone asks for attributes first, and drops them then.
+    /// Someone else changes the inode: drops what is cached here and elsewhere. What was stored to mappings
+    /// is written back before; the server lets that pass. Pages that programs are writing are waited for
+    /// `PAGES_WAIT` only: the write may itself wait for the change. Who uses them before they are gone asks
+    /// for attributes first, and drops them then.
     pub(crate) async fn invalidate(self: &Rc<Self>, ino: Ino) {
         if planted::is(Bug::ClientKeepInvalidated) {
             return;
@@ -315,9 +319,19 @@ impl Client {
             state.drop_cached();
         }
         self.pages.borrow_mut().drop_inode(ino);
+        // What was stored to a mapping and is written back now does not wait for the change.
+        let mapped_only = self.known_inode(ino).is_some_and(|inode| {
+            let state = inode.state();
+            state.mappable > 0 && state.writes_under_way == 0
+        });
+        self.drop_pages(ino, names_given, if mapped_only { MAPPED_WAIT } else { PAGES_WAIT }).await;
+    }
+
+    /// Has others drop what they keep of an inode, and waits so long at most until they have.
+    pub(crate) async fn drop_pages(self: &Rc<Self>, ino: Ino, names_given: bool, within: Duration) {
         let client = self.clone();
         let told = self.handle.spawn(async move { client.tell_invalidator(ino, names_given).await });
-        if let Either::Right(_) = select(told, Box::pin(self.handle.sleep(PAGES_WAIT))).await {
+        if let Either::Right(_) = select(told, Box::pin(self.handle.sleep(within))).await {
             tracing::debug!(%ino, "pages are still being written");
         }
     }

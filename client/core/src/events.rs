@@ -4,12 +4,14 @@
 //! own, so that a slow flush never holds up the next heartbeat, and are acknowledged in order.
 
 use crate::Client;
+use crate::cache::MAPPED_WAIT;
 use crate::calls::{self, NotMounted};
 use crate::inode::Inode;
 use crate::session::Session;
 use crate::write::LEASE_DENIED;
 use bytes::Bytes;
 use cfs_reactor::sync::Notify;
+use cfs_wire::limits::RENEWALS_MAX;
 use cfs_wire::meta::{Event, EventsCall, EventsReply, MetaError, MetaOp, OP_EVENTS};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino, body};
@@ -76,6 +78,7 @@ impl Client {
         let call = EventsCall {
             session: session.id,
             acknowledged: progress.acknowledged.get(),
+            done: progress.done.borrow().iter().copied().take(RENEWALS_MAX).collect(),
             hold_ms: u32::try_from(hold.as_millis()).unwrap_or(u32::MAX),
         };
         let Ok(encoded) = body::encode(&call) else { return false };
@@ -128,6 +131,10 @@ impl Client {
     /// The server wants the write lease back.
     async fn recalled(self: &Rc<Self>, ino: Ino, session: &Rc<Session>) {
         let inode = self.inode(ino);
+        if inode.state().mappable > 0 {
+            // What a program stored to a mapping is written while it can still be kept under the lease.
+            self.drop_pages(ino, false, MAPPED_WAIT).await;
+        }
         let turn = inode.order.acquire(1).await;
         // From here on writes wait for the turn: nothing that is kept comes in any more.
         inode.state().lease = None;
@@ -169,6 +176,8 @@ impl Client {
                 self.dirty_inodes.borrow_mut().remove(&inode.ino);
                 self.dirty_less(bytes);
             }
+            // Pages that were stored to before are as void as what was written.
+            state.pages_void |= state.mappable > 0 && !planted::is(Bug::ClientKeepFencedData);
             state.lease = None;
             state.held = None;
             state.commit_sequence = 0;
@@ -188,10 +197,20 @@ impl Client {
         self.handle.spawn(async move {
             for (ino, _) in told {
                 client.tell_invalidator(ino, false).await;
+                client.let_go_of_void_pages(ino).await;
             }
         });
         let client = self.clone();
         self.handle.spawn(async move { client.replace_session().await });
+    }
+
+    /// The kernel keeps a page that it could not write back. It goes when it is dropped again.
+    async fn let_go_of_void_pages(self: &Rc<Self>, ino: Ino) {
+        let Some(inode) = self.known_inode(ino) else { return };
+        if inode.state().pages_void {
+            self.tell_invalidator(ino, false).await;
+            inode.state().pages_void = false;
+        }
     }
 
     async fn replace_session(self: &Rc<Self>) {
@@ -230,11 +249,10 @@ impl Progress {
             Some(first) => first.saturating_sub(1),
             None => self.seen.get(),
         };
-        let advanced = upto > self.acknowledged.get() && self.done.borrow().range(..=upto).next().is_some();
-        if advanced {
+        if upto > self.acknowledged.get() {
             self.acknowledged.set(upto);
             self.done.borrow_mut().retain(|done| *done > upto);
-            self.advanced.notify_all();
         }
+        self.advanced.notify_all();
     }
 }

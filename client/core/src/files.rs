@@ -17,11 +17,14 @@ pub struct OpenFlags {
     /// same commit as the data, so the two differ in nothing.
     pub sync: bool,
     pub truncate: bool,
+    /// O_RDWR: it may be mapped to be stored to.
+    pub read_write: bool,
 }
 
 impl OpenFlags {
     /// Linux's `O_*` bits.
     pub fn from_bits(bits: i32) -> OpenFlags {
+        const O_RDWR: i32 = 0o2;
         const O_TRUNC: i32 = 0o1000;
         const O_APPEND: i32 = 0o2000;
         /// O_SYNC is this and one bit more.
@@ -32,6 +35,7 @@ impl OpenFlags {
             direct: bits & O_DIRECT != 0,
             sync: bits & O_DSYNC != 0,
             truncate: bits & O_TRUNC != 0,
+            read_write: bits & O_RDWR != 0,
         }
     }
 }
@@ -103,8 +107,12 @@ impl Client {
         let inode = self.inode(ino);
         let mut state = inode.state();
         state.opens += 1;
+        state.mappable += u32::from(flags.read_write);
         let failures_seen = Cell::new(state.failures.count - u64::from(state.failures.unseen));
         drop(state);
+        if self.open_inodes.borrow_mut().insert(ino) {
+            self.page_care_wanted.notify_all();
+        }
         Rc::new(OpenFile { inode, flags, failures_seen, read_end: Cell::new(0), read_ahead: Cell::new(0) })
     }
 
@@ -129,9 +137,13 @@ impl Client {
         let unused = {
             let mut state = inode.state();
             state.opens = state.opens.saturating_sub(1);
+            state.mappable = state.mappable.saturating_sub(u32::from(file.flags.read_write));
             state.last_close = self.now();
             state.opens == 0
         };
+        if unused {
+            self.open_inodes.borrow_mut().remove(&inode.ino);
+        }
         if unused && inode.state().unlinked {
             self.finish_unlinked(inode);
         }

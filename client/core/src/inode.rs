@@ -10,6 +10,7 @@ use cfs_wire::{Errno, Ino, Policy, SessionId, Timestamp};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 pub(crate) struct Inode {
     pub ino: Ino,
@@ -52,6 +53,8 @@ pub(crate) struct InodeState {
     /// The call whose answer began the grant that has been renewed since without a gap: what was asked
     /// before it may have changed without our being told.
     pub granted_since: Stamp,
+    /// For how long the grant was given last.
+    pub granted_for: Duration,
     pub lease: Option<WriteLease>,
     /// Another client has it: don't ask again before this.
     pub lease_denied_until: Instant,
@@ -70,6 +73,11 @@ pub(crate) struct InodeState {
     /// Of which version the pages are that others (the kernel) keep of a file; `None` if some may be
     /// older than what is known here.
     pub pages_version: Option<u64>,
+    /// Pages that others (the kernel) keep were stored to in a session that was fenced: they are not to be
+    /// written back.
+    pub pages_void: bool,
+    /// Somebody is having those pages dropped of which it is not known that they are current.
+    pub settling: bool,
     /// A directory's entries: `None` where a name is known to be absent.
     pub entries: BTreeMap<Name, Option<Ino>>,
     /// Until when others may keep entries that they were told.
@@ -77,6 +85,8 @@ pub(crate) struct InodeState {
     /// Another client changes the directory too: nobody else is to keep entries until then.
     pub contended_until: Instant,
     pub opens: u32,
+    /// Those of them through which the file may be mapped and stored to.
+    pub mappable: u32,
     /// Writes that were begun and not answered: whoever keeps pages has these locked.
     pub writes_under_way: u32,
     /// The session that registered an open-file hold.
@@ -95,6 +105,7 @@ impl Inode {
             attr: None,
             granted_until: Instant::default(),
             granted_since: Stamp::default(),
+            granted_for: Duration::ZERO,
             lease: None,
             lease_denied_until: Instant::default(),
             dirty: DirtyMap::default(),
@@ -106,10 +117,13 @@ impl Inode {
             policy: None,
             extents: ExtentCache::default(),
             pages_version: None,
+            pages_void: false,
+            settling: false,
             entries: BTreeMap::new(),
             names_given_until: Instant::default(),
             contended_until: Instant::default(),
             opens: 0,
+            mappable: 0,
             writes_under_way: 0,
             held: None,
             last_close: Instant::default(),

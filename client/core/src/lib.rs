@@ -25,6 +25,7 @@ mod flush;
 mod inode;
 mod link;
 mod locks;
+mod mapped;
 mod namespace;
 mod nodes;
 mod pages;
@@ -106,6 +107,8 @@ pub struct Client {
     /// Fetches for read-ahead at once.
     read_ahead_turns: Rc<Semaphore>,
     upkeep_wanted: Rc<Notify>,
+    open_inodes: RefCell<BTreeSet<Ino>>,
+    page_care_wanted: Rc<Notify>,
     closed: Cell<bool>,
 }
 
@@ -143,11 +146,14 @@ impl Client {
             invalidator: RefCell::new(None),
             read_ahead_turns: Semaphore::new(config.stores_in_flight.max(1)),
             upkeep_wanted: Notify::new(),
+            open_inodes: RefCell::default(),
+            page_care_wanted: Notify::new(),
             closed: Cell::new(false),
             config,
         });
         client.spawn_events();
         client.spawn_upkeep();
+        client.spawn_page_care();
         Ok(client)
     }
 
@@ -182,6 +188,7 @@ impl Client {
     /// Who drops the kernel's copies when ours are dropped.
     pub fn set_invalidator(&self, invalidator: Rc<dyn Invalidator>) {
         *self.invalidator.borrow_mut() = Some(invalidator);
+        self.page_care_wanted.notify_all();
     }
 
     /// The kernel keeps nothing any more.

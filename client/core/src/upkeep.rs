@@ -201,6 +201,7 @@ impl Client {
         let outcome = outcome.and(self.inodes.borrow().values().find_map(untold).map_or(Ok(()), Err));
         self.closed.set(true);
         self.upkeep_wanted.notify_all();
+        self.page_care_wanted.notify_all();
         let session = self.session.borrow().clone();
         let mut shards: Vec<u16> = (0..session.shards.max(1)).collect();
         shards.retain(|shard| session.knows(ShardId(*shard)));

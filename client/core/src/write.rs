@@ -12,7 +12,7 @@ use cfs_reactor::Instant;
 use cfs_wire::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, STORE_BYTES_MAX};
 use cfs_wire::meta::{FileWrite, MetaOp, MetaReply};
 use cfs_wire::planted::{self, Bug};
-use cfs_wire::{Errno, Policy};
+use cfs_wire::{Errno, Policy, SessionId};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -63,8 +63,12 @@ impl Client {
         if length == 0 {
             return Ok(0);
         }
+        let mapped_in = how.mapped.then(|| self.session.borrow().id);
+        if how.mapped && file.inode.state().pages_void {
+            return Err(self.lose_page(&file.inode));
+        }
         file.inode.state().writes_under_way += 1;
-        let outcome = self.write_bytes(file, offset, data, how).await;
+        let outcome = self.write_bytes(file, offset, data, how, mapped_in).await;
         let mut state = file.inode.state();
         state.writes_under_way -= 1;
         if state.writes_under_way == 0 {
@@ -79,11 +83,13 @@ impl Client {
         offset: u64,
         data: Bytes,
         how: WriteFlags,
+        mapped_in: Option<SessionId>,
     ) -> Result<(), Errno> {
         let inode = &file.inode;
         let reserved = self.reserve_space(inode, data.len()).await;
         loop {
             self.wait_for_room(inode, data.len()).await;
+            self.check_page(inode, mapped_in)?;
             if self.holds_lease(inode) {
                 if inode.state().attr.is_none() {
                     self.getattr(inode.ino).await?;
@@ -107,7 +113,7 @@ impl Client {
                 continue;
             }
             self.write_kept(inode).await;
-            self.write_through(file, offset, data, how).await?;
+            self.write_through(file, offset, data, how, mapped_in).await?;
             return Ok(());
         }
         if how.sync {
@@ -116,6 +122,21 @@ impl Client {
             outcome?;
         }
         Ok(())
+    }
+
+    /// A program stored to a mapped page in that session: in a later one the page is not written any more,
+    /// for what another client has written since would be gone.
+    fn check_page(&self, inode: &Inode, mapped_in: Option<SessionId>) -> Result<(), Errno> {
+        match mapped_in {
+            Some(session) if session != self.session.borrow().id => Err(self.lose_page(inode)),
+            _ => Ok(()),
+        }
+    }
+
+    fn lose_page(&self, inode: &Inode) -> Errno {
+        inode.state().fail(Errno::EIO);
+        self.has_lost.set(true);
+        Errno::EIO
     }
 
     /// Makes a write that no room was set aside for the only dirty one, so that ENOSPC is for whoever
@@ -236,6 +257,7 @@ impl Client {
         offset: u64,
         data: Bytes,
         how: WriteFlags,
+        mapped_in: Option<SessionId>,
     ) -> Result<(), Errno> {
         let inode = &file.inode;
         let WriteFlags { append, kill_privileges, mapped, .. } = how;
@@ -252,6 +274,7 @@ impl Client {
         let mut backoff = Backoff::new(self);
         loop {
             let session = self.session().await?;
+            self.check_page(inode, mapped_in)?;
             let mut writes = match (inline, append) {
                 (true, true) => vec![FileWrite::AppendInline { bytes: data.to_vec() }],
                 (true, false) => vec![FileWrite::Inline { offset, bytes: data.to_vec() }],

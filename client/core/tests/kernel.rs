@@ -2,13 +2,14 @@
 
 mod common;
 
-use cfs_client::Invalidator;
+use bytes::Bytes;
+use cfs_client::{Client, Invalidator, OpenFile, OpenFlags, WriteFlags};
 use cfs_reactor::sync::Semaphore;
-use cfs_wire::Ino;
+use cfs_wire::{Errno, Ino};
 use common::{ROOT, create, fenced_by_a_writer, open, read, simulate, write};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -53,6 +54,73 @@ impl Invalidator for Kernel {
     }
 }
 
+/// Has a page that was stored to through a mapping, and writes it back when it is to be dropped.
+struct DirtyPage {
+    /// How often it is stored to again before it is gone.
+    stores: Cell<u32>,
+    client: Rc<Client>,
+    file: Rc<OpenFile>,
+    /// How writing it back ended, each time.
+    outcomes: Rc<RefCell<Vec<Result<u32, Errno>>>>,
+}
+
+impl Invalidator for DirtyPage {
+    fn keeps_names(&self) -> bool {
+        false
+    }
+
+    fn drop_names(&self) {}
+
+    fn drop_attributes(&self, _ino: Ino) {}
+
+    fn invalidate(&self, ino: Ino) -> LocalBoxFuture<'static, ()> {
+        let (client, file, outcomes) = (self.client.clone(), self.file.clone(), self.outcomes.clone());
+        let dirty = ino == file.ino() && self.stores.get() > 0;
+        self.stores.set(self.stores.get() - u32::from(dirty));
+        async move {
+            if dirty {
+                let written = write_back(&client, &file, b"page").await;
+                outcomes.borrow_mut().push(written);
+            }
+        }
+        .boxed_local()
+    }
+}
+
+/// Writes a page of a mapping as the kernel does.
+async fn write_back(client: &Rc<Client>, file: &OpenFile, page: &'static [u8]) -> Result<u32, Errno> {
+    let how = WriteFlags { mapped: true, ..WriteFlags::default() };
+    client.write_with(file, 0, Bytes::from_static(page), how).await
+}
+
+#[test]
+fn what_was_stored_to_a_mapping_before_a_fence_is_lost_with_an_error_and_not_written_over_what_came_since() {
+    simulate(5, |server| async move {
+        server.start().await;
+        let a = server.client("a").await;
+        create(&a, "f").await;
+        let flags = OpenFlags { read_write: true, ..OpenFlags::default() };
+        let entry = a.lookup(ROOT, b"f").await.unwrap();
+        let file = a.open(entry.attr.ino, flags, false).await.unwrap();
+        write(&a, &file, 0, b"before").await;
+        a.fsync(&file, false).await.unwrap();
+        let outcomes = Rc::new(RefCell::new(Vec::new()));
+        // Once before the lease ends, which is written back while nobody answers, and once more.
+        let stores = Cell::new(2);
+        let page = DirtyPage { stores, client: a.clone(), file: file.clone(), outcomes: outcomes.clone() };
+        a.set_invalidator(Rc::new(page));
+        let (_other, theirs) = fenced_by_a_writer(&server, "a", "f").await;
+        assert_eq!(*outcomes.borrow(), [Err(Errno::EIO), Err(Errno::EIO)]);
+        assert_eq!(a.fsync(&file, false).await, Err(Errno::EIO));
+        assert_eq!(a.fsync(&file, false).await, Ok(()), "it is told once");
+        assert_eq!(read(&a, &theirs, 0, 10).await, b"befo!e");
+        // What is stored from now on is written back as ever.
+        assert_eq!(write_back(&a, &file, b"new").await, Ok(3));
+        a.fsync(&file, false).await.unwrap();
+        assert_eq!(read(&a, &file, 0, 10).await, b"newo!e");
+    });
+}
+
 #[test]
 fn the_kernels_names_are_dropped_once_and_not_given_again_while_another_client_changes_the_directory() {
     simulate(5, |server| async move {
@@ -91,6 +159,7 @@ fn a_change_does_not_wait_for_locked_pages_and_who_uses_them_next_drops_them() {
         write(&a, &file, 0, b"old").await;
         a.fsync(&file, false).await.unwrap();
         let theirs = open(&b, "f").await;
+        b.pages_are_current(&theirs);
         b.getattr_for_pages(theirs.ino()).await.unwrap();
         assert!(!b.getattr_for_pages(theirs.ino()).await.unwrap().valid.is_zero());
         let locked = pages.acquire(1).await;

@@ -72,6 +72,8 @@ pub struct Unmounter {
     endings: mpsc::SyncSender<Ending>,
     /// The unmounting was told.
     told: Arc<AtomicBool>,
+    /// The kernel was told to end the session at once, which whoever reads requests may see as an error.
+    aborted: Arc<AtomicBool>,
     gone: Arc<AtomicBool>,
 }
 
@@ -103,7 +105,8 @@ pub fn spawn_mount(config: MountConfig) -> Result<MountHandle, MountError> {
             if let Some(minor) = minor {
                 raise_read_ahead(minor, config.options.read_ahead_kib);
             }
-            let unmounter = Unmounter { mountpoint, minor, orders, endings: ending, told: Arc::default(), gone };
+            let (told, aborted) = (Arc::default(), Arc::default());
+            let unmounter = Unmounter { mountpoint, minor, orders, endings: ending, told, aborted, gone };
             Ok(MountHandle { endings, client: Some(client), unmounter })
         }
         Err(error) => {
@@ -149,7 +152,7 @@ impl MountHandle {
         }
         outcome?;
         match ending {
-            Some(Ending::Ended(Err(error))) => {
+            Some(Ending::Ended(Err(error))) if !self.unmounter.aborted.load(Ordering::Acquire) => {
                 Err(MountError::Mount { path: self.unmounter.mountpoint.clone(), error })
             }
             _ => Ok(()),
@@ -225,6 +228,7 @@ impl Unmounter {
         write_mapped_pages(at);
         // Forced, so that the kernel answers every request itself: one that we don't take any more
         // would keep its pages locked, a thread that drops them waiting, and so the device open.
+        self.aborted.store(true, Ordering::Release);
         rustix::mount::unmount(at, UnmountFlags::FORCE | UnmountFlags::DETACH)
             .map_err(|error| self.failed(error.to_string()))?;
         self.leave();

@@ -39,6 +39,8 @@ pub const COMMIT_WRITES_MAX: usize = 256;
 pub const PUNCH_EXTENTS_MAX: usize = 4096;
 /// Stored replies a shard keeps for one session before it refuses new requests of it.
 pub const SESSION_REPLIES_MAX: usize = 1024;
+/// Inodes whose grants one call renews, and events that one poll acknowledges out of turn.
+pub const RENEWALS_MAX: usize = 1024;
 /// Inodes released by one call: its entry is applied in well under a millisecond.
 pub const RELEASES_MAX: usize = 64;
 /// A client's name as its session records keep it: a mountpoint (PATH_MAX) and what makes it

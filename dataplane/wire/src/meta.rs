@@ -388,6 +388,12 @@ pub enum MetaOp {
         family: LockFamily,
         owner: u64,
     },
+
+    // A read.
+    /// Renews the grants of up to [`RENEWALS_MAX`](crate::limits::RENEWALS_MAX) inodes of one shard.
+    Renew {
+        inos: Vec<Ino>,
+    },
 }
 
 impl MetaOp {
@@ -405,6 +411,7 @@ impl MetaOp {
                 | GetExtents { .. }
                 | StatFs
                 | TestLock { .. }
+                | Renew { .. }
         )
     }
 
@@ -437,7 +444,7 @@ impl MetaOp {
             | Unlock { ino, .. }
             | UnlockOwner { ino, .. } => Some(*ino),
             Commit(commit) => Some(commit.ino),
-            Release { inos } => inos.first().copied(),
+            Release { inos } | Renew { inos } => inos.first().copied(),
             StatFs | OpenSession { .. } | CloseSession => None,
         }
     }
@@ -506,6 +513,17 @@ pub enum MetaReply {
         moved: Vec<Ino>,
         replaced: Option<(Ino, u32)>,
     },
+    /// To `Renew`, in its order.
+    Renewed(Vec<Renewal>),
+}
+
+/// An inode whose grant was to be renewed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Renewal {
+    /// As in [`Attr`]; 0 where nothing is granted: another session has the write lease, or the inode
+    /// is changing or gone.
+    pub version: u64,
+    pub grant: Grant,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -560,6 +578,9 @@ pub struct EventsCall {
     pub session: SessionId,
     /// Events up to this number were carried out.
     pub acknowledged: u64,
+    /// And of those behind it these, up to [`RENEWALS_MAX`](crate::limits::RENEWALS_MAX): one that
+    /// takes long holds up nobody who waits for another.
+    pub done: Vec<u64>,
     pub hold_ms: u32,
 }
 

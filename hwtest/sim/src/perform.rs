@@ -111,7 +111,7 @@ impl Actor {
                 Ok(attr(entry.attr))
             }
             Op::Open { node, how: Opening { direct, sync, truncate } } => {
-                let flags = OpenFlags { direct: *direct, sync: *sync, truncate: *truncate, append: false };
+                let flags = OpenFlags { direct: *direct, sync: *sync, truncate: *truncate, ..OpenFlags::default() };
                 let file = client.open(self.ino(*node), flags, false).await?;
                 self.open.borrow_mut().insert(*node, Opened { file, shared });
                 Ok(Seen::Done)

@@ -6,6 +6,7 @@
 mod common;
 mod harness;
 mod locks;
+mod mapped;
 mod nameless;
 mod names;
 mod pages;

@@ -172,6 +172,12 @@ impl MetaService {
             (MetaReply::Attr { .. }, _) if matches!(op, MetaOp::Open { .. }) => {}
             (MetaReply::Attr { attr, grant } | MetaReply::Lease { attr, grant, .. }, _) => fill(grant, attr.ino),
             (MetaReply::Extents(extents), _) => fill(&mut extents.grant, extents.attr.ino),
+            (MetaReply::Renewed(renewals), _) => {
+                let MetaOp::Renew { inos } = op else { return };
+                for (renewal, ino) in renewals.iter_mut().zip(inos).filter(|(renewal, _)| renewal.version != 0) {
+                    fill(&mut renewal.grant, *ino);
+                }
+            }
             (MetaReply::Session { lease_ms }, _) => {
                 *lease_ms = u32::try_from(self.inner.config.session_lease.as_millis()).unwrap_or(u32::MAX);
             }

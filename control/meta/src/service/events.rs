@@ -7,6 +7,7 @@
 use cfs_reactor::sync::Notify;
 use cfs_reactor::{Handle, Instant};
 use cfs_wire::SessionId;
+use cfs_wire::limits::RENEWALS_MAX;
 use cfs_wire::meta::{Event, EventsCall, EventsReply};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -99,7 +100,7 @@ impl Events {
     /// Answers one long poll. `alive` is asked again at the end: a fence ends the poll.
     pub async fn poll(&self, call: &EventsCall, hold: Duration, alive: impl Fn() -> bool) -> EventsReply {
         let deadline = self.handle.now() + hold;
-        let poll = self.acknowledge(call.session, call.acknowledged);
+        let poll = self.acknowledge(call);
         loop {
             let (events, changed, wake) = {
                 let mut queues = self.queues.borrow_mut();
@@ -140,19 +141,25 @@ impl Events {
     }
 
     /// Takes note of an acknowledgement; answers the number of this poll.
-    fn acknowledge(&self, session: SessionId, upto: u64) -> u64 {
+    fn acknowledge(&self, call: &EventsCall) -> u64 {
         let mut queues = self.queues.borrow_mut();
-        let queue = self.queue(&mut queues, session);
-        if queue.polls == 0 && (queue.next..=NUMBER_MAX).contains(&upto) {
-            queue.renumber(upto + 1);
+        let queue = self.queue(&mut queues, call.session);
+        let done = &call.done[..call.done.len().min(RENEWALS_MAX)];
+        let highest = done.iter().copied().fold(call.acknowledged, u64::max);
+        if queue.polls == 0 && (queue.next..=NUMBER_MAX).contains(&highest) {
+            queue.renumber(highest + 1);
         }
         queue.polls += 1;
         // A number that was never sent here belongs to an earlier life of this node.
-        while queue.unacknowledged.front().is_some_and(|first| first.number <= upto.min(queue.sent)) {
-            let Some(done) = queue.unacknowledged.pop_front() else { break };
-            done.ticket.acknowledged.set(true);
-            done.ticket.changed.notify_all();
-        }
+        let sent = queue.sent;
+        let is_done = |number| number <= sent && (number <= call.acknowledged || done.contains(&number));
+        queue.unacknowledged.retain(|queued| {
+            if is_done(queued.number) {
+                queued.ticket.acknowledged.set(true);
+                queued.ticket.changed.notify_all();
+            }
+            !is_done(queued.number)
+        });
         queue.changed.notify_all();
         queue.polls
     }
@@ -212,7 +219,7 @@ mod tests {
     }
 
     fn call(acknowledged: u64) -> EventsCall {
-        EventsCall { session: SESSION, acknowledged, hold_ms: 0 }
+        EventsCall { session: SESSION, acknowledged, done: vec![], hold_ms: 0 }
     }
 
     fn simulate<F: Future<Output = ()> + 'static>(story: impl FnOnce(Handle) -> F) {
@@ -237,6 +244,27 @@ mod tests {
             let last = events.poll(&call(number), hold, || true).await;
             assert_eq!(last, EventsReply { events: vec![], alive: true });
             assert!(ticket.is_acknowledged());
+        });
+    }
+
+    #[test]
+    fn what_was_carried_out_before_an_older_event_is_acknowledged_alone() {
+        simulate(|handle| async move {
+            let events = Events::new(&handle);
+            let tickets = [5, 6, 7].map(|counter| events.push(SESSION, invalidate(counter)));
+            let first = events.poll(&call(0), Duration::ZERO, || true).await.events[0].0;
+            // One that was never sent is not done.
+            let done = vec![first + 1, first + 3];
+            let poll = EventsCall { done, ..call(0) };
+            handle.sleep(RESEND).await;
+            let reply = events.poll(&poll, Duration::ZERO, || true).await;
+            assert_eq!(reply.events, [(first, invalidate(5)), (first + 2, invalidate(7))]);
+            assert_eq!(tickets.each_ref().map(|ticket| ticket.is_acknowledged()), [false, true, false]);
+            let later = events.push(SESSION, invalidate(8));
+            events.poll(&poll, Duration::ZERO, || true).await;
+            assert!(!later.is_acknowledged());
+            events.poll(&call(first + 2), Duration::ZERO, || true).await;
+            assert!(tickets.iter().all(|ticket| ticket.is_acknowledged()) && !later.is_acknowledged());
         });
     }
 

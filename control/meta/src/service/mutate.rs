@@ -87,6 +87,13 @@ impl MetaService {
             // Another leader may have given leases meanwhile that this recall knows nothing of.
             return Err(MetaError::NotLeader { hint: self.inner.proposer.hint(shard.id) });
         }
+        if let MetaOp::ReturnLease { ino } = call.op
+            && self.lease_holder(shard, ino).await? == Some(session)
+        {
+            // What was served under the lease it drops afterwards: until it has, it is a reader.
+            let until = self.inner.handle.now() + with_drift(self.inner.config.read_lease());
+            shard.readers().keep(session, &[ino], until);
+        }
         let unblocked = shard.applied.unblocked().notified();
         let found = Facts { full: self.is_full(), ..*facts };
         let entry = LogEntry::Client { call: call.clone(), now: self.inner.handle.wall(), facts: found };

@@ -30,6 +30,8 @@ struct State {
     /// Reads under way, with the inodes whose recall began or ended since each began.
     reads: BTreeMap<u64, BTreeSet<Ino>>,
     next_read: u64,
+    /// Sessions that were told to drop an inode and have not said that they have.
+    dropping: BTreeMap<(Ino, SessionId), u32>,
     /// Sessions that were known when this leader started: each may hold leases given by its
     /// predecessor, on anything, until `suspect_until`.
     suspects: BTreeSet<SessionId>,
@@ -53,6 +55,12 @@ pub struct Recall {
     state: Rc<RefCell<State>>,
     session: SessionId,
     inos: Vec<Ino>,
+}
+
+/// A session was told to drop an inode, and is waited for.
+pub struct Dropping {
+    state: Rc<RefCell<State>>,
+    key: (Ino, SessionId),
 }
 
 impl Readers {
@@ -108,6 +116,18 @@ impl Readers {
     /// Whether another session's change is recalling the inode.
     pub fn is_recalled_for_other(&self, ino: Ino, session: SessionId) -> bool {
         self.0.borrow().recalls.get(&ino).is_some_and(|recalls| recalls.iter().any(|other| *other != session))
+    }
+
+    /// While the result lives, the session is waited for to drop the inode.
+    pub fn begin_drop(&self, ino: Ino, session: SessionId) -> Dropping {
+        let key = (ino, session);
+        *self.0.borrow_mut().dropping.entry(key).or_default() += 1;
+        Dropping { state: self.0.clone(), key }
+    }
+
+    /// Whether somebody waits for the session to drop the inode.
+    pub fn is_dropping(&self, ino: Ino, session: SessionId) -> bool {
+        self.0.borrow().dropping.contains_key(&(ino, session))
     }
 
     /// The other sessions that may hold a lease on the inode, and until when.
@@ -213,6 +233,18 @@ impl Drop for Read {
 impl Recall {
     pub fn covers(&self, ino: Ino) -> bool {
         self.inos.contains(&ino)
+    }
+}
+
+impl Drop for Dropping {
+    fn drop(&mut self) {
+        let mut state = self.state.borrow_mut();
+        if let Some(count) = state.dropping.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                state.dropping.remove(&self.key);
+            }
+        }
     }
 }
 

@@ -66,10 +66,10 @@ impl MetaService {
                 // One that was fenced while it lived has nothing to acknowledge with.
                 let known = shard.knows(other);
                 let ticket = known.then(|| self.inner.events.push(other, Event::Invalidate { ino: *ino }));
-                told.push((other, *ino, until, ticket));
+                told.push((other, *ino, until, ticket, shard.readers().begin_drop(*ino, other)));
             }
         }
-        for (other, ino, until, ticket) in told {
+        for (other, ino, until, ticket, _dropping) in told {
             match ticket {
                 Some(ticket) => drop(ticket.acknowledged_by(&self.inner.handle, until).await),
                 None => self.inner.handle.sleep(until.saturating_since(self.inner.handle.now())).await,
@@ -125,7 +125,10 @@ impl MetaService {
                 return Err(MetaError::NotLeader { hint: self.inner.proposer.hint(shard.id) });
             }
             let progress = shard.applied.progress().notified();
-            let acquiring = shard.acquiring.borrow().get(&ino).is_some_and(|other| *other != session);
+            // Whoever is waited for by the one that acquires may have to write pages back before it can
+            // drop them. Should its commit come behind the lease, it is refused and recalls that.
+            let acquiring = shard.acquiring.borrow().get(&ino).is_some_and(|other| *other != session)
+                && !shard.readers().is_dropping(ino, session);
             // Nor does the holder take the time that reading about him takes.
             let looked = self.inner.handle.now();
             let holder = self.lease_holder(shard, ino).await?.filter(|holder| *holder != session);

@@ -5,7 +5,8 @@ use super::entry::LogEntry;
 use cfs_kv::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use cfs_wire::data::{Extent, Location, Registration};
 use cfs_wire::limits::{
-    CLIENT_NAME_BYTES_MAX, COMMIT_WRITES_MAX, DATA_SHARDS_MAX, HOT_COPIES_MAX, PARITY_SHARDS_MAX, SEGMENT_SLOTS_MAX,
+    CLIENT_NAME_BYTES_MAX, COMMIT_WRITES_MAX, DATA_SHARDS_MAX, HOT_COPIES_MAX, PARITY_SHARDS_MAX, RENEWALS_MAX,
+    SEGMENT_SLOTS_MAX,
 };
 use cfs_wire::meta::{FileWrite, MetaError, MetaOp, ShardOp};
 
@@ -20,6 +21,7 @@ pub fn check_op(op: &MetaOp) -> Result<(), MetaError> {
                 _ => Ok(()),
             })
         }
+        MetaOp::Renew { inos } => at_most("inodes in one renewal", inos.len(), RENEWALS_MAX),
         _ => Ok(()),
     }
 }

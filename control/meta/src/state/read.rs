@@ -8,7 +8,9 @@ use super::transaction::{TxnState, TxnStatus};
 use super::view::{Attempt, Fail, View, bad_key};
 use super::{Reader, StateError, keys};
 use cfs_wire::limits::INLINE_BYTES_MAX;
-use cfs_wire::meta::{Entry, ExtentsReply, FileKind, Grant, MetaError, MetaOp, MetaReply, MetaResult, ShardOp, StatFs};
+use cfs_wire::meta::{
+    Entry, ExtentsReply, FileKind, Grant, MetaError, MetaOp, MetaReply, MetaResult, Renewal, ShardOp, StatFs,
+};
 use cfs_wire::{Errno, Ino, SessionId, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -65,6 +67,13 @@ async fn answer(view: &View<'_>, session: SessionId, op: &MetaOp) -> MetaAttempt
         }
         MetaOp::StatFs => MetaReply::StatFs(StatFs { inodes_used: view.counters.inodes, ..StatFs::default() }),
         MetaOp::TestLock { ino, lock } => view.test_lock(session, *ino, lock).await?,
+        MetaOp::Renew { inos } => {
+            let mut renewals = Vec::with_capacity(inos.len());
+            for ino in inos {
+                renewals.push(renewal(view, session, *ino).await?);
+            }
+            MetaReply::Renewed(renewals)
+        }
         _ => return Err(MetaError::Malformed("not a read".to_owned()).into()),
     })
 }
@@ -74,6 +83,20 @@ type MetaAttempt = Attempt<MetaReply>;
 async fn grant(view: &View<'_>, session: SessionId, ino: Ino) -> Attempt<Grant> {
     let lease: Option<LeaseRecord> = view.get(&keys::lease(view.shard, ino)).await?;
     Ok(Grant { read_ms: 0, write: lease.is_some_and(|lease| lease.session == session) })
+}
+
+/// The version of an inode that a read lease may be given on.
+async fn renewal(view: &View<'_>, session: SessionId, ino: Ino) -> Attempt<Renewal> {
+    if ino.shard() != view.shard {
+        return Err(MetaError::Malformed("the inodes live in different shards".to_owned()).into());
+    }
+    let lease: Option<LeaseRecord> = view.get(&keys::lease(view.shard, ino)).await?;
+    let version = match view.inode(ino).await {
+        Ok(inode) if lease.is_none_or(|lease| lease.session == session) => inode.version,
+        Ok(_) | Err(Fail::Refused(_) | Fail::Blocked(_)) => 0,
+        Err(other) => return Err(other),
+    };
+    Ok(Renewal { version, grant: Grant::default() })
 }
 
 /// The inline bytes as a client sees them: the whole content of a file that has no extents and

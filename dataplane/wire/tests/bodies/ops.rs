@@ -79,6 +79,7 @@ fn reads() -> Vec<MetaOp> {
         MetaOp::GetExtents { ino, offset: 0x2122, length: 0x3132_3334, extents_max: 0x0400 },
         MetaOp::StatFs,
         MetaOp::TestLock { ino, lock: lock() },
+        MetaOp::Renew { inos: vec![INO, DIR] },
     ]
 }
 
@@ -123,7 +124,10 @@ fn what_clients_ask_is_what_it_was() {
     let op = MetaOp::GetAttr { ino: INO };
     golden.body("MetaCall", &MetaCall { id: REQUEST, lowest_unacknowledged: 0x6161_0000, shard: SHARD, op });
     golden.body("MountCall", &MountCall { client: "host:/mnt".to_owned() });
-    golden.body("EventsCall", &EventsCall { session: SESSION, acknowledged: 0x0a0b, hold_ms: 25_000 });
+    golden.body(
+        "EventsCall",
+        &EventsCall { session: SESSION, acknowledged: 0x0a0b, done: vec![0x0a0d, 0x0a0f], hold_ms: 25_000 },
+    );
     golden.variants(&[reads(), namespace_ops(), inode_ops()].concat());
     golden.variants(&writes());
     golden.variants(&[SetTime::Now, SetTime::At(time(55))]);

@@ -5,7 +5,7 @@ use super::ops::lock;
 use super::{DIR, GOLDEN, INO, NODE, OTHER_DIR, SESSION, policy, time};
 use cfs_wire::meta::{
     Attr, DirEntry, Entry, Event, EventsReply, ExtentsReply, FileKind, Grant, MetaError, MetaReply, MetaResult,
-    MountReply, MountResult, Name, StatFs,
+    MountReply, MountResult, Name, Renewal, StatFs,
 };
 use cfs_wire::{Errno, VolumeId};
 
@@ -67,6 +67,7 @@ fn replies() -> Vec<MetaReply> {
         MetaReply::Session { lease_ms: 45_000 },
         MetaReply::Removed { ino: INO, nlink: 7 },
         MetaReply::Renamed { moved: vec![INO, DIR], replaced: Some((OTHER_DIR, 9)) },
+        MetaReply::Renewed(vec![Renewal { version: 0x9192, grant: GRANT }]),
     ]
 }
 

@@ -144,7 +144,7 @@ impl Client {
                 self.cluster.handle.sleep(Duration::from_millis(20)).await;
                 continue;
             };
-            let call = EventsCall { session: self.session, acknowledged, hold_ms: 3000 };
+            let call = EventsCall { session: self.session, acknowledged, done: vec![], hold_ms: 3000 };
             let polled = self.cluster.handle.timeout(Duration::from_secs(8), service.events(call)).await;
             let Some(reply) = polled else { continue };
             if !reply.alive {

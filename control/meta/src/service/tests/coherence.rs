@@ -104,6 +104,54 @@ pub fn a_read_recalls_the_writers_size() {
 }
 
 #[test]
+pub fn a_grant_that_is_renewed_outlasts_a_lease_and_ends_with_the_next_change() {
+    simulate(4, |cluster| async move {
+        cluster.start().await;
+        let a = Client::open(&cluster, 1).await;
+        let b = Client::open(&cluster, 2).await;
+        let file = a.create(Ino::ROOT, "file").await.unwrap();
+        let version = b.stat(file).await.unwrap().version;
+        let renew = async |client: &Client| match client.call(MetaOp::Renew { inos: vec![Ino::ROOT, file] }).await {
+            Ok(MetaReply::Renewed(renewals)) => renewals[1],
+            reply => panic!("{reply:?}"),
+        };
+        for _ in 0..4 {
+            cluster.handle.sleep(Duration::from_secs(5)).await;
+            let renewed = renew(&b).await;
+            assert_eq!((renewed.version, renewed.grant.read_ms), (version, 10_000));
+        }
+        cluster.handle.sleep(Duration::from_secs(5)).await;
+        a.chmod(file, 0o600).await.unwrap();
+        assert_eq!(*b.events.borrow(), [Event::Invalidate { ino: file }]);
+        // Whoever may write changes it unseen: nothing is granted, and nobody is recalled.
+        assert!(a.acquire(file).await);
+        assert_eq!((renew(&b).await.version, renew(&b).await.grant.read_ms), (0, 0));
+        assert!(a.events.borrow().is_empty());
+        assert_eq!(renew(&a).await.version, version + 1);
+        let gone = b.call(MetaOp::Renew { inos: vec![Ino::new(ShardId(0), 12345)] }).await;
+        assert!(matches!(&gone, Ok(MetaReply::Renewed(renewals)) if renewals[0].version == 0), "{gone:?}");
+        let elsewhere = vec![Ino::ROOT, Ino::new(ShardId(1), 7)];
+        assert!(matches!(b.call(MetaOp::Renew { inos: elsewhere }).await, Err(MetaError::Malformed(_))));
+    });
+}
+
+#[test]
+pub fn who_has_given_a_write_lease_back_is_told_of_the_next_change() {
+    simulate(4, |cluster| async move {
+        cluster.start().await;
+        let a = Client::open(&cluster, 1).await;
+        let b = Client::open(&cluster, 2).await;
+        let file = a.create(Ino::ROOT, "file").await.unwrap();
+        cluster.handle.sleep(Duration::from_secs(11)).await;
+        assert!(a.acquire(file).await);
+        cluster.handle.sleep(Duration::from_secs(11)).await;
+        b.chmod(file, 0o600).await.unwrap();
+        // What it served under the lease, to programs that have mapped the file, is to be gone by then.
+        assert_eq!(*a.events.borrow(), [Event::RecallWrite { ino: file }, Event::Invalidate { ino: file }]);
+    });
+}
+
+#[test]
 pub fn two_writers_share_and_neither_gets_the_lease() {
     simulate(5, |cluster| async move {
         cluster.start().await;
@@ -140,7 +188,7 @@ pub fn a_silent_writer_is_fenced_before_its_lease_is_given_away() {
         // A comes back too late: its commit must not land on B's.
         assert_eq!(a.truncate(file, 100).await, Err(MetaError::Fenced));
         assert_eq!(b.stat(file).await.unwrap().size, 7);
-        let call = cfs_wire::meta::EventsCall { session: a.session, acknowledged: 0, hold_ms: 1000 };
+        let call = cfs_wire::meta::EventsCall { session: a.session, acknowledged: 0, done: vec![], hold_ms: 1000 };
         assert!(!cluster.service().unwrap().events(call).await.alive);
     });
 }
@@ -283,7 +331,7 @@ pub fn a_session_fenced_in_some_shards_when_the_node_died_is_fenced_in_all_befor
         die_while_fencing(&cluster, &a).await;
         cluster.handle.sleep(Duration::from_millis(100)).await;
         let service = cluster.service().unwrap();
-        let call = EventsCall { session: a.session, acknowledged: 0, hold_ms: 1000 };
+        let call = EventsCall { session: a.session, acknowledged: 0, done: vec![], hold_ms: 1000 };
         assert!(!service.events(call).await.alive);
         for shard in (0..SHARDS).map(ShardId) {
             let read = MetaCall { shard, ..a.next_call(MetaOp::StatFs) };
