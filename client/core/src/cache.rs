@@ -344,7 +344,12 @@ impl Client {
         }
         invalidator.drop_attributes(ino);
         self.writes_answered(ino).await;
+        let Some(inode) = self.known_inode(ino) else { return invalidator.invalidate(ino).await };
+        // Of what is read from now on none goes with these pages.
+        inode.state().ungranted_pages = false;
+        inode.state().page_drops += 1;
         invalidator.invalidate(ino).await;
+        inode.state().page_drops -= 1;
     }
 
     /// Waits for the writes that hold the inode's pages, as long as they may well take: a thread

@@ -76,7 +76,11 @@ pub(crate) struct InodeState {
     /// Pages that others (the kernel) keep were stored to in a session that was fenced: they are not to be
     /// written back.
     pub pages_void: bool,
-    /// Somebody is having those pages dropped of which it is not known that they are current.
+    /// Such pages were read without a grant since they were dropped last.
+    pub ungranted_pages: bool,
+    /// How often they are just being dropped.
+    pub page_drops: u32,
+    /// It is being asked whether they are current.
     pub settling: bool,
     /// A directory's entries: `None` where a name is known to be absent.
     pub entries: BTreeMap<Name, Option<Ino>>,
@@ -118,6 +122,8 @@ impl Inode {
             extents: ExtentCache::default(),
             pages_version: None,
             pages_void: false,
+            ungranted_pages: false,
+            page_drops: 0,
             settling: false,
             entries: BTreeMap::new(),
             names_given_until: Instant::default(),
@@ -201,6 +207,11 @@ impl InodeState {
     /// are told.
     pub fn settle_pages(&mut self, covered: bool) {
         self.pages_version = self.attr.as_ref().filter(|_| covered).map(|attr| attr.version);
+    }
+
+    /// Whether others may keep pages that were not read under a grant.
+    pub fn pages_unsure(&self) -> bool {
+        self.ungranted_pages || self.page_drops > 0
     }
 
     /// Forgets everything that a grant or a lease allowed to keep. Dirty data stays.

@@ -3,16 +3,20 @@
 //! they are dropped before it ends.
 
 use crate::Client;
+use crate::files::OpenFile;
 use crate::inode::Inode;
+use bytes::Bytes;
 use cfs_wire::limits::RENEWALS_MAX;
 use cfs_wire::meta::{MetaOp, MetaReply};
-use cfs_wire::{Ino, ShardId};
+use cfs_wire::{Errno, Ino, ShardId};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 /// How often the grants of open files are looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// How often pages are read again that another client changes meanwhile.
+const GRANTED_READS_MAX: u32 = 3;
 
 /// What the pages of an open file need.
 enum Need {
@@ -21,7 +25,7 @@ enum Need {
     Renewal,
     /// It ends before a renewal can be answered.
     Dropping,
-    /// Some may be older than what is known here.
+    /// All were read since the last time they were dropped: they are current once there is a grant.
     Settling,
 }
 
@@ -82,7 +86,7 @@ impl Client {
         let left = self.cache_left(inode);
         let state = inode.state();
         match state.pages_version {
-            None if state.settling => Need::Nothing,
+            None if state.settling || state.pages_unsure() => Need::Nothing,
             None => Need::Settling,
             Some(_) if left > state.granted_for / 2 => Need::Nothing,
             Some(_) if left > state.granted_for / 8 => Need::Renewal,
@@ -107,7 +111,8 @@ impl Client {
         }
     }
 
-    /// Has pages dropped that may be old, under a grant: those that are read from then on are current.
+    /// Finds pages current that were dropped and have been read under grants since. They are not dropped
+    /// another time: the kernel would take attributes for outdated that it is just being answered.
     async fn settle_pages(self: &Rc<Self>, inode: &Rc<Inode>) {
         let Ok(answer) = self.read_call(MetaOp::GetAttr { ino: inode.ino }).await else { return };
         let MetaReply::Attr { attr, grant } = &answer.reply else {
@@ -115,14 +120,29 @@ impl Client {
             return;
         };
         self.take_attr(attr, *grant, &answer);
-        if !self.is_current(inode, answer.stamp) || self.cache_left(inode).is_zero() {
-            return;
-        }
-        self.tell_invalidator(inode.ino, false).await;
         let covered = self.is_current(inode, answer.stamp) && !self.cache_left(inode).is_zero();
         let mut state = inode.state();
-        if covered && state.pages_version.is_none() {
+        if covered && state.pages_version.is_none() && !state.pages_unsure() {
             state.settle_pages(covered);
         }
+    }
+
+    /// Reads for who keeps the bytes as pages that programs use without asking. What another client is
+    /// just changing is read again, so that what is kept is granted.
+    pub async fn read_for_pages(self: &Rc<Self>, file: &OpenFile, offset: u64, length: u32) -> Result<Bytes, Errno> {
+        let inode = &file.inode;
+        for _ in 0..GRANTED_READS_MAX {
+            let stamp = self.stamps.now();
+            let bytes = self.read(file, offset, length).await?;
+            let granted = !self.cache_left(inode).is_zero() && self.stamps.unchanged_since(inode.ino, stamp);
+            if granted || self.holds_lease(inode) {
+                return Ok(bytes);
+            }
+            // For its grant.
+            let _ = self.getattr(inode.ino).await;
+        }
+        let bytes = self.read(file, offset, length).await?;
+        inode.state().ungranted_pages = true;
+        Ok(bytes)
     }
 }

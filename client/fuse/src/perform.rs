@@ -131,7 +131,13 @@ impl Performer {
                 Ok(Answer::Opened(self.keep(file)))
             }
             Operation::Read { handle, offset, length } => {
-                client.read(&*self.file(handle)?, offset, length).await.map(Answer::Bytes)
+                let file = self.file(handle)?;
+                let bytes = if file.flags.direct || file.flags.append {
+                    client.read(&file, offset, length).await
+                } else {
+                    client.read_for_pages(&file, offset, length).await
+                };
+                bytes.map(Answer::Bytes)
             }
             Operation::Write { handle, offset, data, how } => {
                 client.write_with(&*self.file(handle)?, offset, data, how).await.map(Answer::Written)
