@@ -8,6 +8,19 @@ tools=${CFS_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/cfs-tools}
 
 workload() { "workload_$1" "$2"; }
 
+# Ends the caches of a side: those of the kernel and of the client. For scripts that can mount anew.
+remount() { :; }
+
+# Before what verifies: what it reads comes from the disk or the targets then. It leaves the present
+# directory meanwhile, which would keep the mount busy. Dropping the kernel's caches alone would not
+# do: the client has its own.
+cold() { # side
+    local here=$PWD
+    cd /
+    remount "$1"
+    cd "$here"
+}
+
 in_order() { if [ -n "${shuffle:-}" ]; then shuf -e -- "$@"; else printf '%s\n' "$@"; fi; }
 
 # Installs what the workloads use, with a line on each thing that takes time.
@@ -60,13 +73,14 @@ TOML
 }
 
 workload_fsx() {
-    local operations=${CFS_FSX_OPS:-1000000} part=2500 seed at
+    local operations=${CFS_FSX_OPS:-1000000} part=2500 seed at mapread
     [ -z "$quick" ] || operations=5000
-    cat >"$work/fsx.toml" <<TOML
+    for mapread in 0 1; do
+        cat >"$work/fsx.$mapread.toml" <<TOML
 [weights]
 invalidate = 1
 truncate = 1
-mapread = 1
+mapread = $mapread
 mapwrite = 1
 read = 2
 write = 2
@@ -78,27 +92,34 @@ fdatasync = 0.1
 [opsize]
 min = 1
 TOML
+    done
     # Reserving no bytes is EINVAL everywhere, which fsx takes for a failure: hence the smallest size.
-    # It keeps every mapping it makes, and the kernel goes through all of them each time: in one go,
-    # a million operations would take many times as long as in parts.
+    # It never unmaps what it maps to read, and the kernel goes through all mappings each time: with
+    # such reads a million operations would take many times as long, and more mappings than a process
+    # may have. So each seed runs in one go without them, then in parts, each on a new file, with them.
     for seed in 1 2 3; do
+        "$tools/bin/fsx" -q -f "$work/fsx.0.toml" -N "$operations" -S "$seed" -P "$work" "file-$seed"
+        echo "seed $seed: $operations operations on one file"
         for ((at = 0; at < operations; at += part)); do
-            "$tools/bin/fsx" -q -f "$work/fsx.toml" -N $((operations - at < part ? operations - at : part)) \
+            "$tools/bin/fsx" -q -f "$work/fsx.1.toml" -N $((operations - at < part ? operations - at : part)) \
                 -S $((seed * 1000 + at / part)) -P "$work" "file-$seed"
         done
-        echo "seed $seed: $operations operations"
+        echo "seed $seed: $operations operations in parts of $part, with reads through mappings"
     done
 }
 
 workload_fio() {
-    local size=256m job
+    local size=256m job checked
     [ -z "$quick" ] || size=32m
     in_order '--rw=randwrite --bs=4k' '--rw=write --bs=1m' '--rw=randrw --bsrange=512-256k' \
         '--rw=randwrite --bs=16k --direct=1 --ioengine=io_uring --iodepth=16' >"$work/fio.jobs"
     while read -r job; do
+        checked="--name=verify --size=$size --ioengine=psync $job --verify=crc32c --verify_fatal=1 --verify_state_save=0"
         # shellcheck disable=SC2086
-        fio </dev/null --name=verify --size=$size --ioengine=psync $job --verify=crc32c --do_verify=1 --verify_fatal=1 \
-            --fsync_on_close=1 --output-format=terse
+        fio </dev/null $checked --do_verify=0 --fsync_on_close=1 --output-format=terse
+        cold "$1"
+        # shellcheck disable=SC2086
+        fio </dev/null $checked --verify_only --output-format=terse
         rm -f verify.*
     done <"$work/fio.jobs"
 }
@@ -138,7 +159,10 @@ for index in range(1, int(sys.argv[1]) + 1):
 PY
     (cd source && git init -q . && git add -A && git -c user.name=c -c user.email=c@c commit -qm one)
     git clone -q source clone
-    (cd clone && git fsck --full && git gc -q && git fsck --full && [ -z "$(git status --porcelain)" ])
+    cold "$1"
+    (cd clone && git fsck --full && git gc -q)
+    cold "$1"
+    (cd clone && git fsck --full && [ -z "$(git status --porcelain)" ])
     diff -r --exclude=.git source clone
 }
 
@@ -148,6 +172,7 @@ workload_sqlite() {
     sqlite3 data.db "PRAGMA journal_mode=WAL; CREATE TABLE t(k INTEGER PRIMARY KEY, v BLOB);
         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<$rows) INSERT INTO t SELECT i, randomblob(500) FROM n;
         DELETE FROM t WHERE k%3=0; UPDATE t SET v=randomblob(900) WHERE k%5=0; VACUUM;"
+    cold "$1"
     [ "$(sqlite3 data.db 'PRAGMA integrity_check')" = ok ]
     [ "$(sqlite3 data.db 'SELECT count(*) FROM t')" = $((rows - rows / 3)) ]
 }
@@ -181,6 +206,7 @@ for index in range(1, int(sys.argv[2]) + 1):
 PY
     (cd "$work/tree.$1/1" && ln 101 hard && ln -s 101 soft && setfattr -n user.k -v v 201 && setfacl -m u:nobody:r 301 && chmod 6711 401)
     rsync -aHAX --checksum "$work/tree.$1/" here/
+    cold "$1"
     rsync -aHAX --checksum --delete here/ "$work/back.$1/"
     [ -z "$(rsync -aHAXni --checksum "$work/tree.$1/" "$work/back.$1/")" ]
     diff -r "$work/tree.$1" "$work/back.$1"
@@ -192,5 +218,7 @@ workload_shapes() {
     local many=100000 deep=1000 links=70000
     if [ -n "$quick" ]; then many=2000 deep=50 links=500; fi
     if [ "$1" = ext4 ] && [ "$links" -gt 60000 ]; then links=60000; fi
-    python3 "$root/scripts/shapes.py" $many $deep $links
+    python3 "$root/scripts/shapes.py" make $many $deep $links
+    cold "$1"
+    python3 "$root/scripts/shapes.py" look $many $deep $links
 }
