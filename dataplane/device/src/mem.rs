@@ -186,7 +186,7 @@ impl MemDevice {
             state.apply_some(&change);
             return Err(self.io_error("write", offset, length));
         }
-        if change.blocks.is_empty() || state.strikes(state.faults.lost_write) {
+        if state.loses(offset) || change.blocks.is_empty() || state.strikes(state.faults.lost_write) {
             return Ok(());
         }
         if state.strikes(state.faults.misdirected_write) {

@@ -7,7 +7,7 @@
 use crate::commit::{Item, NewBlob, Request};
 use crate::core::Core;
 use crate::error::StoreError;
-use crate::layout::{PAGE_BYTES, ZONE_HEADER_BYTES, round_up};
+use crate::layout::{PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES, round_up};
 use crate::state::Entry;
 use crate::zones::{GARBAGE_SHARE_AHEAD, Stream, Zone, ZoneState};
 use cfs_reactor::sync::{OneshotReceiver, OneshotSender, oneshot};
@@ -188,15 +188,15 @@ impl Core {
         }
     }
 
-    /// Tells the device that a zone with a durable new generation holds nothing behind its header,
-    /// and nobody has it yet. What is read there from then on, old appends or anything else, is of
+    /// Tells the device that a zone with a durable new generation holds nothing between the copies of
+    /// its header, and nobody has it yet. What is read there from then on, old appends or anything else, is of
     /// no generation that counts, so a crash needs no care.
     async fn discard_free(&self, zone: u32) {
         if !self.device.geometry().discards || self.collector.no_discards.get() {
             return;
         }
         let start = self.superblock.zone_offset(zone) + u64::from(ZONE_HEADER_BYTES);
-        let length = self.superblock.zone_bytes - ZONE_HEADER_BYTES;
+        let length = self.superblock.zone_bytes - ZONE_HEADER_BYTES - ZONE_FOOTER_BYTES;
         if let Err(error) = self.device.discard(start, length.into()).await {
             tracing::warn!(device = self.device.name(), %error, "free zones are not discarded any more");
             self.collector.no_discards.set(true);

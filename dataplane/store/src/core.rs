@@ -10,11 +10,12 @@ use crate::layout::{PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
 use crate::state::State;
 use crate::transfer;
 use crate::zones::{Stream, Tier};
-use cfs_device::{BlockDevice, DeviceError, Placement};
+use cfs_device::{BlockDevice, DeviceError, DeviceResult, Placement};
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Notify;
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Generation, ZoneNo};
+use futures_util::future::try_join;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -98,14 +99,8 @@ impl Core {
         // The sequence of its header: larger than any generation ever given on this target,
         // even if the zone's own history can't be read.
         let generation = Generation(sequence);
-        // Each copy of the header says its own place.
-        let pages = [0, PAGE_BYTES].map(|offset| {
-            let stamp = self.stamp(Stream::Log, zone, generation, offset, sequence);
-            transfer::aligned(&stamp.encode_page(Role::ZoneHeader))
-        });
-        let offset = self.superblock.zone_offset(zone);
         let alone = planted::is(Bug::StoreResetBeforeCopiesDurable);
-        let written = self.device.write(offset, pages.to_vec(), Placement::Relocated, alone).await;
+        let written = self.write_header(zone, generation, true, alone).await;
         let result = match written {
             Ok(()) if alone || planted::is(Bug::StoreReuseBeforeGeneration) => Ok(()),
             Ok(()) => self.flush().await,
@@ -117,5 +112,25 @@ impl Core {
         }
         self.state.borrow_mut().sequences.settle(sequence);
         Ok(generation)
+    }
+
+    /// Writes the copies of a zone's header; `last` says whether that in the footer's place too. In
+    /// whatever order they land, the zone has the new generation from the first on.
+    pub async fn write_header(&self, zone: u32, generation: Generation, last: bool, fua: bool) -> DeviceResult<()> {
+        // Each copy says its own place.
+        let page = |offset| {
+            let stamp = self.stamp(Stream::Log, zone, generation, offset, generation.0);
+            transfer::aligned(&stamp.encode_page(Role::ZoneHeader))
+        };
+        let write = |offset, pages| {
+            let place = self.superblock.zone_offset(zone) + u64::from(offset);
+            self.device.write(place, pages, Placement::Relocated, fua)
+        };
+        let first = write(0, vec![page(0), page(PAGE_BYTES)]);
+        if !last {
+            return first.await;
+        }
+        let footer_offset = self.superblock.zone_bytes - ZONE_FOOTER_BYTES;
+        try_join(first, write(footer_offset, vec![page(footer_offset)])).await.map(|_| ())
     }
 }

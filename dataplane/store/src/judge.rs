@@ -15,8 +15,8 @@ use crate::state::{Entry, Place};
 use crate::transfer;
 use cfs_device::BlockDevice;
 use cfs_reactor::Handle;
-use cfs_wire::ZoneNo;
 use cfs_wire::planted::{self, Bug};
+use cfs_wire::{Generation, ZoneNo};
 use std::collections::BTreeMap;
 
 /// What becomes of a zone.
@@ -43,6 +43,8 @@ pub(crate) struct Judged {
 struct Marks {
     /// How far each zone was durable, in its present generation.
     durable: BTreeMap<u32, u32>,
+    /// Generations above that of the zone's own header: it was lost.
+    newer: BTreeMap<u32, Generation>,
     /// Zones that were not sealed when the newest header or footer was written.
     open: Vec<u32>,
     /// Its sequence.
@@ -64,6 +66,11 @@ fn marks(scans: &[ZoneScan], superblock: &Superblock) -> Marks {
     for (sequence, tails) in scans.iter().flat_map(tails) {
         for tail in tails {
             let current = scans.get(tail.zone as usize).and_then(|scan| scan.generation);
+            // Who appends to a zone has its header durable in that generation.
+            if current.is_some_and(|current| current < tail.generation) {
+                let newer = marks.newer.entry(tail.zone).or_default();
+                *newer = tail.generation.max(*newer);
+            }
             // Where no append can end, none did.
             let possible = tail.end.is_multiple_of(PAGE_BYTES) && tail.end <= superblock.zone_bytes - ZONE_FOOTER_BYTES;
             if current == Some(tail.generation) && possible {
@@ -83,6 +90,12 @@ fn marks(scans: &[ZoneScan], superblock: &Superblock) -> Marks {
 impl Marks {
     fn durable(&self, zone: u32) -> u32 {
         self.durable.get(&zone).copied().unwrap_or(ZONE_HEADER_BYTES)
+    }
+
+    /// Whether the zone was used in its generation.
+    fn knows(&self, scan: &ZoneScan) -> bool {
+        let found = !scan.appends.is_empty() || !scan.beyond.is_empty() || scan.footer.is_some();
+        found || self.durable.contains_key(&scan.zone)
     }
 
     /// Whether the zone's summary was durable although it does not verify: a later header knew
@@ -110,6 +123,17 @@ pub(crate) async fn judge(
     let marks = loop {
         let marks = marks(&scans, superblock);
         let mut found = false;
+        if !planted::is(Bug::StoreIgnoreNewerGeneration) {
+            for (zone, generation) in &marks.newer {
+                let mut window = Window::new(device, superblock, *zone);
+                scans[*zone as usize].read_as(*generation, &mut window, handle).await;
+                found = true;
+            }
+        }
+        // What was said by a generation that has passed counts no more.
+        if found {
+            continue;
+        }
         for scan in &mut scans {
             found |= pass_damage(device, superblock, handle, scan, &marks, &mut damaged, report).await;
         }
@@ -193,6 +217,10 @@ async fn verdict(
                 report.corrupt.push(whole(Damage::ZoneHeader));
             }
             return Verdict::Free;
+        }
+        // After a crash while it was written, a header may be lost in which the zone was not used.
+        Header::Valid { lost: true, .. } if marks.knows(scan) => {
+            report.corrupt.push(CorruptRegion { length: ZONE_HEADER_BYTES, ..whole(Damage::ZoneHeader) });
         }
         Header::Valid { .. } => {}
     }

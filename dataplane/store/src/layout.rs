@@ -17,9 +17,10 @@ pub const PAGE_BYTES: u32 = PAGE as u32;
 /// What precedes the zones: the superblocks, and room for structures of later versions.
 pub const AREA_BYTES: u64 = 1 << 20;
 /// A zone's header is written twice, in its first two pages, so that one bad page neither loses
-/// the zone nor brings an older generation back.
+/// the zone nor brings an older generation back. A third copy, where the footer will be, does the
+/// same for one bad range, or one lost write: until the zone is sealed; then the footer does.
 pub const ZONE_HEADER_BYTES: u32 = 2 * PAGE_BYTES;
-/// The last page of a zone, written when it is sealed.
+/// The last page of a zone: a copy of its header, and its footer once it is sealed.
 pub const ZONE_FOOTER_BYTES: u32 = PAGE_BYTES;
 /// The header of one append at most: 256 records of small blobs, or 60 of 1 MiB.
 pub const APPEND_HEADER_BYTES_MAX: u32 = 16 * PAGE_BYTES;

@@ -14,10 +14,9 @@ use crate::flush::Flusher;
 use crate::format::read_copies;
 use crate::judge::{self, Judged, Verdict};
 use crate::layout::append::{Record, TombstoneRecord};
-use crate::layout::stamp::{Role, Stamp};
+use crate::layout::round_up;
 use crate::layout::summary::Summary;
 use crate::layout::superblock::{Identity, Superblock};
-use crate::layout::{PAGE_BYTES, ZONE_HEADER_BYTES, round_up};
 use crate::scan::{self, Header, SummaryFound};
 use crate::state::{Entry, Place, State};
 use crate::transfer;
@@ -25,7 +24,7 @@ use crate::zones::{Stream, Zone, ZoneState, ZoneTable};
 use cfs_device::{BlockDevice, Placement};
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Notify;
-use cfs_wire::{Generation, ZoneNo};
+use cfs_wire::ZoneNo;
 use futures_util::StreamExt;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -41,7 +40,8 @@ const RECORDS_PER_YIELD: usize = 512;
 /// Which structure is damaged.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Damage {
-    /// Both copies of a zone's header: nothing in the zone is believed.
+    /// A zone's header: nothing in the zone is believed. Where the range is no longer than the first
+    /// copies, the zone is known without them, and nothing is lost.
     ZoneHeader,
     /// Headers of appends that were durable; what they held is lost here.
     Appends,
@@ -227,13 +227,15 @@ fn resume(state: &mut State, judged: &[Judged]) -> [Option<u32>; Stream::ALL.len
     resumed
 }
 
-/// Writes what must be in order before the first append: both copies of every zone's header,
+/// Writes what must be in order before the first append: all copies of every zone's header,
 /// and footers of zones that are not continued, or whose summary is damaged.
 async fn repair(core: &Rc<Core>, judged: &[Judged]) -> Result<(), StoreError> {
     for zone in judged {
         let number = zone.scan.zone;
-        if let (Header::Valid { stale_copy: true }, Some(generation)) = (&zone.scan.header, zone.scan.generation) {
-            rewrite_header(core, number, generation).await?;
+        let stale = matches!(zone.scan.header, Header::Valid { stale_copy: true, .. });
+        let Some(generation) = zone.scan.generation.filter(|_| stale) else { continue };
+        if zone.verdict != Verdict::Unusable {
+            core.write_header(number, generation, zone.scan.footer.is_none(), false).await?;
         }
     }
     let open: Vec<u32> = core.lanes.iter().filter_map(|lane| lane.open.get()).collect();
@@ -248,14 +250,4 @@ async fn repair(core: &Rc<Core>, judged: &[Judged]) -> Result<(), StoreError> {
     }
     core.flush().await?;
     Ok(())
-}
-
-async fn rewrite_header(core: &Rc<Core>, zone: u32, generation: Generation) -> Result<(), StoreError> {
-    let pages = [0, PAGE_BYTES].map(|offset| {
-        let stamp: Stamp = core.stamp(Stream::Log, zone, generation, offset, generation.0);
-        transfer::aligned(&stamp.encode_page(Role::ZoneHeader))
-    });
-    debug_assert_eq!(pages.len() * PAGE_BYTES as usize, ZONE_HEADER_BYTES as usize);
-    let offset = core.superblock.zone_offset(zone);
-    Ok(core.device.write(offset, pages.to_vec(), Placement::Relocated, false).await?)
 }

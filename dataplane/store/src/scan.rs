@@ -17,6 +17,7 @@ use cfs_device::{BlockDevice, DeviceError};
 use cfs_reactor::Handle;
 use cfs_wire::Generation;
 use cfs_wire::limits::PAGE;
+use cfs_wire::planted::{self, Bug};
 
 /// First read of a chain, and again after a hop out of the window.
 const WINDOW_BYTES_MIN: u32 = 16 << 10;
@@ -28,16 +29,18 @@ const BEYOND_BYTES_MAX: u32 = FLIGHTS_MAX as u32 * (PAYLOAD_BYTES_MAX + APPEND_H
 /// Pages looked at between two yields while searching for a header.
 const PAGES_PER_YIELD: u32 = 256;
 
-/// What the first two pages of a zone hold.
+/// What the copies of a zone's header say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Header {
-    /// `stale_copy`: one of the two copies must be written anew.
+    /// The zone's generation is known. `stale_copy`: some copy must be written anew. `lost`: the
+    /// first two must, for something else told the generation.
     Valid {
         stale_copy: bool,
+        lost: bool,
     },
     /// Never used since the format, or damaged beyond recognition.
     Void,
-    /// Was a header of this target, but neither copy verifies any more.
+    /// The zone was used, but no copy verifies any more, and no footer.
     Damaged,
     Unreadable,
 }
@@ -141,77 +144,89 @@ pub(crate) async fn scan(device: &dyn BlockDevice, superblock: &Superblock, hand
     let mut window = Window::new(device, superblock, zone);
     scan.read_header(&mut window).await;
     if scan.generation.is_some() {
-        scan.read_footer(device, superblock).await;
         scan.read_summary(device, superblock).await;
-        scan.walk(&mut window).await;
-        if scan.footer.is_none() {
-            scan.look_beyond(&mut window, handle).await;
-        }
+        scan.read_appends(&mut window, handle).await;
     }
     scan
 }
 
 impl ZoneScan {
+    /// The zone's generation is the newest that anything tells which was written after a header of it
+    /// had been durable: a copy of the header, the footer, the zone's first append.
     async fn read_header(&mut self, window: &mut Window<'_>) {
-        let Ok(pages) = window.read(0, ZONE_HEADER_BYTES).await else {
+        let Ok(first) = window.read(0, ZONE_HEADER_BYTES).await else {
             self.header = Header::Unreadable;
             return;
         };
-        let superblock = window.superblock;
-        let copies: Vec<Result<Stamp, Invalid>> = (0..)
-            .step_by(PAGE)
-            .zip(pages.chunks(PAGE))
-            .map(|(offset, page)| {
-                let stamp = Stamp::decode(Role::ZoneHeader, page)?;
-                if stamp.is_of(superblock, self.zone, offset) { Ok(stamp) } else { Err(Invalid::NoMagic) }
-            })
-            .collect();
-        let newest = copies.iter().flatten().map(|stamp| stamp.generation).max();
-        self.sequence_max = copies.iter().flatten().map(|stamp| stamp.sequence).max().unwrap_or(0);
-        self.generation = newest;
-        self.header = match newest {
-            Some(newest) => {
-                let is_newest = |copy: &Result<Stamp, Invalid>| matches!(copy, Ok(stamp) if stamp.generation == newest);
-                Header::Valid { stale_copy: !copies.iter().all(is_newest) }
-            }
-            None if copies.contains(&Err(Invalid::Checksum)) => Header::Damaged,
-            None => self.header_without_magic(window).await,
+        let last_offset = window.superblock.zone_bytes - ZONE_FOOTER_BYTES;
+        let place = window.superblock.zone_offset(self.zone) + u64::from(last_offset);
+        // What can't be read may be read another time: it is not taken for a stale copy.
+        let last = transfer::read(window.device, place, PAGE).await.ok();
+        let copies = [
+            self.header_copy(window.superblock, 0, &first[..PAGE]),
+            self.header_copy(window.superblock, PAGE_BYTES, &first[PAGE..]),
+            self.header_copy(window.superblock, last_offset, last.as_deref().unwrap_or_default()),
+        ];
+        let footer = self.decode_footer(window.superblock, last_offset, last.as_deref().unwrap_or_default());
+        let known = copies.iter().flatten().map(|stamp| stamp.generation);
+        let known = known.chain(footer.iter().map(|footer| footer.stamp.generation)).max();
+        let append = self.first_append(window).await;
+        let stamps = copies.iter().flatten().chain(footer.iter().map(|footer| &footer.stamp)).chain(&append);
+        self.sequence_max = stamps.map(|stamp| stamp.sequence).max().unwrap_or(0);
+        let Some(known) = known else {
+            // Without a header an append may be of the past.
+            let used = append.is_some()
+                || copies.contains(&Err(Invalid::Checksum))
+                || footer.is_err_and(|error| error == Invalid::Checksum);
+            self.header = if used { Header::Damaged } else { Header::Void };
+            return;
         };
+        let append = append.filter(|_| !planted::is(Bug::StoreIgnoreNewerGeneration));
+        let generation = append.map_or(known, |append| append.generation.max(known));
+        self.generation = Some(generation);
+        self.footer = footer.ok().filter(|footer| footer.stamp.is_generation(generation));
+        let is_newest = |copy: &Result<Stamp, Invalid>| matches!(copy, Ok(stamp) if stamp.generation == generation);
+        let [zeroth, first, third] = copies.each_ref().map(is_newest);
+        let stale_copy = !zeroth || !first || !(third || self.footer.is_some() || last.is_none());
+        self.header = Header::Valid { stale_copy, lost: !zeroth && !first };
     }
 
-    /// Nothing recognisable in the header's place: an append of this target behind it, or a footer,
-    /// tells a damaged zone from one never used.
-    async fn header_without_magic(&mut self, window: &mut Window<'_>) -> Header {
-        let page = window.read(ZONE_HEADER_BYTES, PAGE_BYTES).await.unwrap_or_default();
-        let length = Stamp::peek_bytes(Role::Append, &page).unwrap_or(PAGE_BYTES);
-        let structure = window.read(ZONE_HEADER_BYTES, length).await.unwrap_or_default();
-        let footer_offset = window.superblock.zone_bytes - ZONE_FOOTER_BYTES;
-        let footer = window.read(footer_offset, PAGE_BYTES).await.unwrap_or_default();
-        let append = (Stamp::decode(Role::Append, &structure), ZONE_HEADER_BYTES);
-        let footer = (ZoneFooter::decode(&footer).map(|footer| footer.stamp), footer_offset);
-        let mut header = Header::Void;
-        for (stamp, offset) in [append, footer] {
-            let Ok(stamp) = stamp else { continue };
-            if stamp.is_of(window.superblock, self.zone, offset) {
-                self.sequence_max = self.sequence_max.max(stamp.sequence);
-                header = Header::Damaged;
-            }
-        }
-        header
+    fn header_copy(&self, superblock: &Superblock, offset: u32, page: &[u8]) -> Result<Stamp, Invalid> {
+        let stamp = Stamp::decode(Role::ZoneHeader, page)?;
+        if stamp.is_of(superblock, self.zone, offset) { Ok(stamp) } else { Err(Invalid::NoMagic) }
     }
 
-    async fn read_footer(&mut self, device: &dyn BlockDevice, superblock: &Superblock) {
-        let offset = superblock.zone_bytes - ZONE_FOOTER_BYTES;
-        let place = superblock.zone_offset(self.zone) + u64::from(offset);
-        let Ok(page) = transfer::read(device, place, PAGE).await else { return };
-        let Ok(footer) = ZoneFooter::decode(&page) else { return };
+    /// The stamp of whatever append was last written at the beginning of the zone.
+    async fn first_append(&self, window: &mut Window<'_>) -> Option<Stamp> {
+        let page = window.read(ZONE_HEADER_BYTES, PAGE_BYTES).await.ok()?;
+        let length = Stamp::peek_bytes(Role::Append, &page).ok()?;
+        let structure = window.read(ZONE_HEADER_BYTES, length).await.ok()?;
+        let stamp = Stamp::decode(Role::Append, &structure).ok()?;
+        stamp.is_of(window.superblock, self.zone, ZONE_HEADER_BYTES).then_some(stamp)
+    }
+
+    fn decode_footer(&self, superblock: &Superblock, offset: u32, page: &[u8]) -> Result<ZoneFooter, Invalid> {
+        let footer = ZoneFooter::decode(page)?;
         let stamp = &footer.stamp;
-        let ours = stamp.is_of(superblock, self.zone, offset)
-            && self.generation.is_some_and(|generation| stamp.is_generation(generation));
         let sane = (ZONE_HEADER_BYTES..=offset).contains(&stamp.extent) && stamp.extent.is_multiple_of(PAGE_BYTES);
-        if ours && sane {
-            self.sequence_max = self.sequence_max.max(stamp.sequence);
-            self.footer = Some(footer);
+        if sane && stamp.is_of(superblock, self.zone, offset) { Ok(footer) } else { Err(Invalid::NoMagic) }
+    }
+
+    /// Reads the zone again in a newer generation, which headers in other zones know it to have.
+    pub async fn read_as(&mut self, generation: Generation, window: &mut Window<'_>, handle: &Handle) {
+        self.generation = Some(generation);
+        self.header = Header::Valid { stale_copy: true, lost: true };
+        (self.footer, self.summary) = (None, SummaryFound::Absent);
+        self.appends.clear();
+        self.beyond.clear();
+        self.position = ZONE_HEADER_BYTES;
+        self.read_appends(window, handle).await;
+    }
+
+    async fn read_appends(&mut self, window: &mut Window<'_>, handle: &Handle) {
+        self.walk(window).await;
+        if self.footer.is_none() {
+            self.look_beyond(window, handle).await;
         }
     }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use cfs_device::mem::Faults;
+use cfs_device::mem::{Faults, MemDisk};
 use cfs_reactor::clock::SplitMix64;
 use cfs_store::{CorruptRegion, Damage, StoreError};
 use cfs_wire::blobs::BlobKind;
@@ -11,12 +11,15 @@ use common::crash::{Journal, check, work_until_error};
 use common::*;
 use std::collections::BTreeMap;
 
-const PAGE: u32 = 4096;
-/// Where appends start in a zone.
-const FIRST: u32 = 2 * PAGE;
+/// The zone's header is damaged, and known from elsewhere.
+fn mended_header(zone: u32) -> CorruptRegion {
+    CorruptRegion { zone: ZoneNo(zone), offset: 0, length: FIRST, damage: Damage::ZoneHeader }
+}
 
-fn at(zone: u32, offset: u32) -> u64 {
-    AREA + u64::from(zone) * u64::from(ZONE) + u64::from(offset)
+/// Damages all copies of a zone's header, or the first two and the footer.
+fn destroy_header(disk: &MemDisk, zone: u32) {
+    disk.corrupt(at(zone, 0), FIRST as usize, 1);
+    disk.corrupt(at(zone, ZONE - PAGE) + 200, 4, 1);
 }
 
 #[test]
@@ -137,7 +140,7 @@ fn a_deletion_is_forgotten_with_the_generation_it_guarded_against_also_where_the
         put(&store, 1, BlobKind::Data, 6000).await.unwrap();
         put(&store, 2, BlobKind::Data, 6000).await.unwrap();
         delete(&store, &[1]).await.unwrap();
-        disk.corrupt(at(0, 0), FIRST as usize, 1);
+        destroy_header(&disk, 0);
         let store = reopen(store, &disk, &handle).await;
         // What the zone holds is not believed, but could be if its header came back.
         assert_eq!(store.space().tombstones, 1);
@@ -162,7 +165,8 @@ fn a_sealed_zone_whose_beginning_is_lost_is_damaged_and_not_empty() {
         handle.sleep(std::time::Duration::from_secs(1)).await;
         // The newest header does not count the zone among the open ones.
         put(&store, 7, BlobKind::Data, 10).await.unwrap();
-        disk.corrupt(at(0, 0), (FIRST + PAGE) as usize, 1);
+        destroy_header(&disk, 0);
+        disk.corrupt(at(0, FIRST), PAGE as usize, 1);
         let store = reopen(store, &disk, &handle).await;
         let region = CorruptRegion { zone: ZoneNo(0), offset: 0, length: ZONE, damage: Damage::ZoneHeader };
         assert_eq!(store.recovery().corrupt, vec![region]);
@@ -172,19 +176,27 @@ fn a_sealed_zone_whose_beginning_is_lost_is_damaged_and_not_empty() {
 }
 
 #[test]
-fn one_damaged_zone_header_is_mended_and_two_void_the_zone() {
+fn a_zone_header_is_mended_from_any_copy_and_without_any_the_zone_is_void() {
     run(4, |handle| async move {
         let disk = formatted(&handle, 16, 4).await;
         let store = open(&disk, &handle).await;
         put(&store, 1, BlobKind::Data, 6000).await.unwrap();
         put(&store, 2, BlobKind::Log, 6000).await.unwrap();
-        for copy in [0, PAGE] {
+        for copy in [0, PAGE, ZONE - PAGE] {
             disk.corrupt(at(0, copy + 50), 1, 1);
             let store = open(&disk, &handle).await;
             assert_eq!(store.recovery().corrupt, vec![]);
             expect_blob(&store, 1, 6000, "one copy damaged").await;
         }
-        disk.corrupt(at(0, 0), FIRST as usize, 1);
+        for expected in [vec![mended_header(0)], vec![]] {
+            if !expected.is_empty() {
+                disk.corrupt(at(0, 0), FIRST as usize, 1);
+            }
+            let store = open(&disk, &handle).await;
+            assert_eq!(store.recovery().corrupt, expected);
+            expect_blob(&store, 1, 6000, "known from the last copy").await;
+        }
+        destroy_header(&disk, 0);
         let store = reopen(store, &disk, &handle).await;
         let region = CorruptRegion { zone: ZoneNo(0), offset: 0, length: ZONE, damage: Damage::ZoneHeader };
         assert_eq!(store.recovery().corrupt, vec![region]);
@@ -233,10 +245,96 @@ fn a_zone_that_was_reset_never_shows_its_past_even_without_its_header() {
         assert!(store.zones_collected() > 0);
         disk.corrupt(at(0, 0), FIRST as usize, 1);
         let store = reopen(store, &disk, &handle).await;
+        ids.iter().for_each(|id| assert_eq!(store.stat(BlobId(*id)), None, "two copies lost"));
+        destroy_header(&disk, 0);
+        let store = reopen(store, &disk, &handle).await;
         for id in ids {
             expect_absent(&store, id, "reset").await;
         }
     });
+}
+
+#[test]
+fn a_sealed_zone_whose_header_is_lost_is_known_by_its_footer() {
+    run(13, |handle| async move {
+        let disk = formatted(&handle, 20, 13).await;
+        let store = open(&disk, &handle).await;
+        for id in 1..=7 {
+            put(&store, id, BlobKind::Data, 60_000).await.unwrap();
+        }
+        delete(&store, &[2]).await.unwrap();
+        disk.corrupt(at(0, 0), FIRST as usize, 1);
+        let mut store = reopen(store, &disk, &handle).await;
+        assert_eq!((store.recovery().corrupt.clone(), store.recovery().summaries), (vec![mended_header(0)], 2));
+        for context in ["first time", "second time"] {
+            for id in [1, 3, 4, 5, 6, 7] {
+                expect_blob(&store, id, 60_000, context).await;
+            }
+            expect_absent(&store, 2, context).await;
+            store = reopen(store, &disk, &handle).await;
+            assert_eq!(store.recovery().corrupt, vec![], "the header was written again");
+        }
+    });
+}
+
+/// A zone is used again although all or some of what said so was lost.
+#[test]
+fn a_zone_whose_new_header_was_lost_shows_what_was_put_since_and_nothing_older() {
+    // By the seed what was in the zone stays, or is discarded.
+    for seed in 0..8 {
+        for lost in [vec![header_range(0)], vec![header_range(0), footer_range(0)]] {
+            run(seed, move |handle| async move {
+                let context = format!("seed {seed}, {} lost", lost.len());
+                let disk = formatted(&handle, 16, seed).await;
+                let store = open(&disk, &handle).await;
+                let reused = use_zone_0_again(&store, &disk, &handle, lost).await;
+                let mut store = reopen(store, &disk, &handle).await;
+                assert_eq!(store.recovery().corrupt, vec![mended_header(0)], "{context}");
+                for _ in 0..2 {
+                    for id in [1, 2, 3] {
+                        expect_absent(&store, id, &context).await;
+                    }
+                    for id in reused {
+                        expect_blob(&store, id, 60_000, &context).await;
+                    }
+                    put(&store, 900, BlobKind::Data, 60_000).await.unwrap();
+                    store = reopen(store, &disk, &handle).await;
+                    assert_eq!(store.recovery().corrupt, vec![], "{context}: the header was written again");
+                }
+                expect_blob(&store, 900, 60_000, &context).await;
+            });
+        }
+    }
+}
+
+#[test]
+fn other_zones_tell_that_a_zone_has_a_newer_generation_than_its_header_and_its_first_append() {
+    for seed in 0..8 {
+        run(seed, move |handle| async move {
+            let context = format!("seed {seed}");
+            let disk = formatted(&handle, 16, seed).await;
+            let store = open(&disk, &handle).await;
+            let lost = vec![header_range(0), footer_range(0)];
+            let [first, second] = use_zone_0_again(&store, &disk, &handle, lost).await;
+            // In another stream's zone: its header knows how far zone 0 was durable.
+            put(&store, 901, BlobKind::Log, 10).await.unwrap();
+            disk.corrupt(at(0, FIRST + 40), 4, 1);
+            let store = reopen(store, &disk, &handle).await;
+            let length = 64 << 10;
+            let lost = CorruptRegion { zone: ZoneNo(0), offset: FIRST, length, damage: Damage::Appends };
+            assert_eq!(store.recovery().corrupt, vec![mended_header(0), lost], "{context}");
+            for id in [1, 2, 3, first] {
+                expect_absent(&store, id, &context).await;
+            }
+            expect_blob(&store, second, 60_000, &context).await;
+            put(&store, first, BlobKind::Data, 60_000).await.unwrap();
+            let store = reopen(store, &disk, &handle).await;
+            assert_eq!(store.recovery().corrupt, vec![lost], "{context}: the header was written again");
+            for id in [first, second] {
+                expect_blob(&store, id, 60_000, &context).await;
+            }
+        });
+    }
 }
 
 #[test]

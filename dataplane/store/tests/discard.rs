@@ -18,8 +18,8 @@ use std::time::Duration;
 
 /// Four fill a zone of the tests.
 const LENGTH: usize = 50_000;
-/// A zone without its header.
-const DISCARDED: u64 = ZONE as u64 - 2 * 4096;
+/// A zone without the copies of its header.
+const DISCARDED: u64 = ZONE as u64 - 3 * 4096;
 
 async fn put_all(store: &TargetStore, ids: std::ops::RangeInclusive<u128>) {
     for id in ids {

@@ -63,6 +63,31 @@ fn an_id_stands_for_one_blob() {
     });
 }
 
+/// Loses what is written to a zone's header when the zone is emptied, and asks for what was put there
+/// afterwards.
+fn a_lost_header_loses_nothing_else() {
+    run(1, |handle| async move {
+        let disk = formatted(&handle, 16, 1).await;
+        let store = open(&disk, &handle).await;
+        let lost = vec![header_range(0), footer_range(0)];
+        let reused = use_zone_0_again(&store, &disk, &handle, lost).await;
+        let store = reopen(store, &disk, &handle).await;
+        for id in reused {
+            expect_blob(&store, id, 60_000, "put into the zone").await;
+        }
+        for id in [1, 2, 3] {
+            expect_absent(&store, id, "deleted").await;
+        }
+    });
+}
+
+fn found_by_lost_header(bug: Bug) -> Option<u64> {
+    planted::activate(Some(bug));
+    let failed = catch_unwind(a_lost_header_loses_nothing_else).is_err();
+    planted::activate(None);
+    failed.then_some(0)
+}
+
 fn found_by_reuse(bug: Bug) -> Option<u64> {
     planted::activate(Some(bug));
     let failed = catch_unwind(an_id_stands_for_one_blob).is_err();
@@ -78,6 +103,7 @@ fn every_planted_bug_of_the_store_is_found() {
         let found = match bug {
             Bug::StoreSkipChecksum | Bug::StoreCorruptionAsTornTail => found_by_rot(bug),
             Bug::StoreReuseId => found_by_reuse(bug),
+            Bug::StoreIgnoreNewerGeneration => found_by_lost_header(bug),
             _ => found_by_crashes(bug, 2000),
         };
         println!("{}: {found:?}", bug.name());
@@ -90,5 +116,6 @@ fn every_planted_bug_of_the_store_is_found() {
     // The twin: without a bug the same checks find nothing.
     (0..16).for_each(rot_is_noticed);
     an_id_stands_for_one_blob();
+    a_lost_header_loses_nothing_else();
     (0..200).for_each(crash_once);
 }

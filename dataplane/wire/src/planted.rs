@@ -24,6 +24,8 @@ bugs! {
     StoreSkipFlush,
     /// Store: accept any zone generation when scanning headers.
     StoreIgnoreGeneration,
+    /// Store: take the generation in a zone's header for its last, whatever was written since.
+    StoreIgnoreNewerGeneration,
     /// Store: reuse a zone before its new generation is durable.
     StoreReuseBeforeGeneration,
     /// Store: do not write tombstones.

@@ -31,9 +31,10 @@ const SEEDS_FIRST: u64 = 4;
 
 /// What unit tests look for in the place of the simulation. A lone replica asks nobody for a vote;
 /// a client that waits for each commit of an inode, under a request id that is carried out once,
-/// never sends what the order of commits would refuse; and hardly ever does a program write again
-/// what is just being packed.
-const ELSEWHERE: [Bug; 3] = [Bug::LogForgetVote, Bug::MetaIgnoreCommitSequence, Bug::MetaSwapBlindly];
+/// never sends what the order of commits would refuse; hardly ever does a program write again what
+/// is just being packed; and a disk hardly ever loses all copies of one header.
+const ELSEWHERE: [Bug; 4] =
+    [Bug::LogForgetVote, Bug::MetaIgnoreCommitSequence, Bug::MetaSwapBlindly, Bug::StoreIgnoreNewerGeneration];
 
 /// How to look for planted bugs.
 #[derive(clap::Args)]

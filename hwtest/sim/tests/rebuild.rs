@@ -173,13 +173,15 @@ fn what_found_no_room_when_its_target_was_lost_is_rebuilt_once_there_is_some() {
     });
 }
 
-/// The headers of all zones of a disk, in the default layout of a target: 1 MiB before the first.
+/// All copies of the headers of all zones of a disk, or the footer in the place of the last, in the
+/// default layout of a target: 1 MiB before the first.
 fn damage_zone_headers(world: &World, index: usize, zones: u32) {
     let disk = world.disk(index);
     let zone_bytes = disk.size() / (u64::from(zones) + 1);
     assert!(zone_bytes.is_power_of_two());
     for zone in 0..u64::from(zones) {
         disk.corrupt((1 << 20) + zone * zone_bytes, 8192, 1 + zone);
+        disk.corrupt((1 << 20) + (zone + 1) * zone_bytes - 4096, 4096, 1 + zone);
     }
 }
 

@@ -6,7 +6,7 @@ use cfs_reactor::Handle;
 use cfs_reactor::clock::SplitMix64;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -67,6 +67,8 @@ pub(super) struct State {
     pub halted: bool,
     pub gone: bool,
     pub faults_injected: u64,
+    /// Where writes that begin are lost.
+    losing: Vec<Range<u64>>,
     halt: Option<Halt>,
     write_count: u64,
     /// Reads asked for, and their bytes.
@@ -84,6 +86,13 @@ impl State {
         let struck = draw < probability;
         self.faults_injected += u64::from(struck);
         struck
+    }
+
+    /// Whether a write that begins here is lost because somebody asked for that.
+    pub fn loses(&mut self, offset: u64) -> bool {
+        let lost = self.losing.iter().any(|range| range.contains(&offset));
+        self.faults_injected += u64::from(lost);
+        lost
     }
 
     pub fn latency(&mut self) -> Duration {
@@ -165,6 +174,7 @@ impl MemDisk {
             halted: false,
             gone: false,
             faults_injected: 0,
+            losing: Vec::new(),
             halt: None,
             write_count: 0,
             reads: (0, 0),
@@ -210,6 +220,11 @@ impl MemDisk {
 
     pub fn set_faults(&self, faults: Faults) {
         self.state.borrow_mut().faults = faults;
+    }
+
+    /// From now on writes that begin in these ranges, and no others, are answered and lost.
+    pub fn lose_writes(&self, ranges: Vec<Range<u64>>) {
+        self.state.borrow_mut().losing = ranges;
     }
 
     /// Faults that struck so far: a test that injects them asserts that some did.

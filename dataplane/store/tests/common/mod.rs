@@ -5,6 +5,7 @@
 pub mod crash;
 
 use bytes::Bytes;
+use cfs_device::BlockDevice;
 use cfs_device::mem::MemDisk;
 use cfs_reactor::buffer::DmaBuf;
 use cfs_reactor::clock::{SimClock, SplitMix64};
@@ -14,10 +15,29 @@ use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
 use cfs_wire::{BlobId, ClusterId, DeviceId, NodeId, TargetId};
 use std::cell::RefCell;
 use std::future::Future;
+use std::ops::Range;
 use std::rc::Rc;
 
 pub const AREA: u64 = 1 << 20;
 pub const ZONE: u32 = 256 << 10;
+pub const PAGE: u32 = 4096;
+/// Where appends start in a zone.
+pub const FIRST: u32 = 2 * PAGE;
+
+/// A place in a zone, on the device.
+pub fn at(zone: u32, offset: u32) -> u64 {
+    AREA + u64::from(zone) * u64::from(ZONE) + u64::from(offset)
+}
+
+/// The first two copies of a zone's header.
+pub fn header_range(zone: u32) -> Range<u64> {
+    at(zone, 0)..at(zone, FIRST)
+}
+
+/// A zone's footer, or the third copy of its header.
+pub fn footer_range(zone: u32) -> Range<u64> {
+    at(zone, ZONE - PAGE)..at(zone + 1, 0)
+}
 
 /// Runs one story to its end on virtual time.
 pub fn run<T: 'static, F: Future<Output = T> + 'static>(seed: u64, story: impl FnOnce(Handle) -> F) -> T {
@@ -95,6 +115,36 @@ pub async fn put(store: &TargetStore, id: u128, kind: BlobKind, length: usize) -
 
 pub async fn delete(store: &TargetStore, ids: &[u128]) -> Result<(), StoreError> {
     store.delete(ids.iter().copied().map(BlobId).collect()).await
+}
+
+/// Fills zone 0 of an empty store with blobs 1 to 3, deletes them, and loses the writes in `lost`
+/// while the zone is emptied; then puts blobs of 60,000 bytes until two are in the zone: which.
+pub async fn use_zone_0_again(
+    store: &TargetStore,
+    disk: &Rc<MemDisk>,
+    handle: &Handle,
+    lost: Vec<Range<u64>>,
+) -> [u128; 2] {
+    for id in 1..=4 {
+        put(store, id, BlobKind::Data, 60_000).await.unwrap();
+    }
+    let faults = disk.faults_injected() + lost.len() as u64;
+    disk.lose_writes(lost);
+    delete(store, &[1, 2, 3]).await.unwrap();
+    handle.sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!((store.zones_collected(), disk.faults_injected()), (1, faults));
+    disk.lose_writes(vec![]);
+    let device = disk.open(handle);
+    let before = device.read(at(0, FIRST), PAGE as usize).await.unwrap();
+    for id in 10..100 {
+        put(store, id, BlobKind::Data, 60_000).await.unwrap();
+        if device.read(at(0, FIRST), PAGE as usize).await.unwrap()[..] != before[..] {
+            put(store, id + 1, BlobKind::Data, 60_000).await.unwrap();
+            return [id, id + 1];
+        }
+        delete(store, &[id]).await.unwrap();
+    }
+    panic!("zone 0 is not used again");
 }
 
 /// What a scrub finds damaged.
