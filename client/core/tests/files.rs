@@ -5,9 +5,9 @@ mod common;
 use bytes::Bytes;
 use cfs_client::{Caller, Client, OpenFlags, Whence, WriteFlags};
 use cfs_reactor::clock::SplitMix64;
-use cfs_wire::Errno;
 use cfs_wire::limits::PUNCH_EXTENTS_MAX;
 use cfs_wire::meta::{AttrChanges, XATTR_CAPABILITY};
+use cfs_wire::{Epoch, Errno};
 use common::{ROOT, Server, create, open, pattern, read, seeds, simulate, write};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -385,6 +385,12 @@ fn a_copy_shares_what_is_stored() {
         client.fsync(&to, false).await.unwrap();
         assert_eq!(server.disk.stores.get(), stores, "bytes were stored anew");
         assert!(read(&client, &to, 0, 3 << 20).await == content);
+        // Long after it was stored, also what was itself shared.
+        server.advance_epoch(Epoch(9)).await;
+        assert_eq!(client.copy_file_range(&to, 0, &from, 4 << 20, 3 << 20, false).await, Ok(3 << 20));
+        client.fsync(&from, false).await.unwrap();
+        assert_eq!(server.disk.stores.get(), stores, "old bytes were stored anew");
+        assert!(read(&client, &from, 4 << 20, 3 << 20).await == content);
     });
 }
 

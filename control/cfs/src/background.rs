@@ -56,8 +56,9 @@ pub struct Movers {
     pub store: Rc<SegmentStore>,
 }
 
-/// The epoch handed out lies this far above the least one shards accept: a location stays good
-/// for one to two epoch intervals.
+/// The epoch handed out with what is stored lies this far above the least one shards accept: a
+/// location stays good for two to three epoch intervals, and one handed out with the extents of a
+/// file for one to two.
 const EPOCHS_ACCEPTED: u64 = 2;
 
 impl Movers {

@@ -82,6 +82,7 @@ impl Collector {
             let op = ShardOp::Freeze { referents: referents.to_vec(), epoch };
             match call(&*self.calls, shard, op).await? {
                 ShardReply::Held(answers) if answers.len() == referents.len() => Ok(answers),
+                ShardReply::Refused => Err(MoverError::EpochPassed { shard }),
                 _ => Err(MoverError::Protocol { shard, op: "Freeze" }),
             }
         });

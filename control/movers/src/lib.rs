@@ -38,6 +38,8 @@ pub enum MoverError {
     Shard { shard: ShardId, error: MetaError },
     #[error("shard {shard} gave an answer of the wrong kind to {op}")]
     Protocol { shard: ShardId, op: &'static str },
+    #[error("shard {shard} has handed out a newer reference epoch than that of the freeze")]
+    EpochPassed { shard: ShardId },
     #[error(transparent)]
     Data(#[from] cfs_wire::data::DataError),
 }

@@ -53,7 +53,8 @@ pub struct Extent {
     pub offset: u64,
     pub length: u32,
     pub location: Location,
-    /// The reference epoch at which the location was handed out.
+    /// The reference epoch at which the location was handed out: by `store`, or with the extents of
+    /// a file.
     pub epoch: Epoch,
 }
 

@@ -625,7 +625,8 @@ pub enum ShardOp {
     ListReleased {
         max: u32,
     },
-    /// Whether this shard references each; from then on it refuses new references to them.
+    /// Whether this shard references each; from then on it refuses new references to them. Refused
+    /// when the shard has handed out a newer epoch with references.
     Freeze {
         referents: Vec<Referent>,
         epoch: Epoch,

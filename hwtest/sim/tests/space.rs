@@ -183,10 +183,9 @@ fn a_segment_that_was_marked_dead_and_not_removed_goes_with_the_orphans() {
             Referent::Slot(segment, slot) => (*segment, *slot),
             Referent::Hot(blob) => panic!("{blob} is no segment"),
         };
-        let ShardReply::Held(held) = meta(ShardOp::Freeze { referents: referents.clone(), epoch: Epoch(1) }).await
-        else {
-            panic!()
-        };
+        let ShardReply::Epoch(minimum) = meta(ShardOp::GetEpoch).await else { panic!() };
+        let freeze = ShardOp::Freeze { referents: referents.clone(), epoch: Epoch(minimum.0 + 2) };
+        let ShardReply::Held(held) = meta(freeze).await else { panic!() };
         assert!(!held.is_empty() && !held.contains(&true));
         meta(ShardOp::MarkDead { slots: referents.iter().map(slot).collect() }).await;
         meta(ShardOp::Resolve { referents }).await;

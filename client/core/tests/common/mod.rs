@@ -14,7 +14,7 @@ use cfs_reactor::sync::Semaphore;
 use cfs_reactor::{Executor, Handle};
 use cfs_wire::data::{DataError, FetchCall, Location, OP_FETCH, OP_STORE, Piece, StoreCall, StoreReply};
 use cfs_wire::limits::CHUNK_BYTES;
-use cfs_wire::meta::{MetaCall, MetaError, MetaOp, MetaResult, MountReply, MountResult, OP_META, OP_MOUNT};
+use cfs_wire::meta::{MetaCall, MetaError, MetaOp, MetaResult, MountReply, MountResult, OP_META, OP_MOUNT, ShardOp};
 use cfs_wire::{BlobId, Epoch, Ino, NodeId, Policy, SessionId, ShardId, VolumeId, body};
 use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
@@ -57,6 +57,8 @@ pub struct Disk {
     pub gone_fetches: Cell<u32>,
     /// Bytes that may still be stored.
     pub room: Cell<u64>,
+    /// The reference epoch that stores hand out.
+    pub epoch: Cell<Epoch>,
     /// How long a change may take to be applied.
     pub proposal_micros_max: Cell<u64>,
     /// Calls seen, by what they were.
@@ -131,6 +133,7 @@ impl Server {
             busy_commits: Cell::new(0),
             gone_fetches: Cell::new(0),
             room: Cell::new(1 << 39),
+            epoch: Cell::new(Epoch(1)),
             proposal_micros_max: Cell::new(500),
             stores: Cell::new(0),
             fetches: Cell::new(0),
@@ -170,6 +173,19 @@ impl Server {
         };
         for (id, replica) in &self.disk.shards {
             replica.apply(*id, &LogEntry::Init(init.clone())).await;
+        }
+    }
+
+    /// Lets the shards refuse references handed out before that epoch, and stores hand out a later one.
+    pub async fn advance_epoch(&self, minimum: Epoch) {
+        self.disk.epoch.set(Epoch(minimum.0 + 2));
+        for (id, replica) in &self.disk.shards {
+            replica
+                .apply(
+                    *id,
+                    &LogEntry::Shard { op: ShardOp::AdvanceEpoch { minimum, after: None }, now: self.handle.wall() },
+                )
+                .await;
         }
     }
 
@@ -305,7 +321,7 @@ impl Endpoint {
             pieces.push(Piece { length: chunk.len() as u32, location });
             self.disk.blobs.borrow_mut().insert(blob, chunk);
         }
-        Ok(StoreReply { epoch: Epoch(1), pieces })
+        Ok(StoreReply { epoch: self.disk.epoch.get(), pieces })
     }
 
     fn fetch(&self, request: &Message) -> Result<Bytes, DataError> {

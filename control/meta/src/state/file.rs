@@ -157,6 +157,17 @@ impl View<'_> {
 
     /// Whether a new reference may be made: handed out recently enough, and not being
     /// collected.
+    ///
+    /// No reference comes to something deleted: that is deleted only after one freeze, of epoch f, to
+    /// which every shard answered that it holds none.
+    /// - With what was just stored comes the epoch of the store, which is at most f: freezes are of
+    ///   what is there, under the newest epoch.
+    /// - With the extents of a file comes `handed_out_epoch` of the shard that holds them. Its freeze is a
+    ///   later entry of the same log, or it would have answered that it holds one; and `freeze`
+    ///   refuses an f below what the shard has handed out by then.
+    ///
+    /// So whoever got hold of it has an epoch of at most f. Where that is still accepted, the freeze of
+    /// that shard counts too (`is_frozen`), and a reference made before it was answered as held.
     pub(crate) async fn check_reference(&self, referent: &Referent, epoch: Epoch) -> Attempt<()> {
         if planted::is(Bug::MetaAcceptFrozen) {
             return Ok(());
@@ -402,7 +413,15 @@ impl View<'_> {
         Ok(false)
     }
 
-    /// Extents of a range as a client asks for them, and how far they describe it.
+    /// The reference epoch that goes with the extents of files here, however long ago their bytes were
+    /// stored. Stores and freezes come with one that is above the minimum of every shard, so a freeze
+    /// is below this one only if the epoch has advanced since it began.
+    pub(crate) fn handed_out_epoch(&self) -> Epoch {
+        Epoch(self.counters.minimum_epoch.0.saturating_add(1))
+    }
+
+    /// Extents of a range as a client asks for them, to refer to them elsewhere, and how far they
+    /// describe it.
     pub(crate) async fn describe(
         &self,
         inode: &Inode,
@@ -416,6 +435,9 @@ impl View<'_> {
         let mut extents = self.extents(inode.ino, offset, content_end, max + 1).await?;
         let covered = extents.get(max).map_or(end, |next| next.offset);
         extents.truncate(max);
+        for extent in &mut extents {
+            extent.epoch = self.handed_out_epoch();
+        }
         Ok((extents, covered))
     }
 }

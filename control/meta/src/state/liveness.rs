@@ -169,6 +169,10 @@ impl View<'_> {
     }
 
     async fn freeze(&mut self, referents: &[Referent], epoch: Epoch) -> Result<ShardReply, StateError> {
+        // It was long under way, and would be forgotten before what was handed out since is refused.
+        if epoch < self.handed_out_epoch() {
+            return Ok(ShardReply::Refused);
+        }
         let mut held = Vec::with_capacity(referents.len());
         for referent in referents {
             held.push(self.any(&keys::references(self.shard, referent)).await?);

@@ -29,7 +29,7 @@ pub(super) fn a_frozen_referent_takes_no_new_reference_until_thawed() {
     let mut shard = Shard::new();
     let ino = shard.create(ROOT, "f", file()).unwrap().ino;
     shard.write(ino, vec![data(0, 10, 1)]).unwrap();
-    assert_eq!(freeze(&mut shard, &[1, 2], 0), [true, false]);
+    assert_eq!(freeze(&mut shard, &[1, 2], 1), [true, false]);
     assert_eq!(shard.write(ino, vec![data(50, 5, 3), data(20, 10, 2)]), Err(MetaError::StaleReference));
     assert_eq!(shard.attr(ino).unwrap().size, 10);
     // Splitting what is there makes no new reference.
@@ -99,6 +99,32 @@ fn an_epoch_gone_by_is_refused_and_freezes_below_it_are_forgotten() {
     assert!(shard.write(ino, vec![write(4)]).is_ok());
 }
 
+/// What a file refers to may be referred to elsewhere, however old it is; a freeze that would be
+/// forgotten before such a reference is refused answers nothing.
+#[test]
+fn extents_come_with_an_epoch_that_no_freeze_behind_them_is_below() {
+    let mut shard = Shard::new();
+    let ino = shard.create(ROOT, "f", file()).unwrap().ino;
+    shard.write(ino, vec![data(0, 10, 1)]).unwrap();
+    shard.shard_op(ShardOp::AdvanceEpoch { minimum: Epoch(7), after: None });
+    assert_eq!(shard.write(ino, vec![data(20, 10, 1)]), Err(MetaError::StaleReference));
+    let Extent { length, location, epoch, .. } = shard.extents(ino).extents.remove(0);
+    assert_eq!(epoch, Epoch(8));
+    let share = |offset| FileWrite::Data { offset, length, location: location.clone(), epoch };
+    shard.write(ino, vec![share(20)]).unwrap();
+    shard.write(ino, vec![FileWrite::Truncate { size: 0 }]).unwrap();
+    shard.reap();
+    // A freeze of the epoch 7 would let the location in again once the minimum is 8.
+    let under = |epoch| ShardOp::Freeze { referents: vec![referent(1)], epoch: Epoch(epoch) };
+    assert_eq!(shard.shard_op(under(7)), ShardReply::Refused);
+    assert_eq!(frozen_rows(&shard), 0);
+    assert_eq!(shard.shard_op(under(8)), ShardReply::Held(vec![false]));
+    for minimum in [8, 9] {
+        shard.shard_op(ShardOp::AdvanceEpoch { minimum: Epoch(minimum), after: None });
+        assert_eq!(shard.write(ino, vec![share(0)]), Err(MetaError::StaleReference), "minimum {minimum}");
+    }
+}
+
 #[test]
 fn what_loses_its_last_reference_is_listed_until_a_freeze_has_looked_at_it() {
     let mut shard = Shard::new();
@@ -112,12 +138,12 @@ fn what_loses_its_last_reference_is_listed_until_a_freeze_has_looked_at_it() {
     resolve(&mut shard);
     assert_eq!(released(&mut shard), [referent(1)]);
     // Found held elsewhere and thawed; referenced and lost again here before it is resolved.
-    freeze(&mut shard, &[1], 0);
+    freeze(&mut shard, &[1], 1);
     shard.shard_op(ShardOp::Thaw { referents: vec![referent(1)] });
     shard.write(ino, vec![data(0, 10, 1), data(0, 10, 2)]).unwrap();
     resolve(&mut shard);
     assert_eq!(released(&mut shard), [referent(1)]);
-    freeze(&mut shard, &[1], 0);
+    freeze(&mut shard, &[1], 1);
     resolve(&mut shard);
     assert_eq!(released(&mut shard), []);
 }
