@@ -38,11 +38,12 @@ pub struct FormatArgs {
     /// Targets: block devices, or files (created with --size)
     #[arg(required = true)]
     pub targets: Vec<PathBuf>,
-    /// Redundancy: k+m (such as 2+1) or copies (such as 3x)
+    /// Redundancy: k+m (such as 2+1) or copies (such as 3x, which is 1+2); on k+m targets and no fewer
+    /// than 2m+1
     #[arg(long, default_value = "2+1", env = "CFS_EC")]
     pub ec: Policy,
-    /// Lost targets that the metadata survives: the most that any directory's policy may promise
-    /// (default: what --ec promises)
+    /// Lost targets that the metadata survives: the most that any directory's policy may promise, on
+    /// twice as many targets and one (default: what --ec promises)
     #[arg(long, env = "CFS_TOLERATE", value_parser = clap::value_parser!(u8).range(0..=8))]
     pub tolerate: Option<u8>,
     /// Size of each file target that does not exist yet
@@ -135,11 +136,12 @@ pub struct DevArgs {
     /// Targets to create [default: 3]
     #[arg(long, env = "CFS_DEV_TARGETS")]
     pub targets: Option<u16>,
-    /// Redundancy: k+m (such as 2+1) or copies (such as 3x) [default: 2+1]
+    /// Redundancy: k+m (such as 2+1) or copies (such as 3x, which is 1+2); on k+m targets and no fewer
+    /// than 2m+1 [default: 2+1]
     #[arg(long, env = "CFS_EC")]
     pub ec: Option<Policy>,
-    /// Lost targets that the metadata survives: the most that any directory's policy may promise
-    /// (default: what --ec promises)
+    /// Lost targets that the metadata survives: the most that any directory's policy may promise, on
+    /// twice as many targets and one (default: what --ec promises)
     #[arg(long, env = "CFS_TOLERATE", value_parser = clap::value_parser!(u8).range(0..=8))]
     pub tolerate: Option<u8>,
     /// Size of all targets together [default: 10G]

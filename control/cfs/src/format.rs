@@ -31,12 +31,19 @@ pub struct FormatSpec {
 
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
-    #[error("policy {policy} needs {needed} targets to keep what it promises, {given} were given")]
+    #[error(
+        "policy {policy} needs {needed} targets to keep what it promises, {given} were given: give more, or choose a \
+         smaller k or m"
+    )]
     TooFewTargets { policy: Policy, needed: usize, given: usize },
     #[error("--tolerate {tolerate} is less than the {promised} lost targets that policy {policy} promises to survive")]
     Tolerate { tolerate: u8, policy: Policy, promised: usize },
-    #[error("metadata that survives {tolerate} lost targets needs {needed} targets, {given} were given")]
-    TooFewForMetadata { tolerate: u8, needed: usize, given: usize },
+    #[error(
+        "policy {policy} with metadata that survives {tolerate} lost targets needs {needed} targets (those that are \
+         left must still take all copies of what is written), {given} were given: give more, or choose a smaller m \
+         or --tolerate"
+    )]
+    TooFewForMetadata { policy: Policy, tolerate: u8, needed: usize, given: usize },
     #[error("a node has at most {MEMBERS_MAX} targets, {0} were given")]
     TooManyTargets(usize),
     #[error("1 to 65535 metadata shards are possible, {0} were asked for")]
@@ -73,8 +80,7 @@ pub async fn format_cluster(
     devices: &[Rc<dyn BlockDevice>],
     spec: &FormatSpec,
 ) -> Result<ClusterId, FormatError> {
-    // With m targets lost, m+1 must be left to write to.
-    let needed = spec.policy.total().max(spec.policy.copies());
+    let needed = spec.policy.total();
     if devices.len() < needed {
         return Err(FormatError::TooFewTargets { policy: spec.policy, needed, given: devices.len() });
     }
@@ -82,9 +88,10 @@ pub async fn format_cluster(
     if usize::from(tolerate) < spec.policy.parity() {
         return Err(FormatError::Tolerate { tolerate, policy: spec.policy, promised: spec.policy.parity() });
     }
-    if devices.len() < usize::from(tolerate) + 1 {
-        let needed = usize::from(tolerate) + 1;
-        return Err(FormatError::TooFewForMetadata { tolerate, needed, given: devices.len() });
+    // The log is written in tolerate+1 copies, also by a start with so many targets lost.
+    let needed = 2 * usize::from(tolerate) + 1;
+    if devices.len() < needed {
+        return Err(FormatError::TooFewForMetadata { policy: spec.policy, tolerate, needed, given: devices.len() });
     }
     if devices.len() > MEMBERS_MAX {
         return Err(FormatError::TooManyTargets(devices.len()));

@@ -84,6 +84,11 @@ pub enum StartError {
          bridges {tolerated}: {detail}; bring the missing ones back"
     )]
     NotRefilled { missing: usize, total: usize, empty: String, tolerated: usize, detail: String },
+    #[error(
+        "{present} of {total} targets can be used and the metadata is written to {needed}: {detail}; bring more of \
+         them back"
+    )]
+    TooFewToWrite { present: usize, total: usize, needed: usize, detail: String },
     /// A target that only a newer program understands.
     #[error("{0}")]
     Newer(String),

@@ -140,9 +140,10 @@ async fn recover_all(handle: &Handle, found: Vec<Found>, unusable: &mut Unusable
     open
 }
 
-/// Refuses a start in which more targets are missing than redundancy bridges. One that was
-/// replaced and has not got its share of the log and the ordered store back does not count: it
-/// is in the place of a target that did hold them.
+/// Refuses a start in which more targets are missing than redundancy bridges, or fewer are there than
+/// the log has copies: it would wait for ever. One that was replaced and has not got its share of the
+/// log and the ordered store back counts as missing: it is in the place of a target that did hold
+/// them, and can be written to all the same.
 fn check_enough(
     present: &BTreeSet<TargetId>,
     roster: &Roster,
@@ -154,10 +155,14 @@ fn check_enough(
     let empty: Vec<TargetId> =
         present.iter().copied().filter(|id| roster.member(*id).is_some_and(|member| member.lacks.metadata)).collect();
     let missing = total.saturating_sub(present.len());
-    if missing + empty.len() <= tolerated {
-        return Ok(());
-    }
     let detail = listed(unusable);
+    if missing + empty.len() <= tolerated {
+        let (present, needed) = (present.len(), tolerated + 1);
+        return match present < needed {
+            true => Err(StartError::TooFewToWrite { present, total, needed, detail }),
+            false => Ok(()),
+        };
+    }
     if missing == 0 || empty.is_empty() {
         return Err(StartError::TooManyMissing { missing, total, tolerated, detail });
     }
@@ -197,5 +202,41 @@ fn report_recovery(label: &str, store: &TargetStore) {
         tracing::info!(target = %label, ?recovery, "target opened");
     } else {
         tracing::warn!(target = %label, ?recovery, "target opened with damage; what it lost is rebuilt in the background");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::first_roster;
+    use cfs_wire::{DeviceId, Policy};
+
+    fn start_with(present: u32, targets: u16, tolerated: u8) -> Result<(), String> {
+        let parameters = ClusterParameters {
+            format: ClusterParameters::FORMAT,
+            shards: 2,
+            policy: Policy::new(1, tolerated).unwrap(),
+            tolerated,
+            targets,
+            name_key: [0; 32],
+        };
+        let roster = first_roster((0..targets).map(|index| DeviceId(index.into())));
+        let unusable = vec![("t9".to_owned(), "it is gone".to_owned())];
+        check_enough(&(0..present).map(TargetId).collect(), &roster, &parameters, &unusable)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_start_that_could_not_write_its_log_is_refused() {
+        assert_eq!(start_with(2, 3, 1), Ok(()));
+        assert_eq!(start_with(3, 5, 2), Ok(()));
+        // Made before `format` refused so few.
+        assert_eq!(
+            start_with(2, 3, 2).unwrap_err(),
+            "2 of 3 targets can be used and the metadata is written to 3: t9: it is gone; bring more of them back"
+        );
+        assert_eq!(start_with(3, 3, 2), Ok(()));
+        assert!(start_with(1, 2, 1).unwrap_err().starts_with("1 of 2 targets can be used"));
+        assert!(start_with(1, 3, 1).unwrap_err().starts_with("2 of 3 targets are missing"));
     }
 }

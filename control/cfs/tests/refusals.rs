@@ -485,7 +485,39 @@ fn metadata_that_survives_less_than_the_policy_promises_is_not_formatted() {
     let message = refused(&cfs(&["format", "--size", "64M", "--ec", "2+1", "--tolerate", "0", &t0, &t1, &t2]));
     assert!(message.contains("--tolerate 0 is less than the 1 lost targets that policy 2+1 promises"), "{message}");
     let message = refused(&cfs(&["format", "--size", "64M", "--ec", "2+1", "--tolerate", "3", &t0, &t1, &t2]));
-    assert!(message.contains("needs 4 targets, 3 were given"), "{message}");
+    assert!(message.contains("needs 7 targets") && message.contains("3 were given"), "{message}");
+}
+
+/// With m targets lost, m+1 must be left to write the log to: below 2m+1 nothing would start again.
+#[test]
+fn too_few_targets_to_go_on_without_those_that_may_be_lost_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = |index: usize| dir.path().join(format!("t{index}")).display().to_string();
+    let format = |given: usize, flags: &[&str]| {
+        let targets: Vec<String> = (0..given).map(target).collect();
+        let flags = ["format", "--size", "64M", "--shards", "2"].iter().chain(flags).copied();
+        cfs(&flags.chain(targets.iter().map(String::as_str)).collect::<Vec<_>>())
+    };
+    let cases: [(usize, &[&str], &str, usize); 5] = [
+        (2, &["--ec", "2x"], "2x", 3),
+        (3, &["--ec", "3x"], "3x", 5),
+        (4, &["--ec", "3x"], "3x", 5),
+        (4, &["--ec", "2+2"], "2+2", 5),
+        (4, &["--ec", "2+1", "--tolerate", "2"], "2+1", 5),
+    ];
+    for (given, flags, policy, needed) in cases {
+        let line = refused(&format(given, flags));
+        for part in [&format!("policy {policy}"), &format!("{needed} targets"), &format!("{given} were given"), "more"]
+        {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{line}");
+    }
+    // The twin.
+    for (given, flags, ..) in [(3, ["--ec", "2x"]), (5, ["--ec", "2+2"])] {
+        let output = format(given, &[&flags[..], &["--force"]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[test]

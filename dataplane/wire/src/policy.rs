@@ -64,7 +64,8 @@ impl Policy {
     }
 
     /// Whether a cluster of `targets` whose metadata survives the loss of `tolerated` of them can
-    /// keep this policy's promise.
+    /// keep this policy's promise. That 2m+1 are there to write to follows: `format` makes no cluster
+    /// of fewer than 2·`tolerated`+1.
     pub fn check_kept(self, tolerated: u8, targets: u16) -> Result<(), PolicyUnkept> {
         let (policy, parity, needed) = (self, self.parity(), self.total());
         if parity > usize::from(tolerated) {
