@@ -264,8 +264,18 @@ impl Client {
         Ok(())
     }
 
+    /// Space; the inodes in use are one shard's.
     pub async fn statfs(self: &Rc<Self>) -> Result<StatFs, Errno> {
-        match self.read_call(MetaOp::StatFs).await?.reply {
+        self.statfs_with(false).await
+    }
+
+    /// Space, and the inodes in use in all shards, which costs the server a look into each.
+    pub async fn statfs_counted(self: &Rc<Self>) -> Result<StatFs, Errno> {
+        self.statfs_with(true).await
+    }
+
+    async fn statfs_with(self: &Rc<Self>, count_inodes: bool) -> Result<StatFs, Errno> {
+        match self.read_call(MetaOp::StatFs { count_inodes }).await?.reply {
             MetaReply::StatFs(mut stat) => {
                 // What is written but not committed is as good as used.
                 stat.bytes_free = stat.bytes_free.saturating_sub(self.dirty_bytes.get() as u64);

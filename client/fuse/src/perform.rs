@@ -197,7 +197,7 @@ impl Performer {
             }
             Operation::FsyncDir { ino } => client.fsyncdir(ino).await.map(done),
             Operation::SyncFs => client.syncfs().await.map(done),
-            Operation::StatFs => client.statfs().await.map(Answer::StatFs),
+            Operation::StatFs => client.statfs_counted().await.map(Answer::StatFs),
             Operation::SetXattr { ino, name, value, flags } => {
                 client.setxattr(ino, &name, &value, flags).await.map(done)
             }

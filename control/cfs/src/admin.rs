@@ -113,7 +113,7 @@ async fn shards(node: &Node) -> Result<Vec<Shard>, AdminError> {
 }
 
 async fn inodes_used(node: &Node, shard: ShardId) -> Result<u64, AdminError> {
-    match node.meta().inspect(shard, &MetaOp::StatFs).await {
+    match node.meta().inspect(shard, &MetaOp::StatFs { count_inodes: false }).await {
         Ok(MetaReply::StatFs(stat)) => Ok(stat.inodes_used),
         Ok(other) => Err(AdminError::Unavailable(format!("unexpected answer {other:?}"))),
         Err(error) => Err(AdminError::Unavailable(error.to_string())),

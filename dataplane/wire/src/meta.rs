@@ -289,7 +289,10 @@ pub enum MetaOp {
         length: u64,
         extents_max: u32,
     },
-    StatFs,
+    /// Space; the inodes in use of the shard asked, or with `count_inodes` of all shards.
+    StatFs {
+        count_inodes: bool,
+    },
     /// The first lock that would keep this one out.
     TestLock {
         ino: Ino,
@@ -409,7 +412,7 @@ impl MetaOp {
                 | GetXattr { .. }
                 | ListXattr { .. }
                 | GetExtents { .. }
-                | StatFs
+                | StatFs { .. }
                 | TestLock { .. }
                 | Renew { .. }
         )
@@ -445,7 +448,7 @@ impl MetaOp {
             | UnlockOwner { ino, .. } => Some(*ino),
             Commit(commit) => Some(commit.ino),
             Release { inos } | Renew { inos } => inos.first().copied(),
-            StatFs | OpenSession { .. } | CloseSession => None,
+            StatFs { .. } | OpenSession { .. } | CloseSession => None,
         }
     }
 }

@@ -69,7 +69,7 @@ impl Actor {
                 Ok(Seen::Done)
             }
             Op::StatFs => {
-                let space = client.statfs().await?;
+                let space = client.statfs_counted().await?;
                 let sane = space.bytes_free <= space.bytes_total;
                 if sane { Ok(Seen::Done) } else { Ok(Seen::Count(space.bytes_free)) }
             }

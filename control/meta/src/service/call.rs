@@ -73,6 +73,11 @@ impl MetaService {
             // Whoever asks is about to give a program what it was allowed before the writer came.
             self.recall_writer(shard, ino, session).await?;
         }
+        // Before the read: nothing may be awaited after it.
+        let inodes_elsewhere = match op {
+            MetaOp::StatFs { count_inodes: true } => self.inodes_elsewhere(shard).await?,
+            _ => 0,
+        };
         loop {
             let reading = shard.readers().begin_read();
             let mut reply = self.read_state(shard, session, op).await??;
@@ -88,6 +93,9 @@ impl MetaService {
             }
             let until = self.inner.handle.now() + with_drift(self.inner.config.read_lease());
             self.complete(shard, op, &mut reply, |ino| reading.grant(session, ino, until));
+            if let MetaReply::StatFs(stat) = &mut reply {
+                stat.inodes_used = stat.inodes_used.saturating_add(inodes_elsewhere);
+            }
             return Ok(reply);
         }
     }

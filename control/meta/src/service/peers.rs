@@ -15,6 +15,9 @@ use std::rc::Rc;
 /// Whom a server reads for when it reads for itself; no client draws it.
 const NO_SESSION: SessionId = SessionId(0);
 
+/// Shards of which inodes are counted until others get their turn: each takes a few microseconds here.
+const COUNTED_AT_ONCE: u16 = 16;
+
 /// One ([`ShardId`], [`PeerCall`]) in, one `Result<PeerReply, MetaError>` out; between servers.
 pub const OP_PEER: u16 = 0x0304;
 
@@ -57,6 +60,8 @@ pub enum PeerCall {
     Status {
         txn: TxnId,
     },
+    /// How many inodes of the shard are in use, within the last few entries.
+    CountInodes,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -68,6 +73,7 @@ pub enum PeerReply {
     RenameLock(Option<u64>),
     /// Whether the coordinator has a record of the transaction.
     Known(bool),
+    Inodes(u64),
 }
 
 /// Reaches the leaders of shards that this node does not lead.
@@ -154,7 +160,29 @@ impl MetaService {
                 }
             }
             PeerCall::Status { txn } => self.serve_status(shard, txn).await,
+            PeerCall::CountInodes => {
+                match self.read_state(shard, NO_SESSION, &MetaOp::StatFs { count_inodes: false }).await?? {
+                    MetaReply::StatFs(stat) => Ok(PeerReply::Inodes(stat.inodes_used)),
+                    other => Err(MetaError::Unavailable(format!("unexpected answer to StatFs: {other:?}"))),
+                }
+            }
         }
+    }
+
+    /// The inodes in use in all shards but this one, each asked where it is led.
+    pub(super) async fn inodes_elsewhere(&self, shard: &Shard) -> Result<u64, MetaError> {
+        let shards = state::shard_count(&*shard.view(), shard.id).await.map_err(unreadable)?;
+        let mut inodes = 0u64;
+        for other in (0..shards).map(ShardId).filter(|other| *other != shard.id) {
+            if other.0.is_multiple_of(COUNTED_AT_ONCE) {
+                self.inner.handle.yield_now().await;
+            }
+            match self.ask(other, PeerCall::CountInodes).await? {
+                PeerReply::Inodes(used) => inodes = inodes.saturating_add(used),
+                other => return Err(MetaError::Unavailable(format!("unexpected answer to CountInodes: {other:?}"))),
+            }
+        }
+        Ok(inodes)
     }
 
     /// Recalls what the actions change, then checks and locks it. The recall lasts until the

@@ -45,7 +45,7 @@ pub use entry::{
 pub use memory::MemoryState;
 pub use read::{
     check_session, lease_holder, list_fenced, list_half_fenced, list_leases, list_orphans, list_sessions,
-    list_transactions, parent_of, read, read_shard, transaction_status,
+    list_transactions, parent_of, read, read_shard, shard_count, transaction_status,
 };
 
 use bytes::Bytes;

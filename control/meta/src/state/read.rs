@@ -65,7 +65,7 @@ async fn answer(view: &View<'_>, session: SessionId, op: &MetaOp) -> MetaAttempt
             let attr = inode.attr(view.config.policy);
             MetaReply::Extents(ExtentsReply { attr, grant, inline: inline(inode), extents, covered })
         }
-        MetaOp::StatFs => MetaReply::StatFs(StatFs { inodes_used: view.counters.inodes, ..StatFs::default() }),
+        MetaOp::StatFs { .. } => MetaReply::StatFs(StatFs { inodes_used: view.counters.inodes, ..StatFs::default() }),
         MetaOp::TestLock { ino, lock } => view.test_lock(session, *ino, lock).await?,
         MetaOp::Renew { inos } => {
             let mut renewals = Vec::with_capacity(inos.len());
@@ -139,6 +139,11 @@ async fn list(view: &View<'_>, dir: Ino, after: u64, entries_max: u32, with_attr
 /// go through the log.
 pub async fn read_shard(reader: &dyn Reader, shard: ShardId, op: &ShardOp) -> Result<ShardReadReply, StateError> {
     View::open(reader, shard).await?.shard_read(op).await
+}
+
+/// How many shards the file system has.
+pub async fn shard_count(reader: &dyn Reader, shard: ShardId) -> Result<u16, StateError> {
+    Ok(View::open(reader, shard).await?.config.shards)
 }
 
 /// A directory's parent, for the walk under the rename lock. `None` in the inner result: there

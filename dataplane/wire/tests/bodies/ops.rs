@@ -77,7 +77,7 @@ fn reads() -> Vec<MetaOp> {
         MetaOp::GetXattr { ino, name: name("user.got") },
         MetaOp::ListXattr { ino },
         MetaOp::GetExtents { ino, offset: 0x2122, length: 0x3132_3334, extents_max: 0x0400 },
-        MetaOp::StatFs,
+        MetaOp::StatFs { count_inodes: true },
         MetaOp::TestLock { ino, lock: lock() },
         MetaOp::Renew { inos: vec![INO, DIR] },
     ]

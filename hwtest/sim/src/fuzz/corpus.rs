@@ -258,7 +258,7 @@ async fn use_files(client: &Rc<Client>) -> Result<(), Errno> {
     client.rename(dir, b"symlink", other, b"moved", 2).await?;
     client.opendir(dir).await?;
     client.readdir(dir, 0, 100, true).await?;
-    client.statfs().await?;
+    client.statfs_counted().await?;
     client.unlink(other, b"second name").await?;
     client.unlink(dir, b"large").await?;
     assert_eq!(client.rmdir(root, b"other").await, Err(Errno::ENOTEMPTY));

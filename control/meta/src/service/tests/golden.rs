@@ -24,6 +24,7 @@ fn calls() -> Vec<PeerCall> {
         PeerCall::TakeRenameLock { holder: RequestId { session, sequence: 0x6162 }, steal: true },
         PeerCall::ReleaseRenameLock { token: 0x7172 },
         PeerCall::Status { txn },
+        PeerCall::CountInodes,
     ]
 }
 
@@ -37,6 +38,7 @@ fn replies() -> Vec<PeerReply> {
         PeerReply::Parent(Err(Errno::ENOENT)),
         PeerReply::RenameLock(Some(0x8182)),
         PeerReply::Known(true),
+        PeerReply::Inodes(0x9192),
     ]
 }
 

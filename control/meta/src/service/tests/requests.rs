@@ -1,7 +1,7 @@
 //! One client: what it asks for happens once, whatever is lost on the way.
 
 use super::client::{Client, errno, name};
-use super::cluster::simulate;
+use super::cluster::{SHARDS, simulate};
 use cfs_wire::meta::{MetaCall, MetaError, MetaOp, MetaReply};
 use cfs_wire::{Errno, Ino, SessionId, ShardId};
 use std::time::Duration;
@@ -88,9 +88,30 @@ pub fn a_call_for_the_wrong_shard_or_an_unknown_session_is_refused() {
         let mut stranger = call;
         stranger.id.session = SessionId(99);
         assert_eq!(a.send(stranger).await, Err(MetaError::SessionUnknown));
-        let reply = a.call(MetaOp::StatFs).await;
+        let reply = a.call(MetaOp::StatFs { count_inodes: false }).await;
         let Ok(MetaReply::StatFs(space)) = reply else { panic!("{reply:?}") };
         assert_eq!((space.bytes_total, space.bytes_free, space.inodes_used), (1 << 40, 1 << 39, 1));
+    });
+}
+
+#[test]
+pub fn the_inodes_of_all_shards_are_counted_where_that_is_asked_for() {
+    simulate(6, |cluster| async move {
+        cluster.start().await;
+        let a = Client::open(&cluster, 1).await;
+        let mut shards = std::collections::BTreeSet::from([Ino::ROOT.shard()]);
+        for name in 0..20 {
+            let dir = a.mkdir(Ino::ROOT, &format!("directory {name}")).await.unwrap();
+            a.create(dir, "file").await.unwrap();
+            shards.insert(dir.shard());
+        }
+        assert_eq!(shards.len(), usize::from(SHARDS), "a shard has no directory");
+        let count = async |count_inodes| match a.call(MetaOp::StatFs { count_inodes }).await {
+            Ok(MetaReply::StatFs(stat)) => stat.inodes_used,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(count(true).await, 41);
+        assert!((2..41).contains(&count(false).await));
     });
 }
 
