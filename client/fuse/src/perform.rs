@@ -60,7 +60,7 @@ impl Performer {
                 self.locks.set(ino, handle, lock, interruption).await.map(done)
             }
             Operation::Unlock { ino, lock } => self.locks.unlock(ino, lock).await.map(done),
-            other => self.inode_operation(other).await,
+            other => self.inode_operation(caller, other).await,
         }
     }
 
@@ -170,7 +170,7 @@ impl Performer {
         }
     }
 
-    async fn inode_operation(&self, operation: Operation) -> Outcome {
+    async fn inode_operation(&self, caller: Caller, operation: Operation) -> Outcome {
         let client = &self.client;
         match operation {
             Operation::GetAttr { ino, for_pages: true } => attributes(client.getattr_for_pages(ino).await),
@@ -204,7 +204,10 @@ impl Performer {
             Operation::GetXattr { ino, name, room } => fitting(client.getxattr(ino, &name).await?, room),
             Operation::ListXattr { ino, room } => {
                 let mut list = Vec::new();
-                for name in client.listxattr(ino).await? {
+                // The kernel does not let them be read without CAP_SYS_ADMIN, and leaves it to the file system
+                // not to list them: the user is all that a request tells of its caller.
+                let hidden = |name: &[u8]| caller.uid != 0 && name.starts_with(b"trusted.");
+                for name in client.listxattr(ino).await?.into_iter().filter(|name| !hidden(name)) {
                     list.extend_from_slice(&name);
                     list.push(0);
                 }

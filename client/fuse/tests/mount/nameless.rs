@@ -1,7 +1,7 @@
 //! O_TMPFILE, capabilities, and what statx tells.
 
 use crate::harness::mount;
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, XattrFlags, getxattr, linkat, open, setxattr, statx};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, XattrFlags, flistxattr, getxattr, linkat, open, setxattr, statx};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::Write;
@@ -63,6 +63,45 @@ fn however_a_program_is_written_to_its_capabilities_go() {
         drop(file);
         assert_eq!(getxattr(&path, "security.capability", &mut buffer), Err(Errno::NODATA), "{how:?}");
     }
+    mounted.unmount();
+}
+
+/// Carries something out as a user without rights.
+#[allow(unsafe_code, reason = "libc's setresuid changes all threads, and rustix has none for one")]
+fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    const NOBODY: libc::uid_t = 65534;
+    let run = || {
+        // SAFETY: numbers only; the system call changes the calling thread alone, which ends with `work`.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) }, 0);
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
+}
+
+/// As on ext4. To read them the kernel lets only the former.
+#[test]
+fn trusted_attributes_are_listed_for_the_superuser_only() {
+    let Some(mounted) = mount() else { return };
+    fs::write(mounted.path("file"), b"").unwrap();
+    // Opened before: the way there may be closed to others.
+    let file = File::open(mounted.path("file")).unwrap();
+    setxattr(mounted.path("file"), "user.seen", b"1", XattrFlags::CREATE).unwrap();
+    match setxattr(mounted.path("file"), "trusted.kept", b"2", XattrFlags::CREATE) {
+        Err(Errno::PERM) => {
+            eprintln!("SKIPPED: only the superuser may set trusted attributes");
+            return;
+        }
+        set => set.unwrap(),
+    }
+    let names = || {
+        let mut list = [0; 256];
+        let length = flistxattr(&file, &mut list).unwrap();
+        assert_eq!(flistxattr(&file, &mut list[..length]), Ok(length));
+        assert_eq!(flistxattr(&file, &mut [0; 256][..length - 1]), Err(Errno::RANGE));
+        list[..length].to_vec()
+    };
+    assert_eq!(as_nobody(names), b"user.seen\0");
+    assert!(names().windows(13).any(|name| name == b"trusted.kept\0"));
     mounted.unmount();
 }
 
