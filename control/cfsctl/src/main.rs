@@ -74,7 +74,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 /// Starts a check and follows it to its end. Exit code 3 when something is wrong.
 fn check(cli: &Cli, repair: bool, deep: bool) -> Result<ExitCode> {
     let report = checked(cli, repair, deep)?;
-    show::check(&report, cli.json)?;
+    show::check(&report, deep, cli.json)?;
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 

@@ -176,7 +176,9 @@ fn repair(repair: &Repair) -> String {
     shown
 }
 
-pub fn check(report: &CheckReport, json: bool) -> Result<()> {
+/// What a check found; the last line begins with `clean` or `not clean`, and tells when stored bytes
+/// were only looked for.
+pub fn check(report: &CheckReport, deep: bool, json: bool) -> Result<()> {
     if json {
         return print(&format!("{}\n", serde_json::to_string_pretty(report)?));
     }
@@ -195,7 +197,12 @@ pub fn check(report: &CheckReport, json: bool) -> Result<()> {
     for problem in &report.problems {
         text += &format!("problem: {problem}\n");
     }
-    print(&format!("{text}{}\n", if report.is_clean() { "clean" } else { "not clean" }))
+    let verdict = match (report.is_clean(), deep) {
+        (true, true) => "clean",
+        (true, false) => "clean; bytes were not read (--deep reads them)",
+        (false, _) => "not clean",
+    };
+    print(&format!("{text}{verdict}\n"))
 }
 
 fn pairs(rows: &[(&str, String)]) -> Table {

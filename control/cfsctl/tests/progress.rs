@@ -66,7 +66,7 @@ impl Service for SlowCheck {
     fn handle(&self, _peer: Peer, request: Message) -> Pin<Box<dyn Future<Output = Message> + '_>> {
         assert_eq!(request.opcode, OP_ADMIN);
         match body::decode::<AdminCall>(&request.body).unwrap() {
-            AdminCall::CheckStart { repair: true, deep: false } => self.polls_left.set(POLLS),
+            AdminCall::CheckStart { repair: true, .. } => self.polls_left.set(POLLS),
             AdminCall::CheckPoll => self.polls_left.set(self.polls_left.get() - 1),
             other => panic!("{other:?}"),
         }
@@ -96,7 +96,11 @@ fn slow_check() -> String {
 #[test]
 fn a_long_check_tells_how_far_it_is() {
     let address = slow_check();
-    for (arguments, ends) in [(&["check", "--repair", "--json"][..], "}\n"), (&["check", "--repair"], "\nclean\n")] {
+    for (arguments, ends) in [
+        (&["check", "--repair", "--json"][..], "}\n"),
+        (&["check", "--repair"], "\nclean; bytes were not read (--deep reads them)\n"),
+        (&["check", "--repair", "--deep"], "\nclean\n"),
+    ] {
         let output = spawn(&address, arguments).wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         let lines = String::from_utf8(output.stderr).unwrap();
