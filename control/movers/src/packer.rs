@@ -4,15 +4,18 @@
 //! collector's way.
 
 use crate::{MoverError, ShardCalls, all_shards, call};
+use cfs_reactor::Instant;
 use cfs_store::segment::SegmentStore;
 use cfs_wire::blobs::BlobKind;
 use cfs_wire::data::{DataError, Extent, FetchCall, Piece, Referent, Registration, Slot, StoreCall};
 use cfs_wire::limits::{CHUNK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_SLOTS_MAX};
 use cfs_wire::meta::{ShardOp, ShardReply};
 use cfs_wire::{BlobId, Ino, Policy, SegmentId, VolumeId};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Extents of one file looked at per call.
 const EXTENTS_BATCH: u32 = 512;
@@ -24,6 +27,12 @@ const LIVE_PERCENT_MAX_FULL: u64 = 99;
 /// Segments compacted in one round, those with the smallest living share: more wait for the next,
 /// which finds them and those that died meanwhile.
 const COMPACTED_MAX: usize = 256;
+
+/// When what a round packed is off the targets at the latest, if nothing else refers to it: the
+/// collector comes every two seconds.
+const COLLECTED_AFTER: Duration = Duration::from_secs(10);
+/// Hot blobs in one round of which all shards are asked who holds them. More wait for the next.
+const ASKED_FOR_MAX: usize = 128;
 
 /// What a round did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -60,11 +69,31 @@ pub struct Packer {
     volume: VolumeId,
     /// Hot blobs of the round before: what is still there now is cold.
     seen: RefCell<BTreeSet<BlobId>>,
+    /// Hot blobs that were packed for their owner, and when: only others refer to them, if anybody does.
+    packed_for_owner: RefCell<BTreeMap<BlobId, Instant>>,
+    /// The last of which all shards were asked.
+    asked_for: Cell<BlobId>,
+}
+
+/// Hot blobs to be packed.
+#[derive(Default)]
+struct Cold {
+    /// To be found by the inode that owns them.
+    owned: BTreeMap<Ino, BTreeSet<BlobId>>,
+    /// There after they were packed for their owner: other files share them, or nobody has them.
+    shared: Vec<BlobId>,
 }
 
 impl Packer {
     pub fn new(calls: Rc<dyn ShardCalls>, store: Rc<SegmentStore>, volume: VolumeId) -> Packer {
-        Packer { calls, store, volume, seen: RefCell::default() }
+        Packer {
+            calls,
+            store,
+            volume,
+            seen: RefCell::default(),
+            packed_for_owner: RefCell::default(),
+            asked_for: Cell::new(BlobId(0)),
+        }
     }
 
     /// Packs what is cold, and compacts; with `pressed`, when hot blobs have met their limit or a
@@ -87,9 +116,10 @@ impl Packer {
     }
 
     async fn pack_hot(&self, all: bool, packed: &mut Packed) -> Result<(), MoverError> {
-        let inodes = self.hot_inodes(all);
+        let Cold { owned, shared } = self.cold(all);
         let mut batch = Batch::default();
-        for (ino, blobs) in inodes {
+        for (ino, blobs) in &owned {
+            let ino = *ino;
             let mut offset = 0;
             loop {
                 let (extents, policy) = self.extents(ino, offset).await?;
@@ -102,24 +132,42 @@ impl Packer {
                 }
             }
         }
+        self.flush(&mut batch, packed).await?;
+        let now = self.store.handle().now();
+        self.packed_for_owner.borrow_mut().extend(owned.into_values().flatten().map(|blob| (blob, now)));
+        for blob in shared {
+            self.add_holders(&mut batch, Referent::Hot(blob), packed).await?;
+            self.asked_for.set(blob);
+        }
         self.flush(&mut batch, packed).await
     }
 
-    /// Hot blobs that were there a round ago, or all, by the inode that owns them.
-    fn hot_inodes(&self, all: bool) -> BTreeMap<Ino, BTreeSet<BlobId>> {
+    /// Hot blobs that were there a round ago, or all.
+    fn cold(&self, all: bool) -> Cold {
         let mut present = BTreeMap::new();
         for target in self.store.pool().readable() {
             present.extend(target.list(BlobKind::Hot).into_iter().map(|info| (info.id, info.owner)));
         }
         let before = self.seen.replace(present.keys().copied().collect());
-        let mut inodes: BTreeMap<Ino, BTreeSet<BlobId>> = BTreeMap::new();
+        let mut packed_for_owner = self.packed_for_owner.borrow_mut();
+        packed_for_owner.retain(|blob, _| present.contains_key(blob));
+        let mut cold = Cold::default();
         for (blob, owner) in present {
             let ino = Ino::from_u64(owner.low);
+            if packed_for_owner.contains_key(&blob) {
+                continue;
+            }
             if (all || before.contains(&blob)) && ino.shard().0 < self.calls.shards() {
-                inodes.entry(ino).or_default().insert(blob);
+                cold.owned.entry(ino).or_default().insert(blob);
             }
         }
-        inodes
+        let now = self.store.handle().now();
+        // From where the round before ended, and round again.
+        let (done, next) = (..=self.asked_for.get(), (Bound::Excluded(self.asked_for.get()), Bound::Unbounded));
+        let in_turn = packed_for_owner.range(next).chain(packed_for_owner.range(done));
+        let left_over = in_turn.filter(|(_, packed)| now.saturating_since(**packed) >= COLLECTED_AFTER);
+        cold.shared.extend(left_over.map(|(blob, _)| *blob).take(ASKED_FOR_MAX));
+        cold
     }
 
     async fn extents(&self, ino: Ino, offset: u64) -> Result<(Vec<Extent>, Policy), MoverError> {
@@ -248,27 +296,32 @@ impl Packer {
             if dead.contains(&slot) {
                 continue;
             }
-            let referent = Referent::Slot(registration.segment, slot);
-            for shard in all_shards(&*self.calls) {
-                let reply = call(&*self.calls, shard, ShardOp::Holders { referent }).await?;
-                let ShardReply::Holders(holders) = reply else {
-                    return Err(MoverError::Protocol { shard, op: "Holders" });
+            self.add_holders(&mut batch, Referent::Slot(registration.segment, slot), packed).await?;
+        }
+        self.flush(&mut batch, packed).await?;
+        packed.segments_compacted += 1;
+        Ok(())
+    }
+
+    /// Adds all extents that refer to this, whichever files they are of.
+    async fn add_holders(&self, batch: &mut Batch, referent: Referent, packed: &mut Packed) -> Result<(), MoverError> {
+        for shard in all_shards(&*self.calls) {
+            let reply = call(&*self.calls, shard, ShardOp::Holders { referent }).await?;
+            let ShardReply::Holders(holders) = reply else {
+                return Err(MoverError::Protocol { shard, op: "Holders" });
+            };
+            for (ino, offset) in holders {
+                let op = ShardOp::Extents { ino, offset, length: 1, max: 1 };
+                let ShardReply::Extents { extents, policy } = call(&*self.calls, ino.shard(), op).await? else {
+                    return Err(MoverError::Protocol { shard, op: "Extents" });
                 };
-                for (ino, offset) in holders {
-                    let op = ShardOp::Extents { ino, offset, length: 1, max: 1 };
-                    let ShardReply::Extents { extents, policy } = call(&*self.calls, ino.shard(), op).await? else {
-                        return Err(MoverError::Protocol { shard, op: "Extents" });
-                    };
-                    for extent in extents {
-                        if extent.location.referent() == referent {
-                            self.add(&mut batch, Candidate { ino, policy, extent }, packed).await?;
-                        }
+                for extent in extents {
+                    if extent.location.referent() == referent {
+                        self.add(batch, Candidate { ino, policy, extent }, packed).await?;
                     }
                 }
             }
         }
-        self.flush(&mut batch, packed).await?;
-        packed.segments_compacted += 1;
         Ok(())
     }
 }

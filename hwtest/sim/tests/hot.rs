@@ -2,6 +2,7 @@
 
 mod common;
 
+use cfs_client::OpenFlags;
 use cfs_reactor::Handle;
 use cfs_sim::tuning::Tuning;
 use cfs_sim::world::{Shape, World};
@@ -48,6 +49,50 @@ fn beyond_two_hundredths_of_a_target_hot_blobs_are_packed_at_once() {
     let one = LENGTH as u64 + 4096;
     assert!(most >= LIMIT - one && most < LIMIT + one, "{most} of {LIMIT}");
     assert!(later < LIMIT / 2, "{later} of {LIMIT} are left");
+}
+
+/// A file that shares another's bytes is not the owner of the blobs: they are packed for it too, while
+/// the other is there and when it is gone.
+#[test]
+fn hot_blobs_that_another_file_shares_are_packed_for_that_file() {
+    simulated(62, |handle| async move {
+        let mut tuning = Tuning::default();
+        tuning.movers.pack = Duration::from_secs(3600);
+        let world = cluster(&handle, Shape { tuning, ..Shape::default() }, 6).await;
+        let mounted = world.mount("writer").await.unwrap();
+        let (client, root) = (&mounted.client, mounted.client.root());
+        for index in 0..4 {
+            let [name, copy] = ["file", "copy"].map(|name| format!("{name} {index}"));
+            write_file(client, root, name.as_bytes(), &pattern(index, LENGTH)).await;
+            write_file(client, root, copy.as_bytes(), &pattern(9, 1)).await;
+            let mut open = Vec::new();
+            for name in [&name, &copy] {
+                let ino = client.lookup(root, name.as_bytes()).await.unwrap().attr.ino;
+                open.push(client.open(ino, OpenFlags::default(), false).await.unwrap());
+            }
+            let copied = client.copy_file_range(&open[0], 0, &open[1], 0, LENGTH as u64, false).await;
+            assert_eq!(copied, Ok(LENGTH as u64));
+            open.iter().for_each(|file| client.release(file));
+            if index % 2 == 0 {
+                client.unlink(root, name.as_bytes()).await.unwrap();
+            }
+        }
+        // The inodes that were unlinked go when the server has heard that they are closed.
+        handle.sleep(Duration::from_secs(5)).await;
+        let node = world.node();
+        let packer = &node.movers().packer;
+        assert!(hot(&world) > 2 * LENGTH as u64);
+        // The owners first; a second round has the rest.
+        for extents in [2, 4, 0] {
+            assert_eq!(packer.round(true).await.unwrap().extents, extents);
+            handle.sleep(Duration::from_secs(15)).await;
+        }
+        assert_eq!(hot(&world), 0, "hot blobs are left");
+        for index in 0..4 {
+            let bytes = read_file(client, root, format!("copy {index}").as_bytes()).await.unwrap();
+            assert!(bytes == pattern(index, LENGTH), "copy {index}");
+        }
+    });
 }
 
 /// The twin: without the limit they stay until the packer comes by itself.
