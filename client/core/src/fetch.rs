@@ -5,12 +5,9 @@ use crate::calls::Backoff;
 use crate::link::LinkError;
 use bytes::{Bytes, BytesMut};
 use cfs_wire::data::{DataError, FetchCall, OP_FETCH, OP_STORE, Piece, StoreCall, StoreReply};
-use cfs_wire::limits::STORE_BYTES_MAX;
+use cfs_wire::limits::{FETCH_PIECES_MAX, STORE_BYTES_MAX};
 use cfs_wire::{Errno, Ino, Policy, body};
 use std::rc::Rc;
-
-/// Pieces in one `fetch`: a MiB of 4 KiB extents.
-const FETCH_PIECES_MAX: usize = 256;
 
 /// Why stored bytes did not come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

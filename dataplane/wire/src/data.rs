@@ -81,8 +81,8 @@ pub struct Piece {
     pub location: Location,
 }
 
-/// Asks for runs of bytes; the reply's bulk is their concatenation (at most
-/// `RPC_BULK_BYTES_MAX`).
+/// Asks for runs of bytes, at most `FETCH_PIECES_MAX` and none of them empty; the reply's bulk is
+/// their concatenation (at most `RPC_BULK_BYTES_MAX`).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FetchCall {
     pub pieces: Vec<Piece>,

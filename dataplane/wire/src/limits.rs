@@ -32,6 +32,8 @@ pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 pub const RPC_BODY_BYTES_MAX: usize = 2 << 20;
 /// Bulk bytes that ride beside one RPC.
 pub const RPC_BULK_BYTES_MAX: usize = STORE_BYTES_MAX + PAGE;
+/// Pieces that one `fetch` asks for: a MiB of 4 KiB extents.
+pub const FETCH_PIECES_MAX: usize = 256;
 /// Writes in one commit; more are sent as several commits.
 pub const COMMIT_WRITES_MAX: usize = 256;
 /// Extents that the holes of one commit take away at most: 256 MiB of 64 KiB chunks. The shard does

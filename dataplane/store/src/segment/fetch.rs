@@ -6,7 +6,7 @@ use crate::StoreError;
 use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
 use cfs_wire::data::{DataError, FetchCall, Location, Piece, Registration, ShardPlace};
-use cfs_wire::limits::RPC_BULK_BYTES_MAX;
+use cfs_wire::limits::{FETCH_PIECES_MAX, RPC_BULK_BYTES_MAX};
 use cfs_wire::{BlobId, SegmentId, TargetId};
 use futures_util::future::{join_all, try_join_all};
 
@@ -54,6 +54,11 @@ impl Run {
 impl SegmentStore {
     /// The bytes of all pieces, in order.
     pub async fn fetch(&self, call: &FetchCall) -> Result<Bytes, DataError> {
+        // Each costs a look into the index of every target, however few bytes it asks for.
+        if call.pieces.len() > FETCH_PIECES_MAX || call.pieces.iter().any(|piece| piece.length == 0) {
+            let refusal = format!("fetch of more than {FETCH_PIECES_MAX} pieces, or of an empty one");
+            return Err(DataError::Malformed(refusal));
+        }
         let total = call.pieces.iter().try_fold(0u64, |sum, piece| sum.checked_add(piece.length.into()));
         if total.is_none_or(|total| total > RPC_BULK_BYTES_MAX as u64) {
             return Err(DataError::Malformed(format!("fetch of more than {RPC_BULK_BYTES_MAX} bytes")));

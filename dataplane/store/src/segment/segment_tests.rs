@@ -8,7 +8,7 @@ use cfs_reactor::clock::{SimClock, SplitMix64};
 use cfs_wire::blobs::{BlobError, BlobInfo, BlobKind, MirroredBlobs, Owner, ShardGeometry};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::data::{FetchCall, Location, Piece, StoreCall};
-use cfs_wire::limits::CHUNK_BYTES;
+use cfs_wire::limits::{CHUNK_BYTES, FETCH_PIECES_MAX};
 use cfs_wire::{BlobId, ClusterId, DeviceId, Ino, NodeId, Policy, TargetId, VolumeId};
 use futures_util::FutureExt;
 use std::ops::Range;
@@ -256,6 +256,25 @@ fn parts_of_chunks_and_runs_across_chunks_and_segments_give_just_those_bytes() {
         let mut beyond = pieces[0].clone();
         beyond.length += 1;
         assert!(matches!(read_all(&bench, &[beyond]).await, Err(DataError::Malformed(_))));
+    });
+}
+
+#[test]
+fn a_fetch_of_too_many_pieces_or_of_an_empty_one_is_refused_before_anything_is_looked_up() {
+    run(8, |handle| async move {
+        let bench = bench(handle, 3).await;
+        let bytes = random_bytes(15, 300 * 100);
+        let small = bench.store.store(&call("2+1"), bytes.clone()).await.unwrap().pieces.remove(0);
+        let piece = |at: u32, length| Piece { length, location: small.location.skip(at) };
+        let most: Vec<Piece> = (0..FETCH_PIECES_MAX as u32).map(|index| piece(100 * index, 100)).collect();
+        assert_eq!(read_all(&bench, &most).await.as_deref(), Ok(&bytes[..100 * FETCH_PIECES_MAX]));
+        let more: Vec<Piece> = most.into_iter().chain([piece(0, 100)]).collect();
+        let gone = Location::Hot { blob: BlobId(1), targets: Default::default(), offset: 0 };
+        let empty = [Piece { length: 0, location: gone.clone() }, piece(0, 100)];
+        for pieces in [&more[..], &empty] {
+            assert!(matches!(read_all(&bench, pieces).await, Err(DataError::Malformed(_))));
+        }
+        assert_eq!(read_all(&bench, &[Piece { length: 1, location: gone }]).await, Err(DataError::Gone));
     });
 }
 
