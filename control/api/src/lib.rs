@@ -97,6 +97,8 @@ pub struct Status {
     /// is beyond it.
     pub health: String,
     pub repair: Repair,
+    /// What codes segments on this node: `simd`, `isa-l` or `scalar`.
+    pub codec: String,
 }
 
 /// Rebuilding of what lost and replaced targets held.

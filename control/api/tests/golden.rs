@@ -51,6 +51,7 @@ fn status() -> Status {
             lost: 0x0910,
             refilling: vec![3, 0x1011],
         },
+        codec: text("simd"),
     }
 }
 

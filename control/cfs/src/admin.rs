@@ -56,6 +56,7 @@ fn status(node: &Node) -> Status {
         uptime_seconds: node.uptime().as_secs(),
         health: health.to_owned(),
         repair,
+        codec: node.config().segments.backend.to_string(),
     }
 }
 

@@ -87,7 +87,7 @@ pub struct ServerArgs {
 }
 
 /// What every server can be told, alone or in `cfs dev`.
-#[derive(Args, Clone, Copy)]
+#[derive(Args, Clone)]
 pub struct TuningArgs {
     /// Microseconds a reactor polls before it sleeps
     #[arg(long, env = "CFS_SPIN_US")]
@@ -101,6 +101,9 @@ pub struct TuningArgs {
     /// MiB per second at which what lost targets held is rebuilt
     #[arg(long, env = "CFS_REPAIR_MIB_S")]
     pub repair_mib_s: Option<u32>,
+    /// What codes segments: auto, isal (Intel's ISA-L) or portable [default: auto]
+    #[arg(long, env = "CFS_CODEC")]
+    pub codec: Option<String>,
 }
 
 #[derive(Args)]

@@ -9,7 +9,7 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7400";
 
 /// Keys of the file, with their meaning; the one list that the error for unknown keys,
 /// the documentation and the decoder agree on.
-pub const KEYS: [(&str, &str); 7] = [
+pub const KEYS: [(&str, &str); 8] = [
     ("listen", "address to listen on, host:port; loopback only until enrolment and mTLS exist"),
     ("targets", "paths of this node's targets: files or block devices, formatted by `cfs format`"),
     ("log", "log filter, such as info or cfs_store=debug"),
@@ -17,6 +17,7 @@ pub const KEYS: [(&str, &str); 7] = [
     ("session_lease_ms", "milliseconds after which a silent client loses its leases"),
     ("read_lease_ms", "milliseconds for which a client may serve an inode from its cache"),
     ("repair_mib_s", "MiB per second at which what lost targets held is rebuilt"),
+    ("codec", "what codes segments: auto, isal (Intel's ISA-L) or portable; all give the same bytes"),
 ];
 
 /// A server's settings as given; what is absent takes its default.
@@ -29,6 +30,7 @@ pub struct FileConfig {
     pub session_lease_ms: Option<u32>,
     pub read_lease_ms: Option<u32>,
     pub repair_mib_s: Option<u32>,
+    pub codec: Option<String>,
 }
 
 /// A configuration file that can't be used.
@@ -114,7 +116,7 @@ mod tests {
 
     #[test]
     fn every_known_key_decodes() {
-        let text = "listen = \"a\"\ntargets = []\nlog = \"x\"\nspin_us = 1\nsession_lease_ms = 2\nread_lease_ms = 3\nrepair_mib_s = 4";
+        let text = "listen = \"a\"\ntargets = []\nlog = \"x\"\nspin_us = 1\nsession_lease_ms = 2\nread_lease_ms = 3\nrepair_mib_s = 4\ncodec = \"auto\"";
         assert_eq!(text.lines().count(), KEYS.len());
         FileConfig::parse(text, "a.toml").unwrap();
     }

@@ -49,6 +49,7 @@ pub fn run(args: DevArgs) -> Result<()> {
         session_lease_ms: args.tuning.session_lease_ms,
         read_lease_ms: args.tuning.read_lease_ms,
         repair_mib_s: args.tuning.repair_mib_s,
+        codec: args.tuning.codec.clone(),
         dead_client,
     };
     let server = Server::start(settings)?;

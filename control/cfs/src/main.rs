@@ -118,6 +118,7 @@ fn serve(args: ServerArgs, log: Option<String>) -> Result<()> {
         session_lease_ms: args.tuning.session_lease_ms.or(file.session_lease_ms),
         read_lease_ms: args.tuning.read_lease_ms.or(file.read_lease_ms),
         repair_mib_s: args.tuning.repair_mib_s.or(file.repair_mib_s),
+        codec: args.tuning.codec.or(file.codec),
         dead_client: None,
     };
     let signals = signals::Signals::catch()?;

@@ -17,6 +17,7 @@ use cfs_reactor::mailbox::{self, mailbox};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
 use cfs_store::inspect;
+use cfs_store::segment::Backend;
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::{ClusterId, TargetId};
 use std::collections::BTreeMap;
@@ -41,6 +42,7 @@ pub struct Settings {
     pub session_lease_ms: Option<u32>,
     pub read_lease_ms: Option<u32>,
     pub repair_mib_s: Option<u32>,
+    pub codec: Option<String>,
     /// The name of a client that is certainly dead: what it held is given away at once.
     pub dead_client: Option<String>,
 }
@@ -67,7 +69,25 @@ impl Settings {
         if self.repair_mib_s == Some(0) {
             bail!("repair_mib_s = 0 is out of range; give 1 or more");
         }
-        Ok(())
+        self.backend().map(|_| ())
+    }
+
+    /// What codes segments.
+    fn backend(&self) -> Result<Backend> {
+        let codec = self.codec.as_deref().unwrap_or("auto");
+        let backend = match codec {
+            "auto" => Backend::fastest(),
+            "isal" => Backend::IsaL,
+            "portable" => Backend::Scalar,
+            _ => bail!("codec = {codec} is not known; give auto, isal or portable"),
+        };
+        if !backend.is_available() {
+            bail!(
+                "codec = {codec} is not in this build; install libisal-dev (2.30 or newer) and build with \
+                 `cargo build --release --features cfs/isal`, or leave it out"
+            );
+        }
+        Ok(backend)
     }
 }
 
@@ -135,6 +155,7 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
         if let Some(rate) = settings.repair_mib_s {
             config.rebuild.bytes_per_second = u64::from(rate) << 20;
         }
+        config.segments.backend = settings.backend()?;
         let devices = settings.targets.iter().map(|path| slot(path, &ring, &handle)).collect::<Result<_, _>>()?;
         let fabric = TcpFabric::new(ring.clone(), &handle);
         let listen = Address(settings.listen.clone());

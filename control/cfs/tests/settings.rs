@@ -17,7 +17,7 @@ struct Setting {
     named: fn(&str) -> String,
 }
 
-const SETTINGS: [Setting; 5] = [
+const SETTINGS: [Setting; 6] = [
     Setting {
         key: "session_lease_ms",
         flag: "--session-lease-ms",
@@ -29,6 +29,12 @@ const SETTINGS: [Setting; 5] = [
         flag: "--read-lease-ms",
         values: ["900001", "900002", "900003"],
         named: |value| format!("read_lease_ms = {value} is out of range"),
+    },
+    Setting {
+        key: "codec",
+        flag: "--codec",
+        values: ["a", "b", "c"],
+        named: |value| format!("codec = {value} is not known; give auto, isal or portable"),
     },
     Setting {
         key: "log",

@@ -52,6 +52,7 @@ fn table(reply: &AdminReply) -> Table {
             ("sessions", status.sessions.to_string()),
             ("degraded reads", status.degraded_reads.to_string()),
             ("repair", repair(&status.repair)),
+            ("codec", status.codec.clone()),
             ("uptime", format!("{} s", status.uptime_seconds)),
         ]),
         AdminReply::Targets(targets) => {

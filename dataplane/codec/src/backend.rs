@@ -28,7 +28,7 @@ impl Backend {
     /// The fastest on this machine: our vector code, which `examples/ec_bench.rs` shows ahead of
     /// ISA-L 2.30 from AVX2 up (1.1 times by AVX2, 1.5 by AVX-512, 1.9 with GFNI, which that
     /// release does not use; 4+2 of 64 KiB). ISA-L has vectors on CPUs where we have none.
-    pub(crate) fn fastest() -> Backend {
+    pub fn fastest() -> Backend {
         if simd::Level::detect() == simd::Level::Plain && Backend::IsaL.is_available() {
             Backend::IsaL
         } else {
@@ -51,5 +51,16 @@ impl fmt::Display for Backend {
             Backend::Simd => "simd",
             Backend::IsaL => "isa-l",
         })
+    }
+}
+
+#[cfg(all(test, feature = "isal"))]
+mod tests {
+    use super::*;
+
+    /// The tests go over what is available: without the library they would pass and say nothing.
+    #[test]
+    fn a_build_with_the_feature_has_isa_l() {
+        assert!(Backend::IsaL.is_available(), "built with feature isal, but pkg-config found no libisal");
     }
 }

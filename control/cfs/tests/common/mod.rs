@@ -65,8 +65,13 @@ pub struct Running {
 
 impl Running {
     pub fn start(cluster: &Cluster) -> Running {
+        Running::start_with(cluster, &[])
+    }
+
+    pub fn start_with(cluster: &Cluster, flags: &[&str]) -> Running {
         let mut child = Command::new(CFS)
             .args(cluster.server_arguments("127.0.0.1:0"))
+            .args(flags)
             .stdout(Stdio::piped())
             .spawn()
             .expect("cfs starts");

@@ -21,6 +21,7 @@ mod pool;
 mod repair;
 mod write;
 
+pub use cfs_codec::Backend;
 pub use endpoint::DataService;
 pub use mirror::Mirror;
 pub use pool::{BlobTarget, Damaged, LocalTarget, MOVERS_ROOM, TargetPool, TargetState};
@@ -55,7 +56,7 @@ pub trait Registrar: 'static {
     fn lookup(&self, segment: SegmentId) -> LocalBoxFuture<'_, Result<Option<Registration>, DataError>>;
 }
 
-/// Bounds on replicated small writes.
+/// Bounds on replicated small writes, and what segments are coded with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SegmentConfig {
     /// Writes up to this length become hot blobs; longer ones segments.
@@ -64,6 +65,8 @@ pub struct SegmentConfig {
     /// Beyond either writers go straight to short segments, and the packer is called.
     pub hot_percent_max: u64,
     pub hot_index_bytes_max: u64,
+    /// What codes segments. All give the same bytes; it must be available.
+    pub backend: Backend,
 }
 
 impl Default for SegmentConfig {
@@ -74,6 +77,7 @@ impl Default for SegmentConfig {
             hot_bytes_max: cfs_wire::limits::CHUNK_BYTES,
             hot_percent_max: 2,
             hot_index_bytes_max: 256 << 20,
+            backend: Backend::fastest(),
         }
     }
 }
@@ -191,7 +195,8 @@ impl SegmentStore {
             return Ok(codec.clone());
         }
         let geometry = Geometry::new(data, parity).map_err(|error| DataError::Malformed(error.to_string()))?;
-        let codec = Rc::new(Erasure::new(geometry));
+        let codec = Erasure::with_backend(geometry, self.config.backend);
+        let codec = Rc::new(codec.map_err(|error| DataError::Malformed(error.to_string()))?);
         self.codecs.borrow_mut().insert((data, parity), codec.clone());
         Ok(codec)
     }

@@ -572,3 +572,13 @@ fn a_copy_put_back_while_its_blob_is_being_deleted_does_not_outlive_it() {
         });
     }
 }
+
+#[test]
+fn a_segment_is_coded_by_the_back_end_that_was_chosen() {
+    run(63, |handle| async move {
+        for backend in Backend::available() {
+            let bench = bench_with(handle.clone(), 3, SegmentConfig { backend, ..SegmentConfig::default() }).await;
+            assert_eq!(bench.store.codec(2, 1).unwrap().backend(), backend);
+        }
+    });
+}
