@@ -12,7 +12,7 @@ use cfs_fabric::Address;
 use cfs_fabric::tcp::TcpFabric;
 use cfs_meta::service::ServiceConfig;
 use cfs_reactor::clock::KernelClock;
-use cfs_reactor::executor::SPIN_DEFAULT;
+use cfs_reactor::executor::{POLL_MAX, PollRecord, SPIN_DEFAULT};
 use cfs_reactor::mailbox::{self, mailbox};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
@@ -200,7 +200,19 @@ where
     let handle = executor.domain();
     let mut driver = ring.driver();
     let main = main(handle.clone(), ring);
-    executor.run(&mut driver, spin, &handle, main).context("the reactor was stopped")?
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        executor.record_polls();
+    }
+    let outcome = executor.run(&mut driver, spin, &handle, main).context("the reactor was stopped");
+    if let Some(PollRecord { polls, longest, too_long }) = executor.poll_record() {
+        tracing::debug!(
+            polls,
+            ?longest,
+            too_long,
+            "the reactor's polls of tasks; too long are those over {POLL_MAX:?}"
+        );
+    }
+    outcome?
 }
 
 /// Formats files (created with `size` bytes if missing) or block devices as a new cluster. The files

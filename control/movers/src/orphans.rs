@@ -13,8 +13,9 @@
 use crate::collector::{Collected, Collector};
 use crate::merged::{LivingSlots, Merged};
 use crate::{MoverError, ShardCalls, call};
+use cfs_store::ShardCursor;
 use cfs_store::segment::{SegmentStore, segment_of};
-use cfs_wire::blobs::{BlobInfo, BlobKind};
+use cfs_wire::blobs::BlobKind;
 use cfs_wire::data::Referent;
 use cfs_wire::meta::{ShardOp, ShardReply, registration_shard};
 use cfs_wire::planted::{self, Bug};
@@ -63,12 +64,17 @@ impl OrphanSearch {
 
     /// Deletes shard blobs of segments that were never answered.
     async fn unregistered_shards(&self, total: &mut Collected) -> Result<(), MoverError> {
-        let mut segments: BTreeMap<SegmentId, Vec<BlobInfo>> = BTreeMap::new();
+        let mut segments: BTreeMap<SegmentId, BTreeSet<BlobId>> = BTreeMap::new();
         for target in self.store.pool().writable() {
-            for kind in [BlobKind::Data, BlobKind::Parity] {
-                for info in target.list(kind) {
-                    segments.entry(segment_of(info.owner)).or_default().push(info);
+            // In pages: one that moves past us is seen in the next round, one that is seen twice counts once.
+            let mut next = Some(ShardCursor::default());
+            while let Some(cursor) = next {
+                let (page, more) = target.shards(cursor);
+                for info in page {
+                    segments.entry(segment_of(info.owner)).or_default().insert(info.id);
                 }
+                next = more;
+                self.store.handle().yield_now().await;
             }
         }
         for (segment, blobs) in segments {
@@ -82,7 +88,7 @@ impl OrphanSearch {
             };
             let named: BTreeSet<BlobId> =
                 registration.iter().flat_map(|found| found.shards.iter().map(|place| place.blob)).collect();
-            let garbage: Vec<BlobId> = blobs.iter().map(|info| info.id).filter(|id| !named.contains(id)).collect();
+            let garbage: Vec<BlobId> = blobs.difference(&named).copied().collect();
             // A repair puts a shard before its registration names it, under the same segment.
             if garbage.is_empty() || self.store.is_in_flight(segment) {
                 continue;

@@ -23,6 +23,13 @@ use std::time::Duration;
 /// Tasks polled before the driver is looked at again: bounds how long a completion waits.
 const POLL_BATCH: usize = 64;
 
+/// No task should hold its core longer: everything else on it waits as long.
+pub const POLL_MAX: Duration = Duration::from_micros(200);
+
+/// Bytes that one poll of a task may code, check or copy before it lets others run. The slowest of
+/// these, a copy of memory that is in no cache, does 4 GB/s: 65 µs.
+const WORK_BYTES_MAX: usize = 256 << 10;
+
 /// How long an idle executor polls, at most, before it sleeps. A loopback round trip is about
 /// 20 µs: within it the answer of the other side arrives without a sleep, beyond it the core is
 /// better given away on a machine with two.
@@ -54,6 +61,23 @@ pub struct Stalled;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the task was cancelled")]
 pub struct Cancelled;
+
+/// How long polls of tasks took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PollRecord {
+    pub polls: u64,
+    pub longest: Duration,
+    /// Polls that took longer than [`POLL_MAX`].
+    pub too_long: u64,
+}
+
+impl PollRecord {
+    fn note(&mut self, took: Duration) {
+        self.polls += 1;
+        self.longest = self.longest.max(took);
+        self.too_long += u64::from(took > POLL_MAX);
+    }
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct TaskKey {
@@ -131,6 +155,9 @@ pub(crate) struct Inner {
     running_domain: Cell<u32>,
     next_serial: Cell<u64>,
     trace: Cell<u64>,
+    /// Bytes worked on in the poll that is under way; see [`Handle::work`].
+    worked: Cell<usize>,
+    record: Cell<Option<PollRecord>>,
 }
 
 /// Owns the tasks of one thread. Dropping it drops them all.
@@ -158,6 +185,8 @@ impl Executor {
             running_domain: Cell::new(0),
             next_serial: Cell::new(0),
             trace: Cell::new(0xcbf2_9ce4_8422_2325),
+            worked: Cell::new(0),
+            record: Cell::new(None),
         };
         Executor { inner: Rc::new(inner) }
     }
@@ -173,6 +202,16 @@ impl Executor {
     /// On a real clock only what devices and fabrics record is in it.
     pub fn trace_hash(&self) -> u64 {
         self.inner.trace.get()
+    }
+
+    /// From now on takes the time of every poll. Not always done: it reads the clock twice a poll.
+    pub fn record_polls(&self) {
+        self.inner.record.set(Some(PollRecord::default()));
+    }
+
+    /// What was recorded since [`Executor::record_polls`]; `None` if that was not called.
+    pub fn poll_record(&self) -> Option<PollRecord> {
+        self.inner.record.get()
     }
 
     /// Runs until `main` ends, sleeping in `driver` when idle, after polling for up to `spin`
@@ -309,7 +348,13 @@ impl Inner {
             self.fold_trace(self.clock.now().as_nanos());
         }
         let outer = self.running_domain.replace(domain);
+        self.worked.set(0);
+        let begun = self.record.get().map(|record| (record, self.clock.now()));
         let outcome = future.as_mut().poll(&mut Context::from_waker(&waker));
+        if let Some((mut record, begun)) = begun {
+            record.note(self.clock.now() - begun);
+            self.record.set(Some(record));
+        }
         self.running_domain.set(outer);
         let finished = {
             let mut tasks = self.tasks.borrow_mut();
@@ -469,6 +514,12 @@ impl Handle {
         YieldNow { yielded: false }
     }
 
+    /// Waits until this task may work on `bytes` more bytes: at once, unless that is too much for one
+    /// poll, all that is joined in the task taken together. Long work on bytes asks before each piece.
+    pub fn work(&self, bytes: usize) -> Work<'_> {
+        Work { inner: &self.inner, bytes }
+    }
+
     /// Folds a word into the trace hash (devices and fabrics record what they were asked).
     pub fn trace(&self, word: u64) {
         self.inner.fold_trace(word);
@@ -495,6 +546,27 @@ impl Future for YieldNow {
         self.yielded = true;
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+/// See [`Handle::work`].
+pub struct Work<'a> {
+    inner: &'a Inner,
+    bytes: usize,
+}
+
+impl Future for Work<'_> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let worked = self.inner.worked.get();
+        // A piece that is too large by itself has a poll of its own.
+        if worked > 0 && worked + self.bytes > WORK_BYTES_MAX {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.inner.worked.set(worked + self.bytes);
+        Poll::Ready(())
     }
 }
 

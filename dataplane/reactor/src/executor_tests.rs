@@ -92,6 +92,70 @@ fn a_timer_fires_although_another_task_is_always_ready() {
 }
 
 #[test]
+fn polls_are_recorded_when_asked_for_and_the_long_ones_counted() {
+    let executor = Executor::new(Rc::new(ReadClock::default()));
+    let handle = executor.domain();
+    // Of a clock that goes on by a microsecond with each look.
+    let looks = |count: usize| {
+        let inner = handle.clone();
+        let looks = async move { (0..count).for_each(|_| _ = inner.now()) };
+        executor.run(&mut Quiet, Duration::ZERO, &handle, looks).unwrap();
+    };
+    looks(500);
+    assert_eq!(executor.poll_record(), None);
+    executor.record_polls();
+    looks(100);
+    let micros = Duration::from_micros;
+    assert_eq!(executor.poll_record(), Some(PollRecord { polls: 1, longest: micros(101), too_long: 0 }));
+    looks(200);
+    looks(10);
+    assert_eq!(executor.poll_record(), Some(PollRecord { polls: 3, longest: micros(201), too_long: 1 }));
+}
+
+/// How often a future is polled until it ends.
+async fn polls_of(future: impl Future<Output = ()>) -> usize {
+    let mut polls = 0;
+    futures_util::pin_mut!(future);
+    std::future::poll_fn(|context| {
+        polls += 1;
+        future.as_mut().poll(context)
+    })
+    .await;
+    polls
+}
+
+#[test]
+fn work_on_many_bytes_takes_many_polls_however_it_is_joined() {
+    const PIECE: usize = WORK_BYTES_MAX / 4;
+    let (executor, handle) = simulated(6);
+    let inner = handle.clone();
+    let polls = executor.run_simulated(&handle, async move {
+        let work = |pieces: usize| {
+            let inner = &inner;
+            async move {
+                for _ in 0..pieces {
+                    inner.work(PIECE).await;
+                }
+            }
+        };
+        inner.yield_now().await;
+        let alone = polls_of(work(16)).await;
+        inner.yield_now().await;
+        let joined = polls_of(async {
+            futures_util::future::join_all((0..4).map(|_| work(4))).await;
+        });
+        let joined = joined.await;
+        inner.yield_now().await;
+        let large = polls_of(async {
+            inner.work(10 * WORK_BYTES_MAX).await;
+            inner.work(1).await;
+        });
+        (alone, joined, large.await)
+    });
+    assert_eq!(polls.unwrap().unwrap(), (4, 4, 2));
+}
+
+#[test]
 fn a_killed_domain_drops_its_tasks_and_their_graph_and_spawns_no_more() {
     let (executor, handle) = simulated(2);
     let doomed = executor.domain();

@@ -202,7 +202,7 @@ impl Core {
     }
 
     /// A put is no longer under way; a failed one gives its space back.
-    fn put_ended(&self, id: BlobId, failed_length: Option<u32>) {
+    pub(crate) fn put_ended(&self, id: BlobId, failed_length: Option<u32>) {
         let mut state = self.state.borrow_mut();
         state.pending.remove(&id);
         if let Some(length) = failed_length {

@@ -48,4 +48,9 @@ pub use layout::superblock::{Identity, Superblock};
 pub use recovery::{CorruptRegion, Damage, RecoveryReport};
 pub use roster::{inspect, write_roster};
 pub use scrub::Scrubbed;
+pub use state::ShardCursor;
 pub use store::{Space, TargetStore};
+
+/// Bytes that are coded, checked or copied in one go. A fourth of what one poll of a task may do, so
+/// that what is left of it is seldom too little for the next piece.
+pub(crate) const WORK_PIECE_BYTES: usize = 64 << 10;

@@ -1,5 +1,6 @@
 //! Reading payloads: only the pages a range touches, each against its checksum.
 
+use crate::WORK_PIECE_BYTES;
 use crate::core::Core;
 use crate::error::StoreError;
 use crate::layout::{PAGE_BYTES, round_up};
@@ -60,12 +61,21 @@ impl Core {
         let mut reads = 1;
         loop {
             let bytes = self.read_raw(place, pages.clone()).await?;
-            match verify(entry, place, pages.start, &bytes) {
+            match self.verify_in_turns(entry, place, pages.start, &bytes).await {
                 Ok(()) => return Ok(bytes),
                 Err(error) if reads == READS_MAX => return Err(error),
                 Err(_) => reads += 1,
             }
         }
+    }
+
+    async fn verify_in_turns(&self, entry: &Entry, place: Place, first: u32, bytes: &[u8]) -> Result<(), StoreError> {
+        let pages = (first..).step_by(WORK_PIECE_BYTES / PAGE);
+        for (page, piece) in pages.zip(bytes.chunks(WORK_PIECE_BYTES)) {
+            self.handle.work(piece.len()).await;
+            verify(entry, place, page, piece)?;
+        }
+        Ok(())
     }
 
     async fn read_raw(&self, place: Place, pages: Range<u32>) -> Result<Bytes, StoreError> {

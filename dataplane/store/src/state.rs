@@ -63,6 +63,18 @@ pub fn index_bytes(blobs: u64, payload: u64) -> u64 {
     blobs * (ENTRY + CHECKSUMS + LISTED) + pages * size_of::<u32>() as u64
 }
 
+/// Blobs and zones looked at for one page of shards: each a look-up in memory that is in no cache,
+/// some 100 ns.
+const SHARDS_PAGE: u32 = 512;
+
+/// Where a look through the shards of a target goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ShardCursor {
+    zone: u32,
+    /// Among the blobs of the zone.
+    at: usize,
+}
+
 /// A deletion that must outlive every copy of its blob.
 #[derive(Clone, Debug)]
 pub struct Tombstone {
@@ -294,8 +306,28 @@ impl State {
         self.used = self.used.saturating_sub(entry.footprint());
     }
 
+    /// Shards in the order of the zones they lie in, a page at a time, and where the next begins. One
+    /// that moves between two pages may be in both or in neither.
+    pub fn shards(&self, from: ShardCursor) -> (Vec<BlobInfo>, Option<ShardCursor>) {
+        let ShardCursor { mut zone, mut at } = from;
+        let mut found = Vec::new();
+        for _ in 0..SHARDS_PAGE {
+            let Some(blobs) = self.zones.zones.get(zone as usize).map(|zone| &zone.blobs) else {
+                return (found, None);
+            };
+            let Some(id) = blobs.get(at) else {
+                (zone, at) = (zone + 1, 0);
+                continue;
+            };
+            at += 1;
+            let entry = self.index.get(id).filter(|entry| entry.place.zone == zone && is_shard(entry.info.kind));
+            found.extend(entry.map(|entry| entry.info));
+        }
+        (found, Some(ShardCursor { zone, at }))
+    }
+
     /// Every blob of a kind, sorted by owner, then id. Of shards there may be millions, and they are
-    /// looked for among everything.
+    /// looked for among everything: who does not stop the world for them has [`State::shards`].
     pub fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
         if !is_shard(kind) {
             let ids = self.few.get(&kind).into_iter().flatten();
@@ -390,5 +422,37 @@ mod tests {
         assert_eq!((state.list(BlobKind::Log).len(), state.zones.get(0).live), (0, 0));
         state.forget_blob(BlobId(5));
         assert_eq!((state.blobs_by_kind, state.live_by_kind), ([0; 6], [0; 6]));
+    }
+
+    #[test]
+    fn shards_come_in_pages_each_once_and_only_where_they_lie_now() {
+        const ZONES: u32 = 4;
+        let zones = (0..ZONES).map(|_| Zone::free(Some(Generation(1)), true)).collect();
+        let mut state = State::new(ZoneTable::new(zones, 256 << 10), 1);
+        let entry = |id: u128, kind, zone| {
+            let (owner, geometry) = (Owner { high: 1, low: 2 }, ShardGeometry::NONE);
+            let info = BlobInfo { id: BlobId(id), kind, owner, geometry, length: 1 };
+            let place = Place { zone, generation: Generation(1), offset: 8192 };
+            Entry { info, place, checksums: Rc::new([0]) }
+        };
+        let kinds = [BlobKind::Data, BlobKind::Parity, BlobKind::Hot, BlobKind::Log];
+        // Zone 1 is empty.
+        for id in 0..3000u128 {
+            state.blob_arrived(entry(id, kinds[(id % 4) as usize], [0, 2, 3][(id % 3) as usize]));
+        }
+        // Known of two zones, at home in the second.
+        state.blob_arrived(entry(0, BlobKind::Data, 3));
+        state.forget_blob(BlobId(4));
+        let (mut found, mut pages, mut next) = (Vec::new(), 0, Some(ShardCursor::default()));
+        while let Some(cursor) = next {
+            let (page, more) = state.shards(cursor);
+            assert!(page.len() <= SHARDS_PAGE as usize, "{}", page.len());
+            (pages, next) = (pages + 1, more);
+            found.extend(page.into_iter().map(|info| info.id.0));
+        }
+        assert_eq!(pages, 3001 / SHARDS_PAGE + 1);
+        found.sort_unstable();
+        let expected: Vec<u128> = (0..3000).filter(|id| id % 4 < 2 && *id != 4).collect();
+        assert_eq!(found, expected);
     }
 }

@@ -1,5 +1,6 @@
 //! One target, opened: the verbs of the store.
 
+use crate::WORK_PIECE_BYTES;
 use crate::commit::{Item, NewBlob, Request};
 use crate::core::Core;
 use crate::error::StoreError;
@@ -7,7 +8,7 @@ use crate::layout::PAGE_BYTES;
 use crate::layout::superblock::{Identity, Superblock};
 use crate::recovery::{self, RecoveryReport};
 use crate::scrub::Scrubbed;
-use crate::state::{footprint, index_bytes};
+use crate::state::{ShardCursor, footprint, index_bytes};
 use crate::zones::{Stream, Tier};
 use bytes::Bytes;
 use cfs_codec::crc32c::crc32c_pages;
@@ -16,6 +17,7 @@ use cfs_reactor::Handle;
 use cfs_reactor::sync::oneshot;
 use cfs_wire::BlobId;
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
+use cfs_wire::limits::PAGE;
 use cfs_wire::planted::{self, Bug};
 use std::ops::Range;
 use std::rc::Rc;
@@ -107,24 +109,34 @@ impl TargetStore {
             return Err(StoreError::PayloadLength { length: payload.len(), max });
         }
         let info = BlobInfo { id, kind, owner, geometry, length };
-        let mut checksums = Vec::with_capacity(payload.len().div_ceil(cfs_wire::limits::PAGE));
-        crc32c_pages(&payload, &mut checksums);
-        let blob = NewBlob { info, checksums: checksums.into(), payload };
-        if self.is_there(&blob).await? {
+        if self.is_there(&info, &payload).await? {
             return Ok(());
         }
         let stream = Stream::of(kind, self.core.superblock.zones);
-        self.admit(&info, stream.tier())?;
+        // Under way from here on: a deletion that comes meanwhile waits for it.
+        let admitted = self.admit(info, stream.tier())?;
+        let checksums = self.checksums(&payload).await;
         let (reply, answer) = oneshot();
-        self.core.submit(stream, Request { item: Item::Put(blob), reply });
+        admitted.submit(stream, Request { item: Item::Put(NewBlob { info, checksums, payload }), reply });
         answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Of each page of a payload.
+    async fn checksums(&self, payload: &[u8]) -> Rc<[u32]> {
+        let mut checksums = Vec::with_capacity(payload.len().div_ceil(PAGE));
+        for piece in payload.chunks(WORK_PIECE_BYTES) {
+            self.core.handle.work(piece.len()).await;
+            crc32c_pages(piece, &mut checksums);
+        }
+        checksums.into()
     }
 
     /// Whether the blob is here already and verifies; an error if the id can't take it. When
     /// false, nothing waited since the id was seen to be free (or damaged).
-    async fn is_there(&self, blob: &NewBlob) -> Result<bool, StoreError> {
-        let id = blob.info.id;
+    async fn is_there(&self, info: &BlobInfo, payload: &Bytes) -> Result<bool, StoreError> {
+        let id = info.id;
         let mut damaged = None;
+        let mut checksums = None;
         loop {
             self.core.check_writable()?;
             let existing = {
@@ -147,11 +159,15 @@ impl TargetStore {
             if planted::is(Bug::StoreReuseId) {
                 return Ok(false);
             }
-            if entry.info != blob.info || entry.checksums != blob.checksums {
+            let Some(checksums) = &checksums else {
+                checksums = Some(self.checksums(payload).await);
+                continue;
+            };
+            if entry.info != *info || entry.checksums != *checksums {
                 return Err(StoreError::Conflict(id));
             }
             match self.core.get(id, 0, entry.info.length).await {
-                Ok(bytes) if bytes == blob.payload => return Ok(true),
+                Ok(bytes) if bytes == *payload => return Ok(true),
                 Ok(_) => return Err(StoreError::Conflict(id)),
                 Err(StoreError::NotFound(_)) => {}
                 Err(_) => damaged = self.place_of(id),
@@ -164,7 +180,7 @@ impl TargetStore {
     }
 
     /// Reserves the space of a put, or refuses it.
-    fn admit(&self, info: &BlobInfo, tier: Tier) -> Result<(), StoreError> {
+    fn admit(&self, info: BlobInfo, tier: Tier) -> Result<Admitted<'_>, StoreError> {
         let capacity = self.core.capacity(tier);
         let mut state = self.core.state.borrow_mut();
         let needed = footprint(info.length);
@@ -173,7 +189,7 @@ impl TargetStore {
         }
         state.used += needed;
         state.pending.insert(info.id);
-        Ok(())
+        Ok(Admitted { core: &self.core, info, submitted: false })
     }
 
     /// A range of a blob. Only the 4 KiB pages it touches are read and verified.
@@ -225,6 +241,12 @@ impl TargetStore {
         self.core.state.borrow().list(kind)
     }
 
+    /// Some of the target's shards, and where to go on: a few at a time, for who looks at all of them
+    /// while others work. What moves meanwhile may come twice or not at all.
+    pub fn shards(&self, from: ShardCursor) -> (Vec<BlobInfo>, Option<ShardCursor>) {
+        self.core.state.borrow().shards(from)
+    }
+
     /// Reads and verifies everything live in these zones, yielding, at most as many bytes per second as `pace` says
     /// each time. Hands over what does not verify, or can't be read, as it is found.
     pub async fn scrub(&self, zones: Range<u32>, pace: &dyn Fn() -> u64, found: &dyn Fn(&BlobInfo)) -> Scrubbed {
@@ -262,6 +284,28 @@ impl TargetStore {
     pub fn close(&self) {
         self.core.closed.set(true);
         self.core.changed.notify_all();
+    }
+}
+
+/// A put that has its space, until it is queued: who stops waiting before that gives the space back.
+struct Admitted<'a> {
+    core: &'a Rc<Core>,
+    info: BlobInfo,
+    submitted: bool,
+}
+
+impl Admitted<'_> {
+    fn submit(mut self, stream: Stream, request: Request) {
+        self.submitted = true;
+        self.core.submit(stream, request);
+    }
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        if !self.submitted {
+            self.core.put_ended(self.info.id, Some(self.info.length));
+        }
     }
 }
 

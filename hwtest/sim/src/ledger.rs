@@ -10,7 +10,7 @@ use crate::report::{Checker, Violation};
 use bytes::Bytes;
 use cfs_reactor::{Handle, Instant};
 use cfs_store::segment::{BlobTarget, LocalTarget};
-use cfs_store::{Space, StoreError, TargetStore};
+use cfs_store::{ShardCursor, Space, StoreError, TargetStore};
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
 use cfs_wire::{BlobId, TargetId};
 use futures_util::FutureExt;
@@ -318,6 +318,10 @@ impl BlobTarget for Watched {
 
     fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
         self.target.list(kind)
+    }
+
+    fn shards(&self, from: ShardCursor) -> (Vec<BlobInfo>, Option<ShardCursor>) {
+        self.target.shards(from)
     }
 
     fn free(&self) -> u64 {

@@ -1,8 +1,9 @@
 //! `fetch`: pieces back to bytes, through redundancy when a copy or shard is missing, damaged
 //! or on an absent target.
 
+use super::write::{part, pieces};
 use super::{Damaged, SegmentStore};
-use crate::StoreError;
+use crate::{StoreError, WORK_PIECE_BYTES};
 use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
 use cfs_wire::data::{DataError, FetchCall, Location, Piece, Registration, ShardPlace};
@@ -76,9 +77,10 @@ impl SegmentStore {
         }
         let mut joined = DmaBuf::uninitialised(parts.iter().map(Bytes::len).sum());
         let mut at = 0;
-        for part in &parts {
-            joined[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
+        for piece in parts.iter().flat_map(|part| part.chunks(WORK_PIECE_BYTES)) {
+            self.handle.work(piece.len()).await;
+            joined[at..at + piece.len()].copy_from_slice(piece);
+            at += piece.len();
         }
         Ok(joined.freeze())
     }
@@ -209,17 +211,17 @@ impl SegmentStore {
             }
         }
         let codec = self.codec(registration.data, registration.parity)?;
-        let mut lengths = vec![length as usize; total];
-        for (index, range) in ranges.iter().enumerate() {
-            if let Some(range) = range {
-                lengths[index] = range.len();
-            }
+        let mut rebuilt = DmaBuf::uninitialised(length as usize);
+        for piece in pieces(length as usize, total) {
+            self.handle.work(piece.len() * total).await;
+            let shards: Vec<Option<&[u8]>> =
+                ranges.iter().map(|range| range.as_ref().map(|range| part(range, &piece))).collect();
+            let lengths: Vec<usize> = shards.iter().map(|shard| shard.map_or(piece.len(), <[u8]>::len)).collect();
+            let coded = codec.reconstruct(&shards, &lengths, &[usize::from(shard)]).map_err(|error| {
+                DataError::Unreadable(format!("segment {}: {error}; {}", registration.segment, failures.join("; ")))
+            })?;
+            rebuilt[piece].copy_from_slice(&coded[0]);
         }
-        let shards: Vec<Option<&[u8]>> = ranges.iter().map(|range| range.as_deref()).collect();
-        let mut rebuilt = codec.reconstruct(&shards, &lengths, &[usize::from(shard)]).map_err(|error| {
-            DataError::Unreadable(format!("segment {}: {error}; {}", registration.segment, failures.join("; ")))
-        })?;
-        let bytes = rebuilt.pop().unwrap_or_default();
-        Ok(Bytes::from(bytes))
+        Ok(rebuilt.freeze())
     }
 }

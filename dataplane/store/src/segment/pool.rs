@@ -1,7 +1,7 @@
 //! The node's targets as failure domains: which are up, and which to write to.
 
 use super::write::segment_of;
-use crate::{Space, StoreError, TargetStore};
+use crate::{ShardCursor, Space, StoreError, TargetStore};
 use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Semaphore;
@@ -58,6 +58,8 @@ pub trait BlobTarget: 'static {
     /// Whether a deletion of the blob is under way: it is there yet, and won't be soon.
     fn is_being_deleted(&self, id: BlobId) -> bool;
     fn list(&self, kind: BlobKind) -> Vec<BlobInfo>;
+    /// As [`TargetStore::shards`].
+    fn shards(&self, from: ShardCursor) -> (Vec<BlobInfo>, Option<ShardCursor>);
     /// Bytes ordinary writers may still use.
     fn free(&self) -> u64;
     fn space(&self) -> Space;
@@ -129,6 +131,10 @@ impl BlobTarget for LocalTarget {
 
     fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
         self.0.list(kind)
+    }
+
+    fn shards(&self, from: ShardCursor) -> (Vec<BlobInfo>, Option<ShardCursor>) {
+        self.0.shards(from)
     }
 
     fn free(&self) -> u64 {

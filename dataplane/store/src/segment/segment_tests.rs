@@ -1,6 +1,6 @@
 use super::*;
 use crate::layout::superblock::Identity;
-use crate::{FormatOptions, StoreError, TargetStore, format};
+use crate::{FormatOptions, ShardCursor, StoreError, TargetStore, format};
 use bytes::Bytes;
 use cfs_device::mem::MemDisk;
 use cfs_reactor::Executor;
@@ -445,6 +445,9 @@ impl BlobTarget for Unwilling {
     fn list(&self, kind: BlobKind) -> Vec<BlobInfo> {
         self.target.list(kind)
     }
+    fn shards(&self, from: ShardCursor) -> (Vec<BlobInfo>, Option<ShardCursor>) {
+        self.target.shards(from)
+    }
     fn free(&self) -> u64 {
         self.target.free()
     }
@@ -571,6 +574,91 @@ fn a_copy_put_back_while_its_blob_is_being_deleted_does_not_outlive_it() {
             }
         });
     }
+}
+
+/// What a future answers, and how often it was polled for that.
+async fn polls_of<T>(future: impl Future<Output = T>) -> (T, usize) {
+    let mut polls = 0;
+    futures_util::pin_mut!(future);
+    let answer = std::future::poll_fn(|context| {
+        polls += 1;
+        future.as_mut().poll(context)
+    });
+    (answer.await, polls)
+}
+
+/// The most that one poll may work on, and how many polls that makes of so much work.
+fn polls_for(bytes: usize) -> usize {
+    bytes / (256 << 10)
+}
+
+#[test]
+fn coding_the_most_that_is_stored_at_once_takes_many_polls_and_gives_the_same_bytes() {
+    run(60, |handle| async move {
+        let bench = bench(handle, 3).await;
+        let shards: Vec<Bytes> = (0..4).map(|seed| random_bytes(seed, (1 << 20) - 100 * seed as usize)).collect();
+        let segments = shards.chunks(2).map(|data| bench.store.encode(2, 1, data));
+        let (parity, polls) = polls_of(futures_util::future::try_join_all(segments)).await;
+        assert!(polls >= polls_for(6 << 20), "{polls} polls");
+        for (data, parity) in shards.chunks(2).zip(parity.unwrap()) {
+            let mut whole = vec![0; data[0].len()];
+            let codec = Erasure::new(Geometry::new(2, 1).unwrap());
+            codec.encode(&[&data[0], &data[1]], &mut [&mut whole]).unwrap();
+            assert_eq!(parity, [whole]);
+        }
+    });
+}
+
+#[test]
+fn storing_and_fetching_the_most_at_once_takes_many_polls() {
+    run(61, |handle| async move {
+        let bench = bench(handle, 3).await;
+        let bytes = random_bytes(61, 4 << 20);
+        let (reply, polls) = polls_of(bench.store.store(&call("2+1"), bytes.clone())).await;
+        // Coded, and the checksums of all shards.
+        assert!(polls >= polls_for(12 << 20), "{polls} polls of store");
+        let call = FetchCall { pieces: reply.unwrap().pieces };
+        let (fetched, polls) = polls_of(bench.store.fetch(&call)).await;
+        assert_eq!(fetched.unwrap(), bytes);
+        // Verified, and copied together.
+        assert!(polls >= polls_for(8 << 20), "{polls} polls of fetch");
+        let Location::Chunk { segment, .. } = call.pieces[0].location else { panic!("a segment was expected") };
+        let first = bench.store.describe(segment).await.unwrap().shards[0].target;
+        bench.pool.add_absent(first, "lost".into());
+        let (fetched, polls) = polls_of(bench.store.fetch(&call)).await;
+        assert_eq!(fetched.unwrap(), bytes);
+        // A shard is made of two others, which are verified in its place.
+        assert!(polls >= polls_for(12 << 20), "{polls} polls of a degraded fetch");
+    });
+}
+
+#[test]
+fn a_put_is_under_way_from_the_first_moment_and_gives_its_space_back_when_nobody_waits() {
+    run(62, |handle| async move {
+        let bench = bench(handle.clone(), 3).await;
+        let target = bench.pool.readable().remove(0);
+        let put = |id: u128, seed| {
+            let (target, payload) = (target.clone(), random_bytes(seed, 1 << 20));
+            let owner = Owner { high: 1, low: 1 };
+            async move { target.put(BlobId(id), BlobKind::Log, owner, ShardGeometry::NONE, payload).await }
+        };
+        // Its checksums take several polls.
+        handle.yield_now().await;
+        let before = target.free();
+        let mut abandoned = Box::pin(put(1, 1));
+        assert!(futures_util::poll!(&mut abandoned).is_pending());
+        assert!(target.free() < before);
+        drop(abandoned);
+        assert_eq!((target.free(), target.stat(BlobId(1))), (before, None));
+        assert_eq!(put(1, 2).await, Ok(()), "its id takes other bytes");
+
+        handle.yield_now().await;
+        let mut waiting = Box::pin(put(2, 3));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        let (put, deleted) = futures_util::future::join(waiting, target.delete(vec![BlobId(2)])).await;
+        assert_eq!((put, deleted), (Ok(()), Ok(())));
+        assert_eq!(target.stat(BlobId(2)), None, "who deletes what is being put waits for it");
+    });
 }
 
 #[test]

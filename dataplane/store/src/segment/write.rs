@@ -2,7 +2,7 @@
 
 use super::layout::{self, Layout};
 use super::{BlobTarget, MOVERS_ROOM, SegmentStore};
-use crate::StoreError;
+use crate::{StoreError, WORK_PIECE_BYTES};
 use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
 use cfs_wire::blobs::{BlobKind, Owner, ShardGeometry};
@@ -11,6 +11,7 @@ use cfs_wire::limits::{PAGE, STORE_BYTES_MAX};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{BlobId, Epoch, SegmentId, TargetId};
 use futures_util::future::{join, join_all, try_join_all};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// One shard on its way to a target.
@@ -112,7 +113,7 @@ impl SegmentStore {
         let parity = call.policy.parity();
         let Layout { shards: data_shards, slots } = layout;
         let data = data_shards.len();
-        let parity_shards = self.encode(data, parity, &data_shards)?;
+        let parity_shards = self.encode(data, parity, &data_shards).await?;
         let longest = data_shards.iter().map(Bytes::len).max().unwrap_or(0) as u64;
         let needed = data_shards.iter().filter(|shard| !shard.is_empty()).count() + parity;
         let crowded = self.check_room(longest, needed, kept)?;
@@ -166,16 +167,19 @@ impl SegmentStore {
         Ok(crowded)
     }
 
-    fn encode(&self, data: usize, parity: usize, shards: &[Bytes]) -> Result<Vec<Bytes>, DataError> {
+    pub(super) async fn encode(&self, data: usize, parity: usize, shards: &[Bytes]) -> Result<Vec<Bytes>, DataError> {
         if parity == 0 {
             return Ok(Vec::new());
         }
         let codec = self.codec(data as u8, parity as u8)?;
         let length = shards.iter().map(Bytes::len).max().unwrap_or(0);
-        let inputs: Vec<&[u8]> = shards.iter().map(|shard| &shard[..]).collect();
         let mut buffers: Vec<DmaBuf> = (0..parity).map(|_| DmaBuf::uninitialised(length)).collect();
-        let mut outputs: Vec<&mut [u8]> = buffers.iter_mut().map(|buffer| &mut buffer[..]).collect();
-        codec.encode(&inputs, &mut outputs).map_err(|error| DataError::Malformed(error.to_string()))?;
+        for piece in pieces(length, data + parity) {
+            self.handle.work(piece.len() * (data + parity)).await;
+            let inputs: Vec<&[u8]> = shards.iter().map(|shard| part(shard, &piece)).collect();
+            let mut outputs: Vec<&mut [u8]> = buffers.iter_mut().map(|buffer| &mut buffer[piece.clone()]).collect();
+            codec.encode(&inputs, &mut outputs).map_err(|error| DataError::Malformed(error.to_string()))?;
+        }
         Ok(buffers.into_iter().map(DmaBuf::freeze).collect())
     }
 
@@ -285,6 +289,18 @@ impl SegmentStore {
             tracing::warn!(segment = %registration.segment, %error, "a failed segment stays registered until collected");
         }
     }
+}
+
+/// Cuts shards of `length` bytes, `count` of them coded together, into ranges of which each is little
+/// work: coding is bytewise, so the ranges have nothing to do with each other.
+pub(super) fn pieces(length: usize, count: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = (WORK_PIECE_BYTES / count).next_multiple_of(PAGE);
+    (0..length).step_by(step).map(move |at| at..(at + step).min(length))
+}
+
+/// What a shard has of a range; one that ends before it nothing.
+pub(super) fn part<'a>(shard: &'a [u8], range: &Range<usize>) -> &'a [u8] {
+    &shard[range.start.min(shard.len())..range.end.min(shard.len())]
 }
 
 pub(super) fn shard_geometry(registration: &Registration, index: u8) -> ShardGeometry {
