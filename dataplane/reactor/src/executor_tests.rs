@@ -91,6 +91,73 @@ fn a_timer_fires_although_another_task_is_always_ready() {
     assert!(yields <= 1100 * POLL_BATCH, "the sleeper slept through {yields} yields");
 }
 
+/// Gives out one event at a time: when it was polled so often since the last, or when it is parked.
+struct Scripted {
+    event: Rc<sync::Notify>,
+    /// An event comes with this poll; `None`: only a sleep ends with one.
+    found_at: Option<usize>,
+    looks: usize,
+    polls: Rc<Cell<usize>>,
+    parks: Rc<Cell<usize>>,
+}
+
+impl Driver for Scripted {
+    fn poll(&mut self) -> bool {
+        self.polls.set(self.polls.get() + 1);
+        self.looks += 1;
+        let found = self.found_at == Some(self.looks);
+        if found {
+            self.looks = 0;
+            self.event.notify_all();
+        }
+        found
+    }
+
+    fn park(&mut self, _timeout: Option<Duration>) {
+        self.parks.set(self.parks.get() + 1);
+        self.looks = 0;
+        self.event.notify_all();
+    }
+
+    fn unparker(&self) -> Arc<dyn Unpark> {
+        Arc::new(Quiet)
+    }
+}
+
+/// Waits for `events` on a clock that goes on by a microsecond in each idle turn; polls and parks.
+fn waited(spin: Duration, found_at: Option<usize>, events: usize) -> (usize, usize) {
+    let executor = Executor::new(Rc::new(ReadClock::default()));
+    let handle = executor.domain();
+    let (polls, parks): (Rc<Cell<usize>>, Rc<Cell<usize>>) = Default::default();
+    let event = sync::Notify::new();
+    let mut driver = Scripted { event: event.clone(), found_at, looks: 0, polls: polls.clone(), parks: parks.clone() };
+    let waited = executor.run(&mut driver, spin, &handle, async move {
+        for _ in 0..events {
+            event.notified().await;
+        }
+    });
+    waited.unwrap();
+    (polls.get(), parks.get())
+}
+
+#[test]
+fn what_comes_while_the_executor_polls_is_found_without_a_sleep() {
+    let spin = Duration::from_micros(20);
+    assert_eq!(waited(spin, Some(5), 100), (500, 0));
+    assert_eq!(waited(Duration::ZERO, Some(5), 100), (0, 100), "told not to poll it sleeps at once");
+}
+
+#[test]
+fn when_nothing_comes_the_executor_sleeps_after_its_spin_and_soon_without_one() {
+    let spin = Duration::from_micros(20);
+    assert_eq!(waited(spin, None, 1), (20, 1));
+    assert_eq!(waited(spin, Some(21), 1), (20, 1), "a poll too late");
+    assert_eq!(waited(spin, Some(20), 1), (20, 0));
+    // Three times in vain, then not for the next 64 sleeps.
+    assert_eq!(waited(spin, None, 3 + 64), (60, 67));
+    assert_eq!(waited(spin, None, 3 + 64 + 1), (80, 68));
+}
+
 #[test]
 fn polls_are_recorded_when_asked_for_and_the_long_ones_counted() {
     let executor = Executor::new(Rc::new(ReadClock::default()));
