@@ -21,7 +21,7 @@ const CONTENDED: Duration = Duration::from_secs(5);
 /// How long a change of another client waits for pages that are being written here.
 const PAGES_WAIT: Duration = Duration::from_millis(20);
 /// The same where only what was stored to mappings has to be written back.
-pub(crate) const MAPPED_WAIT: Duration = Duration::from_secs(2);
+const MAPPED_WAIT: Duration = Duration::from_secs(2);
 /// How long pages are not dropped because they are being written, for others may be written meanwhile.
 const WRITES_WAIT: Duration = Duration::from_millis(500);
 
@@ -319,16 +319,17 @@ impl Client {
             state.drop_cached();
         }
         self.pages.borrow_mut().drop_inode(ino);
-        // What was stored to a mapping and is written back now does not wait for the change.
+        self.drop_pages(ino, names_given).await;
+    }
+
+    /// Has others drop what they keep of an inode, and waits until they have, but not for what may
+    /// itself wait for the change. What was stored to a mapping and is written back now does not.
+    pub(crate) async fn drop_pages(self: &Rc<Self>, ino: Ino, names_given: bool) {
         let mapped_only = self.known_inode(ino).is_some_and(|inode| {
             let state = inode.state();
             state.mappable > 0 && state.writes_under_way == 0
         });
-        self.drop_pages(ino, names_given, if mapped_only { MAPPED_WAIT } else { PAGES_WAIT }).await;
-    }
-
-    /// Has others drop what they keep of an inode, and waits so long at most until they have.
-    pub(crate) async fn drop_pages(self: &Rc<Self>, ino: Ino, names_given: bool, within: Duration) {
+        let within = if mapped_only { MAPPED_WAIT } else { PAGES_WAIT };
         let client = self.clone();
         let told = self.handle.spawn(async move { client.tell_invalidator(ino, names_given).await });
         if let Either::Right(_) = select(told, Box::pin(self.handle.sleep(within))).await {

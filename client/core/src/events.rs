@@ -4,7 +4,6 @@
 //! own, so that a slow flush never holds up the next heartbeat, and are acknowledged in order.
 
 use crate::Client;
-use crate::cache::MAPPED_WAIT;
 use crate::calls::{self, NotMounted};
 use crate::inode::Inode;
 use crate::session::Session;
@@ -133,7 +132,7 @@ impl Client {
         let inode = self.inode(ino);
         if inode.state().mappable > 0 {
             // What a program stored to a mapping is written while it can still be kept under the lease.
-            self.drop_pages(ino, false, MAPPED_WAIT).await;
+            self.drop_pages(ino, false).await;
         }
         let turn = inode.order.acquire(1).await;
         // From here on writes wait for the turn: nothing that is kept comes in any more.
