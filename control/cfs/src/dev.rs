@@ -54,8 +54,7 @@ pub fn run(args: DevArgs) -> Result<()> {
     };
     let server = Server::start(settings)?;
     let address_file = args.data.join(ADDRESS_FILE);
-    std::fs::write(&address_file, server.address())
-        .with_context(|| format!("cannot write {}", address_file.display()))?;
+    write_durably(&address_file, server.address())?;
     signals.end_in_order();
     say(&format!("serving {} on {}", args.data.display(), server.address()));
     let client = client_name(mountpoint)?;
@@ -113,7 +112,11 @@ fn prepare(args: &DevArgs) -> Result<Vec<PathBuf>> {
     if let Err(error) = server::format_files(&paths, Some(size), spec) {
         return Err(unmarked(&mark, &paths, error));
     }
-    write_durably(&layout, &format!("targets = {targets}\n"))?;
+    if let Err(error) = write_durably(&layout, &format!("targets = {targets}\n")) {
+        // Made here, and nobody has them yet. One that stays keeps the mark.
+        paths.iter().for_each(|path| drop(std::fs::remove_file(path)));
+        return Err(unmarked(&mark, &paths, error));
+    }
     std::fs::remove_file(&mark).with_context(|| format!("cannot remove {}", mark.display()))?;
     say(&format!("formatted {targets} targets of {} MiB, policy {policy}", size >> 20));
     Ok(paths)
@@ -193,16 +196,21 @@ fn clear_unfinished(data: &Path, paths: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Writes a small file and makes it and its name durable.
+/// Writes a small file and makes it and its name durable. Where that fails, as on a full disk, what
+/// was there before stays, and nothing else does.
 fn write_durably(path: &Path, text: &str) -> Result<()> {
+    let new = path.with_extension("new");
     let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(path)?;
+        let mut file = std::fs::File::create(&new)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
+        std::fs::rename(&new, path)?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::File::open(parent)?.sync_all()
     };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write().inspect_err(|_| drop(std::fs::remove_file(&new))).with_context(|| {
+        format!("cannot write {}; free some space, or give a --data directory that can be written to", path.display())
+    })
 }
 
 fn read_layout(path: &Path) -> Result<u32> {

@@ -4,9 +4,9 @@
 
 mod common;
 
-use common::{CFS, Cluster, Running, cfs, fingerprint, refused};
+use common::{CFS, Cluster, Running, cfs, fingerprint, refused, skipped};
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -164,7 +164,7 @@ fn a_format_that_fails_takes_its_own_files_away_and_can_be_repeated() {
 #[test]
 fn a_first_start_of_dev_that_fails_leaves_an_empty_directory() {
     if !Path::new("/dev/fuse").exists() {
-        eprintln!("SKIPPED: /dev/fuse is missing");
+        skipped("/dev/fuse is missing");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -249,11 +249,111 @@ fn targets_that_do_not_fit_the_disk_are_refused_and_leave_nothing_behind() {
     assert!(!target.exists(), "an unfinished target was left behind");
 }
 
+/// A small disk: a file system of so many bytes, gone when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(bytes: u64) -> SmallDisk {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(dir.path()).status();
+        assert!(mounted.unwrap().success());
+        SmallDisk(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Takes all space that is left.
+    fn fill(&self) {
+        let mut file = fs::File::create(self.path("filler")).unwrap();
+        let error = std::io::copy(&mut std::io::repeat(0), &mut file).expect_err("it ends");
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: the kernel may not have closed yet what a process that has ended had open.
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+const TARGET_BYTES: u64 = 64 << 20;
+
+#[test]
+fn a_disk_that_is_full_or_too_small_for_the_targets_is_refused_and_nothing_stays_on_it() {
+    if !rustix::process::geteuid().is_root() {
+        return skipped("mounting a small disk needs root");
+    }
+    for full in [false, true] {
+        let disk = SmallDisk::new(TARGET_BYTES * 3 / 2);
+        if full {
+            disk.fill();
+        }
+        let before = names_in(disk.0.path());
+        let targets = ["t0", "t1", "t2"].map(|name| disk.path(name).display().to_string());
+        let line = refused(&cfs(&["format", "--size", "64M", &targets[0], &targets[1], &targets[2]]));
+        assert!(line.contains(&targets[usize::from(!full)]), "{line}");
+        assert!(line.contains("No space left") && line.contains("free some, or give a smaller size"), "{line}");
+        assert_eq!(names_in(disk.0.path()), before);
+    }
+}
+
+#[test]
+fn dev_on_a_full_disk_says_so_and_leaves_no_file_behind() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        return skipped("mounting a small disk needs root and /dev/fuse");
+    }
+    const PAGE: u64 = 4096;
+    let mountpoint = tempfile::tempdir().unwrap();
+    let dev = |disk: &SmallDisk| {
+        let (data, mountpoint) = (disk.path("data").display().to_string(), mountpoint.path().display().to_string());
+        refused(&cfs(&["dev", "--data", &data, "--size", "192M", "--listen", "192.0.2.1:7400", &mountpoint]))
+    };
+    // Room for no file at all; for the mark and one target; for all but the layout.
+    for (bytes, fill, what, remedy) in [
+        (PAGE, true, "data/formatting", "; free some space, or give a --data directory"),
+        (TARGET_BYTES * 3 / 2, false, "data/target-1", "; free some, or give a smaller size"),
+        (TARGET_BYTES * 3 + PAGE, false, "data/cluster.toml", "; free some space, or give a --data directory"),
+    ] {
+        let disk = SmallDisk::new(bytes);
+        if fill {
+            disk.fill();
+        }
+        let line = dev(&disk);
+        assert!(line.contains(disk.path(what).to_str().unwrap()), "{line}");
+        assert!(line.contains("No space left") && line.contains(remedy), "{line}");
+        assert_eq!(names_in(&disk.path("data")), Vec::<String>::new(), "{line}");
+    }
+    // The twin: one page more is enough to format.
+    let disk = SmallDisk::new(TARGET_BYTES * 3 + 2 * PAGE);
+    let line = dev(&disk);
+    assert!(line.contains("192.0.2.1"), "{line}");
+    // A disk that fills up later: what it was started with before stays as it is.
+    let data = disk.path("data");
+    fs::write(data.join("address"), "127.0.0.1:7").unwrap();
+    disk.fill();
+    let (data_flag, mount_flag) = (data.display().to_string(), mountpoint.path().display().to_string());
+    let line = refused(&cfs(&["dev", "--data", &data_flag, "--listen", "127.0.0.1:0", &mount_flag]));
+    assert!(line.contains("data/address") && line.contains("; free some space, or give a --data directory"), "{line}");
+    assert_eq!(fs::read_to_string(data.join("address")).unwrap(), "127.0.0.1:7");
+    assert_eq!(names_in(&data), ["address", "cluster.toml", "target-0", "target-1", "target-2"]);
+}
+
 #[test]
 fn a_read_only_disk_is_refused() {
     let cluster = Cluster::new();
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: mounting read-only needs root");
+        skipped("mounting read-only needs root");
         return;
     }
     let script = format!(
@@ -278,7 +378,7 @@ fn a_read_only_disk_is_refused() {
 fn a_read_only_target_is_refused_with_the_remedy() {
     let cluster = Cluster::new();
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: mounting read-only needs root");
+        skipped("mounting read-only needs root");
         return;
     }
     let targets = cluster.targets();
@@ -340,7 +440,7 @@ fn a_target_that_may_not_be_written_to_or_reached_is_refused_with_the_remedy() {
 #[test]
 fn why_a_mount_in_the_background_failed_is_told_in_one_line() {
     if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-        eprintln!("SKIPPED: needs root and /dev/fuse");
+        skipped("needs root and /dev/fuse");
         return;
     }
     let cluster = Cluster::new();
@@ -414,7 +514,7 @@ fn two_servers_on_one_target_cannot_be() {
 #[test]
 fn a_missing_fuse_device_is_named_with_the_remedy() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: hiding /dev/fuse needs root");
+        skipped("hiding /dev/fuse needs root");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -523,7 +623,7 @@ fn too_few_targets_to_go_on_without_those_that_may_be_lost_are_refused() {
 #[test]
 fn a_cluster_is_not_started_as_another_than_it_was_made() {
     if !Path::new("/dev/fuse").exists() {
-        eprintln!("SKIPPED: /dev/fuse is missing");
+        skipped("/dev/fuse is missing");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -12,6 +12,7 @@ use cfs_reactor::uring::Ring;
 use cfs_wire::data::OP_FETCH;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, pending};
+use std::io::Write;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -109,16 +110,28 @@ impl Mounted {
     }
 }
 
+/// Says that what the caller tests can't be tested here; scripts/test repeats it at its end.
+#[track_caller]
+pub fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
+    let Some(log) = std::env::var_os("CFS_SKIPPED_LOG") else { return };
+    let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("the log of scripts/test");
+    // In one write, since tests run side by side.
+    log.write_all(format!("{}: {why}\n", std::panic::Location::caller().file()).as_bytes()).unwrap();
+}
+
+#[track_caller]
 pub fn mount() -> Option<Mounted> {
     mount_on(start_server())
 }
 
+#[track_caller]
 pub fn mount_on(server: Running) -> Option<Mounted> {
     let directory = tempfile::tempdir().unwrap();
     match spawn_mount(MountConfig::new(directory.path(), server.address.clone())) {
         Ok(mount) => Some(Mounted { mount: Some(mount), directory, server }),
         Err(error @ (MountError::NoDevice | MountError::Device(_) | MountError::NotPermitted { .. })) => {
-            eprintln!("SKIPPED: {error}");
+            skipped(&error.to_string());
             None
         }
         Err(error) => panic!("{error}"),

@@ -1,6 +1,6 @@
 //! Names that change under open files and listings, and the end of a mount.
 
-use crate::harness::mount;
+use crate::harness::{mount, skipped};
 use cfs_fuse::{MountConfig, spawn_mount};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -91,7 +91,7 @@ fn a_mount_ends_by_fusermount_with_everything_written() {
     fs::write(mounted.path("kept"), vec![9u8; 70_000]).unwrap();
     match Command::new("fusermount3").arg("-u").arg(mounted.directory.path()).status() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            eprintln!("SKIPPED: fusermount3 is not installed");
+            skipped("fusermount3 is not installed");
             return mounted.unmount();
         }
         status => assert!(status.unwrap().success()),

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -13,13 +13,31 @@ pub fn cfs(arguments: &[&str]) -> Output {
     Command::new(CFS).args(arguments).output().expect("cfs starts")
 }
 
-/// Asserts a refusal and gives its one line.
+/// Asserts a refusal and gives its one line, the only one on stderr.
 pub fn refused(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("cfs: ")).collect();
+    let lines: Vec<&str> = text.lines().filter(|line| !is_progress(line)).collect();
     assert!(!output.status.success(), "it was accepted; stderr: {text}");
-    assert_eq!(lines.len(), 1, "one line was expected: {text}");
+    assert!(lines.len() == 1 && lines[0].starts_with("cfs: "), "one line was expected: {text}");
     lines[0].to_owned()
+}
+
+/// What comes once a second of work, where the machine is slow: "formatting 3 targets, 1 s".
+fn is_progress(line: &str) -> bool {
+    let seconds = line.strip_suffix(" s").and_then(|line| line.rsplit_once(", "));
+    seconds.is_some_and(|(what, seconds)| {
+        (what.starts_with("formatting ") || what.starts_with("starting: ")) && seconds.parse::<u64>().is_ok()
+    })
+}
+
+/// Says that what the caller tests can't be tested here; scripts/test repeats it at its end.
+#[track_caller]
+pub fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
+    let Some(log) = std::env::var_os("CFS_SKIPPED_LOG") else { return };
+    let mut log = fs::OpenOptions::new().create(true).append(true).open(log).expect("the log of scripts/test");
+    // In one write, since tests run side by side.
+    log.write_all(format!("{}: {why}\n", std::panic::Location::caller().file()).as_bytes()).unwrap();
 }
 
 pub struct Cluster {
