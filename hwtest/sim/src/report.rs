@@ -68,6 +68,8 @@ pub struct Toll {
     /// Of the node's process.
     pub process_crashes: u64,
     pub power_cuts: u64,
+    /// Those of them that came while operations or writes to a disk were under way.
+    pub power_cuts_at_work: u64,
     pub client_deaths: u64,
     /// Of disks: lost, torn, misdirected and refused writes, failed and falsified reads, places
     /// where bytes changed, whole losses.
@@ -78,6 +80,7 @@ impl Toll {
     pub fn add(&mut self, other: Toll) {
         self.process_crashes += other.process_crashes;
         self.power_cuts += other.power_cuts;
+        self.power_cuts_at_work += other.power_cuts_at_work;
         self.client_deaths += other.client_deaths;
         self.disk_faults += other.disk_faults;
     }
@@ -85,8 +88,9 @@ impl Toll {
 
 impl fmt::Display for Toll {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Toll { process_crashes, power_cuts, client_deaths, disk_faults } = self;
-        write!(f, "{power_cuts} power cuts, {process_crashes} process crashes, ")?;
+        let Toll { process_crashes, power_cuts, power_cuts_at_work, client_deaths, disk_faults } = self;
+        write!(f, "{power_cuts} power cuts ({power_cuts_at_work} of a node at work), ")?;
+        write!(f, "{process_crashes} process crashes, ")?;
         write!(f, "{client_deaths} client deaths, {disk_faults} disk faults")
     }
 }

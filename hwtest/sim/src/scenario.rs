@@ -282,7 +282,7 @@ impl Run {
                 self.catch(*client, *after_operations, *synced).await?;
                 self.kill_client(*client);
                 if let Some(death) = node {
-                    world.crash_server(*death);
+                    self.crash(*death);
                     self.start().await?;
                 }
                 self.finish().await?;
@@ -345,6 +345,11 @@ impl Run {
         }
     }
 
+    fn crash(&self, death: Death) {
+        let wanted = !self.history.pending.borrow().is_empty();
+        self.world.crash_server_at_work(death, wanted);
+    }
+
     async fn start(&self) -> Result<(), Violation> {
         match self.world.start_server().await? {
             Started::Serving => Ok(()),
@@ -376,7 +381,7 @@ impl Run {
                 world.handle.sleep(stalled).await;
             }
         }
-        world.crash_server(death);
+        self.crash(death);
         if let Some(disk) = lost {
             self.history.note(format!("disk {disk} is lost with it"));
             world.disk(disk).fail();
@@ -406,7 +411,7 @@ impl Run {
                 return Ok(());
             }
             self.history.note("a disk halted during the start".to_owned());
-            world.crash_server(death);
+            self.crash(death);
         }
         self.start().await
     }
@@ -587,7 +592,7 @@ impl Run {
         }
         if let Some(death) = crash {
             self.pause_within(Duration::from_millis(30)).await;
-            world.crash_server(death);
+            self.crash(death);
             self.start().await?;
         }
         self.finish().await?;

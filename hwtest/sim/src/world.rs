@@ -211,13 +211,23 @@ impl World {
         self.server.borrow().as_ref().is_some_and(|server| server.node.is_some())
     }
 
-    /// Kills the node.
+    /// Kills the node. Whether it was at work is not counted.
     pub fn crash_server(&self, death: Death) {
+        self.crash_server_at_work(death, false);
+    }
+
+    /// Kills the node, which is at work if `wanted` says that operations are under way, or if a disk
+    /// has halted at a write.
+    pub fn crash_server_at_work(&self, death: Death, wanted: bool) {
+        let at_work = wanted || self.halted.get();
         if self.end_server(death) {
             let mut toll = self.toll.get();
             match death {
                 Death::Process => toll.process_crashes += 1,
-                Death::Power => toll.power_cuts += 1,
+                Death::Power => {
+                    toll.power_cuts += 1;
+                    toll.power_cuts_at_work += u64::from(at_work);
+                }
             }
             self.toll.set(toll);
         }

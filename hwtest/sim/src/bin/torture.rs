@@ -24,7 +24,8 @@ struct Options {
     /// Run so many seeds.
     #[arg(long)]
     seeds: Option<u64>,
-    /// Go on until the power was cut so often; everything is compared after each cut.
+    /// Go on until the power was cut so often under a node at work, not counting the cut that ends each
+    /// seed; everything is compared after each.
     #[arg(long, conflicts_with_all = ["seeds", "minutes"])]
     power_cuts: Option<u64>,
     /// Compare everything after every crash, as `--power-cuts` does.
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
     let mut told = clock.now();
     let goes_on = |totals: &Totals| match (deadline, options.power_cuts) {
         (Some(deadline), _) => clock.now() < deadline,
-        (None, Some(cuts)) => totals.toll.power_cuts < cuts,
+        (None, Some(cuts)) => totals.toll.power_cuts_at_work < cuts,
         (None, None) => totals.seeds < options.seeds.unwrap_or(1),
     };
     while goes_on(&totals) {
