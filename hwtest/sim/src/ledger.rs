@@ -48,6 +48,7 @@ enum Standing {
     Gone,
 }
 
+#[derive(Clone)]
 struct Account {
     info: BlobInfo,
     /// Kept while the blob may be there.
@@ -58,6 +59,7 @@ struct Account {
 }
 
 /// One target's.
+#[derive(Clone)]
 struct Books {
     accounts: BTreeMap<BlobId, Account>,
     trust: Trust,
@@ -135,6 +137,12 @@ impl Books {
 impl Ledger {
     pub fn new(handle: &Handle) -> Rc<Ledger> {
         Rc::new(Ledger { handle: handle.clone(), books: RefCell::default(), violation: RefCell::default() })
+    }
+
+    /// For copies of the disks that go on apart from them.
+    pub fn copy(&self) -> Rc<Ledger> {
+        let (handle, books) = (self.handle.clone(), self.books.clone());
+        Rc::new(Ledger { handle, books, violation: RefCell::default() })
     }
 
     /// The first breach so far.

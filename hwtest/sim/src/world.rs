@@ -113,11 +113,21 @@ impl World {
             disk
         };
         let disks = (0..shape.targets).map(disk).collect();
+        World::on(disks, Ledger::new(handle), handle, shape, seed)
+    }
+
+    /// Another world, in which the disks hold what they hold here and nothing runs.
+    pub fn copy(&self) -> Rc<World> {
+        let disks = self.disks().iter().map(|disk| disk.snapshot()).collect();
+        World::on(disks, self.ledger.copy(), &self.handle, self.shape.clone(), self.seed)
+    }
+
+    fn on(disks: Vec<Rc<MemDisk>>, ledger: Rc<Ledger>, handle: &Handle, shape: Shape, seed: u64) -> Rc<World> {
         Rc::new(World {
             handle: handle.clone(),
             network: MemNetwork::new(seed ^ 0x4E45_7457_4F52_4B00),
             disks: RefCell::new(disks),
-            ledger: Ledger::new(handle),
+            ledger,
             server: RefCell::new(None),
             halted: Rc::default(),
             halt: Notify::new(),

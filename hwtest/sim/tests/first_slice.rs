@@ -3,12 +3,11 @@
 
 mod common;
 
+use bytes::Bytes;
 use cfs_client::OpenFlags;
-use cfs_reactor::clock::SimClock;
-use cfs_reactor::{Executor, Handle};
+use cfs_reactor::Handle;
 use cfs_sim::world::{Death, Mounted, Shape, Started};
 use common::{cluster, pattern, read_file, simulated, write_file};
-use std::rc::Rc;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
@@ -67,20 +66,21 @@ fn two_lost_targets_are_an_error_and_never_other_bytes() {
     });
 }
 
-/// Writes one file, then more with a crash of the node at one device write, and looks at all.
-async fn crash_at(handle: &Handle, disk: usize, write: u64, death: Death) -> bool {
+/// Writes files of these lengths, during which the node dies at one device write, then looks at all
+/// of them: with every target, and with each in turn lost. False if that write never came.
+async fn crash_at(handle: &Handle, disk: usize, write: u64, death: Death, lengths: &[usize]) -> bool {
     let context = format!("{death:?} at write {write} of disk {disk}");
     let world = cluster(handle, Shape::default(), 100 + write).await;
     let writer = world.mount("writer").await.unwrap();
-    let first = pattern(5, MIB);
-    let later = [(b"second", pattern(6, 300_000)), (b"third.", pattern(7, 100_000)), (b"fourth", pattern(8, 20_000))];
-    write_file(&writer.client, writer.client.root(), b"first", &first).await;
+    let files: Vec<(Vec<u8>, Bytes)> = lengths
+        .iter()
+        .map(|length| (format!("file-{length}").into_bytes(), pattern(*length as u64, *length)))
+        .collect();
     world.halt_disk_after(disk, write);
-    let client = writer.client.clone();
-    let files = later.clone();
+    let (client, written) = (writer.client.clone(), files.clone());
     let writing = writer.handle.spawn(async move {
-        for (name, bytes) in files {
-            write_file(&client, client.root(), name, &bytes).await;
+        for (name, bytes) in written {
+            write_file(&client, client.root(), &name, &bytes).await;
         }
     });
     let halted = handle.timeout(Duration::from_secs(3), world.halted()).await.is_some();
@@ -89,32 +89,48 @@ async fn crash_at(handle: &Handle, disk: usize, write: u64, death: Death) -> boo
     // The client outlives the crash: its operations end well.
     writing.await.expect("the client lives");
     world.crash_server(death);
-    assert_eq!(world.start_server().await.unwrap(), Started::Serving, "{context}, again");
-    let reader = world.mount("reader").await.unwrap();
-    assert!(read_by_name(&reader, b"first").await == first, "{context}: the first file is damaged");
-    for (name, bytes) in &later {
-        let damaged = format!("{context}: {} is damaged", String::from_utf8_lossy(*name));
-        assert!(read_by_name(&reader, *name).await == *bytes, "{damaged}");
+    for lost in [None, Some(0), Some(1), Some(2)] {
+        let context = format!("{context}, then target {lost:?} lost");
+        let world = world.copy();
+        if let Some(lost) = lost {
+            world.disk(lost).fail();
+        }
+        assert_eq!(world.start_server().await.unwrap(), Started::Serving, "{context}");
+        let reader = world.mount("reader").await.unwrap();
+        for (name, bytes) in &files {
+            let damaged = format!("{context}: {} is damaged", String::from_utf8_lossy(name));
+            assert!(read_by_name(&reader, name).await == *bytes, "{damaged}");
+        }
+        if lost.is_none() {
+            let report = world.node().check(false, true).await;
+            assert_eq!((report.problems, report.degraded), (Vec::new(), 0), "{context}");
+        }
+        reader.kill();
+        world.crash_server(Death::Process);
     }
-    let report = world.node().check(false, true).await;
-    assert_eq!((report.problems, report.degraded), (Vec::new(), 0), "{context}");
     halted
+}
+
+/// Every write to each target while files of these lengths are written, with both kinds of death.
+fn crash_everywhere(lengths: &'static [usize]) {
+    for disk in 0..3 {
+        for death in [Death::Power, Death::Process] {
+            let mut write = 1;
+            while simulated(write, |handle| async move { crash_at(&handle, disk, write, death, lengths).await }) {
+                write += 1;
+            }
+            assert!(write > 5, "only {write} writes to disk {disk}: nothing was crashed");
+        }
+    }
 }
 
 #[test]
 fn acknowledged_bytes_survive_a_crash_at_every_device_write() {
-    for (disk, death) in [(0, Death::Power), (1, Death::Process)] {
-        let mut write = 1;
-        loop {
-            let executor = Executor::new(Rc::new(SimClock::new(write)));
-            let handle = executor.domain();
-            let inner = handle.clone();
-            let run = executor.run_simulated(&handle, async move { crash_at(&inner, disk, write, death).await });
-            if !run.expect("it goes on").expect("it ends") {
-                break;
-            }
-            write += 1;
-        }
-        assert!(write > 5, "only {write} writes: nothing was crashed");
-    }
+    crash_everywhere(&[MIB, 300_000]);
+}
+
+/// The same with less in each write.
+#[test]
+fn acknowledged_small_files_survive_a_crash_at_every_device_write() {
+    crash_everywhere(&[100_000, 20_000]);
 }
