@@ -57,8 +57,6 @@ pub struct Disk {
     pub gone_fetches: Cell<u32>,
     /// Bytes that may still be stored.
     pub room: Cell<u64>,
-    /// The reference epoch that stores hand out.
-    pub epoch: Cell<Epoch>,
     /// How long a change may take to be applied.
     pub proposal_micros_max: Cell<u64>,
     /// Calls seen, by what they were.
@@ -133,7 +131,6 @@ impl Server {
             busy_commits: Cell::new(0),
             gone_fetches: Cell::new(0),
             room: Cell::new(1 << 39),
-            epoch: Cell::new(Epoch(1)),
             proposal_micros_max: Cell::new(500),
             stores: Cell::new(0),
             fetches: Cell::new(0),
@@ -176,9 +173,8 @@ impl Server {
         }
     }
 
-    /// Lets the shards refuse references handed out before that epoch, and stores hand out a later one.
+    /// Lets the shards refuse references handed out before that epoch, as those of all stores here.
     pub async fn advance_epoch(&self, minimum: Epoch) {
-        self.disk.epoch.set(Epoch(minimum.0 + 2));
         for (id, replica) in &self.disk.shards {
             replica
                 .apply(
@@ -321,7 +317,7 @@ impl Endpoint {
             pieces.push(Piece { length: chunk.len() as u32, location });
             self.disk.blobs.borrow_mut().insert(blob, chunk);
         }
-        Ok(StoreReply { epoch: self.disk.epoch.get(), pieces })
+        Ok(StoreReply { epoch: Epoch(1), pieces })
     }
 
     fn fetch(&self, request: &Message) -> Result<Bytes, DataError> {
