@@ -11,9 +11,9 @@ pub struct ClientConfig {
     pub dirty_bytes_max: usize,
     /// The same for one file, so that one stream leaves room for the others.
     pub dirty_inode_bytes_max: usize,
-    /// Room at the server that is not given to unwritten bytes: small writes take more than their
-    /// length, and other clients write too.
-    pub space_margin_bytes: u64,
+    /// Room that the server is asked to keep free for unwritten bytes. Bytes count more than once
+    /// while they are on their way, so twice what may be dirty.
+    pub reserved_bytes: u64,
     /// Written bytes are sent off when they are this old.
     pub write_back_after: Duration,
     /// Bytes kept for reading again, over all files.
@@ -41,7 +41,7 @@ impl Default for ClientConfig {
             name: "client".to_owned(),
             dirty_bytes_max: 64 << 20,
             dirty_inode_bytes_max: 24 << 20,
-            space_margin_bytes: 32 << 20,
+            reserved_bytes: 128 << 20,
             write_back_after: Duration::from_secs(1),
             cache_bytes_max: 64 << 20,
             read_ahead_bytes_max: 4 << 20,

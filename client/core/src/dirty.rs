@@ -1,6 +1,7 @@
 //! Written bytes that are not committed yet: runs that never overlap, merged where small writes
 //! follow each other.
 
+use crate::reservation::footprint;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 
@@ -88,6 +89,11 @@ impl DirtyMap {
 
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What it can take of a target.
+    pub fn footprint(&self) -> u64 {
+        footprint(self.bytes, self.runs.len())
     }
 
     /// Where the last run ends; 0 without any.

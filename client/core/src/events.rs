@@ -162,12 +162,14 @@ impl Client {
         }
         tracing::error!(session = %session.id, "the server has given up this client's session");
         self.stamps.all_changed();
+        self.forget_reservation();
         let inodes: Vec<Rc<Inode>> = self.inodes.borrow().values().cloned().collect();
         let mut told = Vec::new();
         for inode in inodes {
             let mut state = inode.state();
             if state.is_dirty() && !planted::is(Bug::ClientKeepFencedData) {
-                let bytes = state.discard_dirty();
+                let (bytes, charge) = state.discard_dirty();
+                self.charge(charge, 0);
                 if !planted::is(Bug::ClientHideLoss) {
                     state.fail(Errno::EIO);
                     self.has_lost.set(true);

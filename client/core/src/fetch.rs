@@ -18,14 +18,27 @@ pub(crate) enum FetchError {
 }
 
 impl Client {
-    /// Makes bytes durable for a file; answers where they are.
-    pub(crate) async fn store(self: &Rc<Self>, ino: Ino, policy: Policy, bulk: Bytes) -> Result<StoreReply, Errno> {
-        let call = StoreCall { volume: self.volume(), ino, policy };
-        let encoded = body::encode(&call).map_err(|_| Errno::EIO)?;
+    /// Makes bytes durable for a file; answers where they are. `kept`: they are charged for.
+    pub(crate) async fn store(
+        self: &Rc<Self>,
+        ino: Ino,
+        policy: Policy,
+        bulk: Bytes,
+        kept: bool,
+    ) -> Result<StoreReply, Errno> {
         let mut backoff = Backoff::new(self);
         loop {
-            let answer = self.data.call(OP_STORE, encoded.clone(), bulk.clone(), self.config.data_timeout).await;
-            match answer.map(|message| body::decode::<Result<StoreReply, DataError>>(&message.body)) {
+            // Anew each time: what was not answered may have taken room.
+            let mut claimed = self.claim(bulk.len(), kept);
+            let call = StoreCall { volume: self.volume(), ino, policy, claim: claimed.claim };
+            let encoded = body::encode(&call).map_err(|_| Errno::EIO)?;
+            let answer = self.data.call(OP_STORE, encoded, bulk.clone(), self.config.data_timeout).await;
+            let answer = answer.map(|message| body::decode::<Result<StoreReply, DataError>>(&message.body));
+            if matches!(answer, Ok(Ok(Err(_)))) {
+                claimed.give_back();
+            }
+            drop(claimed);
+            match answer {
                 Ok(Ok(Ok(reply))) => return Ok(reply),
                 Ok(Ok(Err(DataError::NoSpace))) => return Err(Errno::ENOSPC),
                 Ok(Ok(Err(error))) if error.is_retryable() => {}

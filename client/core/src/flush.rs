@@ -93,6 +93,7 @@ impl Client {
             let session = self.session.borrow().clone();
             let frozen = Rc::new(state.dirty.freeze());
             state.flushing = Some(frozen.clone());
+            state.flushing_charge = std::mem::take(&mut state.dirty_charge);
             (frozen, state.written, session)
         };
         let mut outcome = self.commit_frozen(&session, inode, &frozen, written).await;
@@ -109,11 +110,14 @@ impl Client {
             return outcome.map(|_| ()).map_err(|error| Lost { error, reported: true });
         }
         state.flushing = None;
+        let charge = std::mem::take(&mut state.flushing_charge);
         if state.dirty.is_empty() {
             state.written = Written::default();
             self.dirty_inodes.borrow_mut().remove(&inode.ino);
         }
         self.dirty_less(frozen_bytes(&frozen));
+        let stored = outcome.as_ref().is_ok_and(|placed| !placed.is_empty());
+        self.settle(charge, if stored { frozen_bytes(&frozen) as u64 } else { 0 });
         self.stamps.changed(inode.ino);
         let mut pages = self.pages.borrow_mut();
         for (offset, run) in frozen.iter() {
@@ -145,12 +149,16 @@ impl Client {
         frozen: &Frozen,
         written: Written,
     ) -> Result<Vec<Placement>, CallError> {
+        let kept = inode.state().flushing_charge > 0;
         let size = inode.state().attr.as_ref().map_or(u64::MAX, |attr| attr.size);
         let mut inline = size.max(frozen_end(frozen)) <= INLINE_BYTES_MAX as u64;
         let mut backoff = Backoff::new(self);
         loop {
-            let placed =
-                if inline { Vec::new() } else { self.store_runs(inode, frozen).await.map_err(CallError::Errno)? };
+            let placed = if inline {
+                Vec::new()
+            } else {
+                self.store_runs(inode, frozen, kept).await.map_err(CallError::Errno)?
+            };
             let mut writes: Vec<FileWrite> = if inline {
                 let inline_write =
                     |(offset, run): (&u64, &Bytes)| FileWrite::Inline { offset: *offset, bytes: run.to_vec() };
@@ -235,15 +243,17 @@ impl Client {
         }
     }
 
-    /// Stores runs, several calls at once; answers where each byte went, in file order.
+    /// Stores runs, several calls at once; answers where each byte went, in file order. `kept`: they are
+    /// charged for.
     pub(crate) async fn store_runs(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
         frozen: &Frozen,
+        kept: bool,
     ) -> Result<Vec<Placement>, Errno> {
         let policy = self.policy(inode).await?;
         let calls = batches(frozen).into_iter().map(|batch| async move {
-            let reply = self.store(inode.ino, policy, batch.bytes()).await?;
+            let reply = self.store(inode.ino, policy, batch.bytes(), kept).await?;
             let pieces = reply.pieces.into_iter().map(|piece| (piece.length, piece.location)).collect();
             place(&batch.runs, pieces, reply.epoch)
         });

@@ -60,6 +60,10 @@ pub(crate) struct InodeState {
     pub lease_denied_until: Instant,
     pub dirty: DirtyMap,
     pub flushing: Option<Rc<Frozen>>,
+    /// What `dirty` and `flushing` are charged for of what the client has reserved; nothing where the
+    /// write is not answered before they are stored.
+    pub dirty_charge: u64,
+    pub flushing_charge: u64,
     pub dirty_since: Instant,
     pub written: Written,
     /// Of the last commit that was acknowledged.
@@ -114,6 +118,8 @@ impl Inode {
             lease_denied_until: Instant::default(),
             dirty: DirtyMap::default(),
             flushing: None,
+            dirty_charge: 0,
+            flushing_charge: 0,
             dirty_since: Instant::default(),
             written: Written::default(),
             commit_sequence: 0,
@@ -233,13 +239,14 @@ impl InodeState {
         self.failures = Failures { count: self.failures.count + 1, last: Some(errno), unseen: true };
     }
 
-    /// Drops what is dirty; answers how many bytes.
-    pub fn discard_dirty(&mut self) -> usize {
+    /// Drops what is dirty; answers how many bytes, and what they were charged for.
+    pub fn discard_dirty(&mut self) -> (usize, u64) {
         let bytes = self.dirty_bytes();
+        let charge = std::mem::take(&mut self.dirty_charge) + std::mem::take(&mut self.flushing_charge);
         self.dirty = DirtyMap::default();
         self.flushing = None;
         self.written = Written::default();
-        bytes
+        (bytes, charge)
     }
 }
 

@@ -8,7 +8,7 @@
 //! counted from when the request was sent.
 //!
 //! Start at [`Client::connect`]; then `calls` (request ids, repetition, sessions), `cache`
-//! (grants and invalidation), `write` and `flush` (write-behind), `read`, and `events` (what the
+//! (grants and invalidation), `write`, `reservation` and `flush` (write-behind), `read`, and `events` (what the
 //! server asks of us).
 #![forbid(unsafe_code)]
 
@@ -30,6 +30,7 @@ mod namespace;
 mod nodes;
 mod pages;
 mod read;
+mod reservation;
 mod session;
 mod space;
 mod stamps;
@@ -54,6 +55,7 @@ use cfs_wire::{Ino, VolumeId};
 use inode::Inode;
 use link::Link;
 use pages::Pages;
+use reservation::Reservation;
 use session::Session;
 use stamps::Stamps;
 use std::cell::{Cell, RefCell};
@@ -90,9 +92,9 @@ pub struct Client {
     dirty_bytes: Cell<usize>,
     /// Something that was written could not be committed, ever.
     has_lost: Cell<bool>,
-    /// Bytes the server had room for when it was asked at `space_asked`, less what was written since.
-    space_left: Cell<u64>,
-    space_asked: Cell<cfs_reactor::Instant>,
+    reservation: RefCell<Reservation>,
+    /// Whose turn it is to ask for more.
+    reserving: Rc<Semaphore>,
     /// Inodes that nobody has open and that may still hold something at the server.
     lingering: RefCell<BTreeSet<Ino>>,
     /// Dirty bytes came or went.
@@ -122,6 +124,7 @@ impl Client {
     ) -> Result<Rc<Client>, ConnectError> {
         let meta = Link::new(handle, &fabric, address);
         let session = Client::first_session(&meta, handle, address, &config).await?;
+        let reservation = Reservation::new(session.policy);
         let client = Rc::new(Client {
             handle: handle.clone(),
             meta,
@@ -136,8 +139,8 @@ impl Client {
             dirty_inodes: RefCell::new(BTreeSet::new()),
             dirty_bytes: Cell::new(0),
             has_lost: Cell::new(false),
-            space_left: Cell::new(0),
-            space_asked: Cell::default(),
+            reservation: RefCell::new(reservation),
+            reserving: Semaphore::new(1),
             lingering: RefCell::new(BTreeSet::new()),
             dirty_changed: Notify::new(),
             times_given: Cell::new(0),

@@ -55,6 +55,7 @@ impl Client {
                     wanted.await;
                 }
                 client.flush_old();
+                client.look_after_reservation();
                 client.give_back_idle();
                 ticks = ticks.wrapping_add(1);
                 if ticks.is_multiple_of(SWEEP_TICKS) {
@@ -65,7 +66,10 @@ impl Client {
     }
 
     fn has_upkeep(&self) -> bool {
-        !self.dirty_inodes.borrow().is_empty() || !self.lingering.borrow().is_empty() || self.is_over_bounds()
+        !self.dirty_inodes.borrow().is_empty()
+            || !self.lingering.borrow().is_empty()
+            || self.has_idle_reservation()
+            || self.is_over_bounds()
     }
 
     fn is_over_bounds(&self) -> bool {
@@ -202,6 +206,7 @@ impl Client {
         self.closed.set(true);
         self.upkeep_wanted.notify_all();
         self.page_care_wanted.notify_all();
+        let _ = self.handle.timeout(CLOSE_WITHIN, self.give_up_reservation()).await;
         let session = self.session.borrow().clone();
         let mut shards: Vec<u16> = (0..session.shards.max(1)).collect();
         shards.retain(|shard| session.knows(ShardId(*shard)));

@@ -9,19 +9,17 @@ use crate::flush::Placement;
 use crate::inode::{Inode, WriteLease};
 use bytes::Bytes;
 use cfs_reactor::Instant;
+use cfs_wire::Errno;
+use cfs_wire::SessionId;
 use cfs_wire::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, STORE_BYTES_MAX};
 use cfs_wire::meta::{FileWrite, MetaOp, MetaReply};
 use cfs_wire::planted::{self, Bug};
-use cfs_wire::{Errno, Policy, SessionId};
 use std::rc::Rc;
 use std::time::Duration;
 
 /// A lease that another client needs is not asked for again before this: every asking is an
 /// entry in the shard's log.
 pub(crate) const LEASE_DENIED: Duration = Duration::from_secs(1);
-
-/// What other clients take is seen after so long.
-const SPACE_ASKED_EVERY: Duration = Duration::from_secs(1);
 
 /// How one write is to be done, whatever its file was opened for: pages of a mapping go to their
 /// offset, and fcntl(F_SETFL) and pwritev2(RWF_DSYNC) change what holds for a write.
@@ -86,7 +84,7 @@ impl Client {
         mapped_in: Option<SessionId>,
     ) -> Result<(), Errno> {
         let inode = &file.inode;
-        let reserved = self.reserve_space(inode, data.len()).await;
+        let mut has_asked = false;
         loop {
             self.wait_for_room(inode, data.len()).await;
             self.check_page(inode, mapped_in)?;
@@ -95,17 +93,23 @@ impl Client {
                     self.getattr(inode.ino).await?;
                     continue;
                 }
-                if !reserved {
+                let may_keep = self.may_keep(inode, data.len());
+                if !may_keep && !std::mem::replace(&mut has_asked, true) {
+                    self.reserve_for(inode, data.len()).await;
+                    continue;
+                }
+                if !may_keep {
                     let _turn = inode.order.acquire(1).await;
                     if !self.store_what_is_kept(file).await? {
                         continue;
                     }
-                    self.keep(file, offset, data, how)?;
+                    self.keep(file, offset, data, how, false)?;
                     let outcome = self.write_back(inode).await;
                     file.take_failure()?;
                     return outcome.map_err(|lost| lost.error.errno());
                 }
-                self.keep(file, offset, data, how)?;
+                self.keep(file, offset, data, how, true)?;
+                self.renew_reservation();
                 break;
             }
             let _turn = inode.order.acquire(1).await;
@@ -139,7 +143,7 @@ impl Client {
         Errno::EIO
     }
 
-    /// Makes a write that no room was set aside for the only dirty one, so that ENOSPC is for whoever
+    /// Makes a write that no room is reserved for the only dirty one, so that ENOSPC is for whoever
     /// writes it, not for whoever wrote before or closes. False if the lease is lost or the size is
     /// not known afterwards. Called in turn.
     async fn store_what_is_kept(self: &Rc<Self>, file: &OpenFile) -> Result<bool, Errno> {
@@ -154,24 +158,6 @@ impl Client {
         while !inode.state().dirty.is_empty() {
             let _ = self.flush_in_turn(inode).await;
         }
-    }
-
-    /// Whether so many bytes more may be kept unwritten: the server had room for them, and for a
-    /// margin, when it was asked last.
-    async fn reserve_space(self: &Rc<Self>, inode: &Inode, length: usize) -> bool {
-        let volume = self.session.borrow().policy;
-        let length = space_taken(length as u64, inode.state().policy.unwrap_or(volume), volume);
-        let fresh = self.now().saturating_since(self.space_asked.get()) < SPACE_ASKED_EVERY;
-        if !fresh || self.space_left.get() < length {
-            let Ok(stat) = self.statfs().await else { return true };
-            let taken = self.config.space_margin_bytes + self.dirty_bytes.get() as u64;
-            let left = if stat.bytes_total == 0 { u64::MAX } else { stat.bytes_free.saturating_sub(taken) };
-            self.space_left.set(left);
-            self.space_asked.set(self.now());
-        }
-        let left = self.space_left.get();
-        self.space_left.set(left.saturating_sub(length));
-        left >= length
     }
 
     /// Waits until so many bytes more may be dirty.
@@ -194,9 +180,16 @@ impl Client {
     }
 
     /// Takes the bytes into the dirty map. Nothing is awaited, so writes are atomic to each other.
-    /// Whoever keeps pages has put bytes that are appended where it took the end to be: if that is
-    /// elsewhere, these pages are not to be read.
-    fn keep(self: &Rc<Self>, file: &OpenFile, mut offset: u64, data: Bytes, how: WriteFlags) -> Result<(), Errno> {
+    /// `charged`: the write is answered while they are there. Whoever keeps pages has put bytes that are
+    /// appended where it took the end to be: if that is elsewhere, these pages are not to be read.
+    fn keep(
+        self: &Rc<Self>,
+        file: &OpenFile,
+        mut offset: u64,
+        data: Bytes,
+        how: WriteFlags,
+        charged: bool,
+    ) -> Result<(), Errno> {
         let inode = &file.inode;
         let mut state = inode.state();
         let size = state.attr.as_ref().map_or(0, |attr| attr.size).max(state.dirty_end());
@@ -211,6 +204,10 @@ impl Client {
         }
         state.dirty.insert(offset, data);
         let after = state.dirty.bytes();
+        if charged {
+            let charge = state.dirty.footprint();
+            self.charge(std::mem::replace(&mut state.dirty_charge, charge), charge);
+        }
         state.written.at = Some(self.handle.wall());
         state.written.kill_privileges |= how.kill_privileges;
         state.written.drop_capability |= !how.mapped;
@@ -280,7 +277,7 @@ impl Client {
                 (true, false) => vec![FileWrite::Inline { offset, bytes: data.to_vec() }],
                 (false, _) => {
                     let frozen = Frozen::from([(offset, data.clone())]);
-                    let placed = self.store_runs(inode, &frozen).await?;
+                    let placed = self.store_runs(inode, &frozen, false).await?;
                     placed.into_iter().map(|extent| as_write(extent, append)).collect()
                 }
             };
@@ -322,12 +319,6 @@ fn as_write(placement: Placement, append: bool) -> FileWrite {
     } else {
         FileWrite::Data { offset, length, location, epoch }
     }
-}
-
-/// What so many bytes under `policy` take of free space, which is counted in the volume's policy.
-fn space_taken(bytes: u64, policy: Policy, volume: Policy) -> u64 {
-    let (raw, paid) = (policy.total() * volume.data(), policy.data() * volume.total());
-    (u128::from(bytes) * raw as u128).div_ceil(paid as u128) as u64
 }
 
 /// Where a write may end.

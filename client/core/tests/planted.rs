@@ -167,3 +167,17 @@ fn a_cache_used_after_the_lease_shows_what_others_have_replaced() {
         client.getattr(file.ino()).await.is_err()
     });
 }
+
+#[test]
+fn bytes_kept_without_room_for_them_are_lost_after_the_write_was_answered() {
+    found(Bug::ClientOverdrawSpace, |server| async move {
+        server.start().await;
+        let client = server.client_with("a", patient()).await;
+        let file = create(&client).await;
+        // What a predecessor of the server may have promised is over.
+        server.sleep(25_000).await;
+        server.disk.room.set(5);
+        let written = client.write(&file, 0, Bytes::from_static(b"too much"), false).await;
+        written.is_err() || client.fsync(&file, false).await.is_ok()
+    });
+}

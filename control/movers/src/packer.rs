@@ -7,7 +7,7 @@ use crate::{MoverError, ShardCalls, all_shards, call};
 use cfs_reactor::Instant;
 use cfs_store::segment::SegmentStore;
 use cfs_wire::blobs::BlobKind;
-use cfs_wire::data::{DataError, Extent, FetchCall, Piece, Referent, Registration, Slot, StoreCall};
+use cfs_wire::data::{Claim, DataError, Extent, FetchCall, Piece, Referent, Registration, Slot, StoreCall};
 use cfs_wire::limits::{CHUNK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_SLOTS_MAX};
 use cfs_wire::meta::{ShardOp, ShardReply};
 use cfs_wire::{BlobId, Ino, Policy, SegmentId, VolumeId};
@@ -214,7 +214,7 @@ impl Packer {
         if chunks.is_empty() {
             return Ok(());
         }
-        let call_info = StoreCall { volume: self.volume, ino: Ino::ROOT, policy };
+        let call_info = StoreCall { volume: self.volume, ino: Ino::ROOT, policy, claim: Claim::default() };
         let stored = self.store.store_chunks(&call_info, chunks).await?;
         let mut swaps: BTreeMap<Ino, Vec<(Extent, Vec<Extent>)>> = BTreeMap::new();
         for (ino, old, first_chunk) in sources {

@@ -1,7 +1,7 @@
 //! Bodies of the data-plane endpoint: `store` makes bytes durable and says where they are,
-//! `fetch` gives them back.
+//! `fetch` gives them back, `reserve` keeps room for bytes that are to come.
 
-use crate::ids::{BlobId, Epoch, Ino, SegmentId, TargetId, VolumeId};
+use crate::ids::{BlobId, Epoch, Ino, SegmentId, SessionId, TargetId, VolumeId};
 use crate::policy::Policy;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -10,6 +10,9 @@ use smallvec::SmallVec;
 pub const OP_STORE: u16 = 0x0200;
 /// `fetch`: [`FetchCall`] in, bulk bytes out.
 pub const OP_FETCH: u16 = 0x0201;
+
+/// `reserve`: [`ReserveCall`] in, [`ReserveReply`] out.
+pub const OP_RESERVE: u16 = 0x0202;
 
 /// Where a run of file bytes lives. Offsets are into the plain bytes of a blob or chunk.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -66,6 +69,40 @@ pub struct StoreCall {
     /// the reference. No access check hangs on it.
     pub ino: Ino,
     pub policy: Policy,
+    pub claim: Claim,
+}
+
+/// What a `store` may take of the room that is reserved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Claim {
+    pub session: SessionId,
+    /// So much of the session's reservation is used up once the bytes are stored.
+    pub reserved: u64,
+    /// A program was told that its write succeeded: all room that there is may be taken.
+    pub answered: bool,
+}
+
+/// Asks for room that is kept free for bytes which a client keeps unwritten. A reserved byte is one on
+/// every target that a piece may go to, whatever its policy.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReserveCall {
+    pub session: SessionId,
+    /// Grows with each call of the session: of two, the server goes by the later.
+    pub number: u64,
+    /// The widest that the bytes are stored under.
+    pub policy: Policy,
+    /// What the client has reserved and still counts on: what it has beyond that, it gives back.
+    pub held: u64,
+    /// What it would like to have.
+    pub wanted: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReserveReply {
+    /// On top of what was held.
+    pub granted: u64,
+    /// All of it lasts so long, counted by the client from when it sent the call.
+    pub lifetime_ms: u32,
 }
 
 /// The stored bytes, in order: lengths add up to the bulk length of the call.
@@ -105,11 +142,14 @@ pub enum DataError {
     Malformed(String),
     #[error("the server is shutting down")]
     Closed,
+    /// The room that is left may have been promised before the server started: that is known soon.
+    #[error("the server has just started and does not know yet what room is reserved")]
+    Starting,
 }
 
 impl DataError {
     pub fn is_retryable(&self) -> bool {
-        matches!(self, DataError::TooFewTargets { .. } | DataError::Closed)
+        matches!(self, DataError::TooFewTargets { .. } | DataError::Closed | DataError::Starting)
     }
 }
 

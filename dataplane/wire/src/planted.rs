@@ -140,6 +140,8 @@ bugs! {
     ClientRenameDirty,
     /// Client: append at the size it knows instead of the one that the change finds.
     ClientAppendAtSize,
+    /// Client: keep written bytes without room that is reserved for them.
+    ClientOverdrawSpace,
 }
 
 #[cfg(feature = "planted")]

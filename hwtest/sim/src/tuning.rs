@@ -57,7 +57,7 @@ pub struct Tuning {
     pub dirty_bytes_max: usize,
     pub client_cache_bytes: usize,
     pub read_ahead_bytes: usize,
-    pub space_margin_bytes: u64,
+    pub reserved_bytes: u64,
 }
 
 impl Default for Tuning {
@@ -87,7 +87,7 @@ impl Default for Tuning {
             dirty_bytes_max: 24 << 20,
             client_cache_bytes: 64 << 20,
             read_ahead_bytes: 4 << 20,
-            space_margin_bytes: 4 << 20,
+            reserved_bytes: 48 << 20,
         }
     }
 }
@@ -139,9 +139,7 @@ impl Tuning {
             dirty_bytes_max: pick(random, &[64 << 10, 1 << 20, 24 << 20]),
             client_cache_bytes: pick(random, &[128 << 10, 64 << 20]),
             read_ahead_bytes: pick(random, &[0, 128 << 10, 4 << 20]),
-            // What a disk that fails takes along of the room that was promised, and what its copies
-            // take elsewhere, must lie within it.
-            space_margin_bytes: pick(random, &[4 << 20, 8 << 20, 32 << 20]),
+            reserved_bytes: pick(random, &[128 << 10, 2 << 20, 48 << 20]),
         }
     }
 
@@ -180,6 +178,7 @@ impl Tuning {
         let segments = SegmentConfig {
             hot_bytes_max: self.hot_bytes_max,
             hot_percent_max: self.hot_percent_max,
+            reservation_lifetime: self.session_lease,
             ..SegmentConfig::default()
         };
         NodeConfig {
@@ -199,7 +198,7 @@ impl Tuning {
             cache_bytes_max: self.client_cache_bytes,
             read_ahead_bytes_max: self.read_ahead_bytes,
             write_back_after: self.write_back_after,
-            space_margin_bytes: self.space_margin_bytes,
+            reserved_bytes: self.reserved_bytes,
             call_timeout: Duration::from_secs(5),
             data_timeout: Duration::from_secs(5),
             retry_window: Duration::from_secs(90),

@@ -149,7 +149,13 @@ impl Actor {
     /// Whether the disks are so full that what takes space may be refused. While the node is away nobody
     /// knows.
     pub(crate) fn may_be_full(&self) -> bool {
-        !self.world.is_serving() || self.world.node().usable_space().1 < FULL_BELOW
+        if !self.world.is_serving() {
+            return true;
+        }
+        let node = self.world.node();
+        // What is reserved for one client is refused to the others.
+        let reserved = node.store().reserved_bytes() * node.parameters().policy.data() as u64;
+        node.usable_space().1 < FULL_BELOW + reserved
     }
 
     /// A seek need not find every hole, but what it skips as a hole reads as zeroes, and so does

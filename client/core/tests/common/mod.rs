@@ -12,7 +12,10 @@ use cfs_meta::state::{self, Init, LogEntry, MemoryState, Reader};
 use cfs_reactor::clock::{SimClock, SplitMix64};
 use cfs_reactor::sync::Semaphore;
 use cfs_reactor::{Executor, Handle};
-use cfs_wire::data::{DataError, FetchCall, Location, OP_FETCH, OP_STORE, Piece, StoreCall, StoreReply};
+use cfs_store::segment::{Reservable, Reservations};
+use cfs_wire::data::{
+    DataError, FetchCall, Location, OP_FETCH, OP_RESERVE, OP_STORE, Piece, ReserveCall, StoreCall, StoreReply,
+};
 use cfs_wire::limits::CHUNK_BYTES;
 use cfs_wire::meta::{MetaCall, MetaError, MetaOp, MetaResult, MountReply, MountResult, OP_META, OP_MOUNT, ShardOp};
 use cfs_wire::{BlobId, Epoch, Ino, NodeId, Policy, SessionId, ShardId, VolumeId, body};
@@ -24,6 +27,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub const SHARDS: u16 = 2;
+const RESERVABLE_MOST: u64 = 1 << 30;
 
 /// Runs a story on virtual time; a failure names its seed.
 pub fn simulate<F: Future<Output = ()> + 'static>(seed: u64, story: impl FnOnce(Rc<Server>) -> F) {
@@ -61,6 +65,7 @@ pub struct Disk {
     pub proposal_micros_max: Cell<u64>,
     /// Calls seen, by what they were.
     pub stores: Cell<u32>,
+    pub reserves: Cell<u32>,
     pub fetches: Cell<u32>,
     pub reads: Cell<u32>,
     pub changes: Cell<u32>,
@@ -133,6 +138,7 @@ impl Server {
             room: Cell::new(1 << 39),
             proposal_micros_max: Cell::new(500),
             stores: Cell::new(0),
+            reserves: Cell::new(0),
             fetches: Cell::new(0),
             reads: Cell::new(0),
             changes: Cell::new(0),
@@ -204,11 +210,13 @@ impl Server {
             shards.push(ShardHandle { shard, view, applied });
         }
         let config = self.config.borrow().clone();
-        let lease_ms = config.session_lease.as_millis() as u32;
+        let config_lease = config.session_lease;
+        let lease_ms = config_lease.as_millis() as u32;
         let disk = self.disk.clone();
         let space = Rc::new(move || (1 << 40, disk.room.get()));
         let meta = MetaService::new(handle, NodeId(1), shards, Rc::new(proposer), Rc::new(NoPeers), config, space);
-        Rc::new(Endpoint { handle: handle.clone(), disk: self.disk.clone(), meta, lease_ms })
+        let reservations = RefCell::new(Reservations::new(handle.now(), config_lease));
+        Rc::new(Endpoint { handle: handle.clone(), disk: self.disk.clone(), meta, lease_ms, reservations })
     }
 
     pub fn kill(&self) {
@@ -251,6 +259,7 @@ struct Endpoint {
     disk: Rc<Disk>,
     meta: MetaService,
     lease_ms: u32,
+    reservations: RefCell<Reservations>,
 }
 
 impl Service for Endpoint {
@@ -270,6 +279,13 @@ impl Service for Endpoint {
                     }))
                 }
                 OP_STORE => answer(self.store(request)),
+                OP_RESERVE => {
+                    self.disk.reserves.set(self.disk.reserves.get() + 1);
+                    let call: ReserveCall = body::decode(&request.body).unwrap();
+                    let room = Reservable { rooms: vec![self.disk.room.get()], most: RESERVABLE_MOST };
+                    let reply = self.reservations.borrow_mut().reserve(self.handle.now(), &call, &room);
+                    answer::<_, DataError>(Ok(reply))
+                }
                 OP_FETCH => {
                     let outcome = self.fetch(&request);
                     let bulk = outcome.clone().unwrap_or_default();
@@ -304,9 +320,18 @@ fn answer<T: serde::Serialize, E: serde::Serialize>(result: Result<T, E>) -> Mes
 
 impl Endpoint {
     fn store(&self, request: Message) -> Result<StoreReply, DataError> {
-        let _call: StoreCall = body::decode(&request.body).unwrap();
+        let call: StoreCall = body::decode(&request.body).unwrap();
         self.disk.stores.set(self.disk.stores.get() + 1);
         let room = self.disk.room.get().checked_sub(request.bulk.len() as u64).ok_or(DataError::NoSpace)?;
+        let mut reservations = self.reservations.borrow_mut();
+        let kept = reservations.kept_from(self.handle.now(), &call.claim, RESERVABLE_MOST);
+        if room < kept.known {
+            return Err(DataError::NoSpace);
+        }
+        if room < kept.known + kept.unknown {
+            return Err(DataError::Starting);
+        }
+        reservations.used(&call.claim);
         self.disk.room.set(room);
         let mut pieces = Vec::new();
         let mut rest = request.bulk;

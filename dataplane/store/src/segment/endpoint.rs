@@ -1,10 +1,12 @@
-//! The data-plane endpoint: `store` and `fetch` as they arrive over a fabric.
+//! The data-plane endpoint: `store`, `fetch` and `reserve` as they arrive over a fabric.
 
 use super::SegmentStore;
 use bytes::Bytes;
 use cfs_fabric::Message;
 use cfs_wire::body;
-use cfs_wire::data::{DataError, FetchCall, OP_FETCH, OP_STORE, StoreCall, StoreReply};
+use cfs_wire::data::{
+    DataError, FetchCall, OP_FETCH, OP_RESERVE, OP_STORE, ReserveCall, ReserveReply, StoreCall, StoreReply,
+};
 use std::rc::Rc;
 
 /// Decodes requests for [`SegmentStore`] and encodes its answers. The reply body is always
@@ -38,6 +40,13 @@ impl DataService {
                     Err(error) => (Err(error), Bytes::new()),
                 };
                 Some(reply::<()>(OP_FETCH, outcome, bulk))
+            }
+            OP_RESERVE => {
+                let outcome = match body::decode::<ReserveCall>(&request.body) {
+                    Ok(call) => Ok(self.store.reserve(&call)),
+                    Err(error) => Err(DataError::Malformed(error.to_string())),
+                };
+                Some(reply::<ReserveReply>(OP_RESERVE, outcome, Bytes::new()))
             }
             _ => None,
         }

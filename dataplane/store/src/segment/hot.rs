@@ -1,6 +1,7 @@
 //! Hot blobs: a small write in m+1 copies, not registered anywhere but in the extent.
 
-use super::{BlobTarget, MOVERS_ROOM, SegmentStore};
+use super::write::Taker;
+use super::{BlobTarget, SegmentStore};
 use crate::StoreError;
 use bytes::Bytes;
 use cfs_wire::BlobId;
@@ -30,7 +31,7 @@ impl SegmentStore {
         let owner = Owner { high: call.volume.0.into(), low: call.ino.as_u64() };
         let copies = call.policy.copies();
         let length = bytes.len() as u32;
-        let crowded = self.check_room(length.into(), copies, MOVERS_ROOM)?;
+        let crowded = self.check_room(length.into(), copies, Taker::Client(&call.claim))?;
         let placed = place_copies(&self.pool, blob, BlobKind::Hot, owner, copies, bytes, crowded).await;
         let targets = placed.map_err(|failure| failure.into_data_error())?;
         Ok(Piece { length, location: Location::Hot { blob, targets: targets.into(), offset: 0 } })

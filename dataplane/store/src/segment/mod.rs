@@ -19,6 +19,7 @@ mod layout;
 mod mirror;
 mod pool;
 mod repair;
+mod reservations;
 mod write;
 
 pub use cfs_codec::Backend;
@@ -26,6 +27,7 @@ pub use endpoint::DataService;
 pub use mirror::Mirror;
 pub use pool::{BlobTarget, Damaged, LocalTarget, MOVERS_ROOM, TargetPool, TargetState};
 pub use repair::Repaired;
+pub use reservations::{Reservable, Reservations};
 pub use write::segment_of;
 
 use crate::Space;
@@ -33,13 +35,14 @@ use cfs_codec::{Erasure, Geometry};
 use cfs_reactor::Handle;
 use cfs_reactor::collections::HashMap;
 use cfs_reactor::sync::{Notify, Semaphore};
-use cfs_wire::data::{DataError, Registration};
+use cfs_wire::data::{DataError, Registration, ReserveCall, ReserveReply};
 use cfs_wire::limits::BLOB_BYTES_MAX;
 use cfs_wire::{Epoch, SegmentId};
 use futures_util::future::LocalBoxFuture;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Registrations kept in memory: 64 Ki of about 500 bytes is 32 MiB, and covers 128 GiB of
 /// recently read data.
@@ -56,7 +59,7 @@ pub trait Registrar: 'static {
     fn lookup(&self, segment: SegmentId) -> LocalBoxFuture<'_, Result<Option<Registration>, DataError>>;
 }
 
-/// Bounds on replicated small writes, and what segments are coded with.
+/// Bounds on replicated small writes and on what is reserved, and what segments are coded with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SegmentConfig {
     /// Writes up to this length become hot blobs; longer ones segments.
@@ -67,6 +70,9 @@ pub struct SegmentConfig {
     pub hot_index_bytes_max: u64,
     /// What codes segments. All give the same bytes; it must be available.
     pub backend: Backend,
+    /// Room that is reserved is free again when its client was silent for so long. It must not shrink
+    /// from one start of the server to the next.
+    pub reservation_lifetime: Duration,
 }
 
 impl Default for SegmentConfig {
@@ -78,6 +84,8 @@ impl Default for SegmentConfig {
             hot_percent_max: 2,
             hot_index_bytes_max: 256 << 20,
             backend: Backend::fastest(),
+            // As long as a session without a sign of life.
+            reservation_lifetime: Duration::from_secs(20),
         }
     }
 }
@@ -96,6 +104,7 @@ pub struct SegmentStore {
     packer_is_called: Cell<bool>,
     packer_call: Rc<Notify>,
     degraded_reads: Cell<u64>,
+    reservations: RefCell<Reservations>,
     /// One repair of a segment at a time: two of one would each rebuild it.
     repairs: Rc<Semaphore>,
 }
@@ -118,6 +127,7 @@ impl SegmentStore {
             packer_is_called: Cell::new(false),
             packer_call: Notify::new(),
             degraded_reads: Cell::new(0),
+            reservations: RefCell::new(Reservations::new(handle.now(), config.reservation_lifetime)),
             repairs: Semaphore::new(1),
         })
     }
@@ -138,6 +148,16 @@ impl SegmentStore {
     /// Whether a segment is being stored right now.
     pub fn is_in_flight(&self, segment: SegmentId) -> bool {
         self.in_flight.borrow().contains(&segment)
+    }
+
+    /// Keeps room free for bytes that a client is going to store.
+    pub fn reserve(&self, call: &ReserveCall) -> ReserveReply {
+        self.reservations.borrow_mut().reserve(self.handle.now(), call, &self.pool.reservable())
+    }
+
+    /// Bytes on each target that are reserved.
+    pub fn reserved_bytes(&self) -> u64 {
+        self.reservations.borrow().total()
     }
 
     fn call_packer(&self) {

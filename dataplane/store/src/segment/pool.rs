@@ -1,5 +1,6 @@
 //! The node's targets as failure domains: which are up, and which to write to.
 
+use super::Reservable;
 use super::write::segment_of;
 use crate::{ShardCursor, Space, StoreError, TargetStore};
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::rc::Rc;
 
 /// Room on every target that clients may not take, a shard of the largest segment: the packer stores
@@ -73,6 +74,24 @@ pub trait BlobTarget: 'static {
         pace: &'a dyn Fn() -> u64,
         found: &'a dyn Fn(&BlobInfo),
     ) -> LocalBoxFuture<'a, ()>;
+}
+
+/// Room on a target that is not reserved, in bytes, or a 16th where that lies between: the log and the
+/// ordered stores take it for a while. On large targets it is the log twice.
+const SPARE_BYTES: RangeInclusive<u64> = 2 << 20..=256 << 20;
+const SPARE_PART: u64 = 16;
+/// The part of the smallest target that may be reserved, and the most: 64 clients' 64 MiB.
+const RESERVABLE_PART: u64 = 8;
+const RESERVABLE_BYTES_MAX: u64 = 4 << 30;
+
+/// Room that may be reserved. What is not in segments may double: while runs are merged, and where the
+/// copies of a target that failed are made anew.
+fn reservable_room(target: &dyn BlobTarget) -> u64 {
+    let space = target.space();
+    let kinds = [BlobKind::Log, BlobKind::Run, BlobKind::Manifest, BlobKind::Hot];
+    let copies: u64 = kinds.into_iter().map(|kind| space.taken_by(kind)).sum();
+    let spare = (space.capacity / SPARE_PART).clamp(*SPARE_BYTES.start(), *SPARE_BYTES.end());
+    room_for_clients(target).saturating_sub(spare + copies)
 }
 
 /// Free bytes that are not kept for the movers.
@@ -266,6 +285,19 @@ impl TargetPool {
     pub fn crowded(&self, room: u64) -> Vec<TargetId> {
         let writable = self.writable();
         writable.iter().filter(|target| target.free() <= room).map(|target| target.id()).collect()
+    }
+
+    /// What of the targets that take writes may be reserved.
+    pub fn reservable(&self) -> Reservable {
+        let writable = self.writable();
+        let rooms = writable.iter().map(|target| reservable_room(&**target)).collect();
+        Reservable { rooms, most: self.reservable_most() }
+    }
+
+    /// How much may be reserved in all: whatever is stored, so that it is known after a restart too.
+    pub fn reservable_most(&self) -> u64 {
+        let smallest = self.writable().iter().map(|target| target.space().capacity).min().unwrap_or(0);
+        (smallest / RESERVABLE_PART).min(RESERVABLE_BYTES_MAX)
     }
 
     /// Bytes of file data that fit under a policy: all in all on the targets that can be read, and

@@ -7,9 +7,9 @@ use cfs_reactor::Executor;
 use cfs_reactor::clock::{SimClock, SplitMix64};
 use cfs_wire::blobs::{BlobError, BlobInfo, BlobKind, MirroredBlobs, Owner, ShardGeometry};
 use cfs_wire::cluster::ClusterParameters;
-use cfs_wire::data::{FetchCall, Location, Piece, StoreCall};
+use cfs_wire::data::{Claim, FetchCall, Location, Piece, StoreCall};
 use cfs_wire::limits::{CHUNK_BYTES, FETCH_PIECES_MAX};
-use cfs_wire::{BlobId, ClusterId, DeviceId, Ino, NodeId, Policy, TargetId, VolumeId};
+use cfs_wire::{BlobId, ClusterId, DeviceId, Ino, NodeId, Policy, SessionId, TargetId, VolumeId};
 use futures_util::FutureExt;
 use std::ops::Range;
 
@@ -103,6 +103,8 @@ async fn bench_with(handle: Handle, count: u32, config: SegmentConfig) -> Bench 
     }
     let registrar = Rc::new(MapRegistrar::default());
     let store = SegmentStore::new(&handle, pool.clone(), registrar.clone(), config);
+    // What a predecessor may have reserved is over.
+    handle.sleep(2 * config.reservation_lifetime).await;
     Bench { disks, pool, store, registrar, handle }
 }
 
@@ -118,7 +120,12 @@ fn random_bytes(seed: u64, length: usize) -> Bytes {
 }
 
 fn call(policy: &str) -> StoreCall {
-    StoreCall { volume: VolumeId(1), ino: Ino::ROOT, policy: policy.parse::<Policy>().unwrap() }
+    StoreCall {
+        volume: VolumeId(1),
+        ino: Ino::ROOT,
+        policy: policy.parse::<Policy>().unwrap(),
+        claim: Claim::default(),
+    }
 }
 
 async fn read_all(bench: &Bench, pieces: &[Piece]) -> Result<Bytes, DataError> {
@@ -668,5 +675,25 @@ fn a_segment_is_coded_by_the_back_end_that_was_chosen() {
             let bench = bench_with(handle.clone(), 3, SegmentConfig { backend, ..SegmentConfig::default() }).await;
             assert_eq!(bench.store.codec(2, 1).unwrap().backend(), backend);
         }
+    });
+}
+
+#[test]
+fn a_server_that_starts_on_full_targets_lets_writes_wait_until_it_knows_what_was_reserved() {
+    run(85, |handle| async move {
+        let bench = bench(handle.clone(), 3).await;
+        let store = |store: &Rc<SegmentStore>, claim, length| {
+            let store = store.clone();
+            async move { store.store(&StoreCall { claim, ..call("2+1") }, random_bytes(1, length)).await }
+        };
+        while store(&bench.store, Claim::default(), 1 << 20).await.is_ok() {}
+        let config = SegmentConfig::default();
+        let started = SegmentStore::new(&handle, bench.pool.clone(), bench.registrar.clone(), config);
+        assert_eq!(store(&started, Claim::default(), 5000).await, Err(DataError::Starting));
+        let answered = Claim { session: SessionId(1), reserved: 5000, answered: true };
+        assert!(store(&started, answered, 5000).await.is_ok());
+        assert!(store(&started, Claim::default(), 2 << 20).await.is_err_and(|error| error == DataError::NoSpace));
+        handle.sleep(2 * config.reservation_lifetime).await;
+        assert!(store(&started, Claim::default(), 5000).await.is_ok());
     });
 }

@@ -6,7 +6,7 @@ use crate::{StoreError, WORK_PIECE_BYTES};
 use bytes::Bytes;
 use cfs_reactor::buffer::DmaBuf;
 use cfs_wire::blobs::{BlobKind, Owner, ShardGeometry};
-use cfs_wire::data::{DataError, Piece, Registration, ShardPlace, StoreCall, StoreReply};
+use cfs_wire::data::{Claim, DataError, Piece, Registration, ShardPlace, StoreCall, StoreReply};
 use cfs_wire::limits::{PAGE, STORE_BYTES_MAX};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{BlobId, Epoch, SegmentId, TargetId};
@@ -27,6 +27,13 @@ impl Shard {
     fn place(&self) -> ShardPlace {
         ShardPlace { index: self.index, target: self.target.id(), blob: self.blob, length: self.payload.len() as u32 }
     }
+}
+
+/// Who stores, and so what room has to be left.
+#[derive(Clone, Copy)]
+pub(super) enum Taker<'a> {
+    Client(&'a Claim),
+    Mover,
 }
 
 /// A segment being stored; leaves the in-flight set whichever way `store` ends.
@@ -66,7 +73,14 @@ impl SegmentStore {
             let message = format!("store of {} bytes; 1 to {STORE_BYTES_MAX} are taken", bytes.len());
             return Err(DataError::Malformed(message));
         }
+        let reply = self.store_for_client(call, bytes).await?;
+        self.reservations.borrow_mut().used(&call.claim);
+        Ok(reply)
+    }
+
+    async fn store_for_client(&self, call: &StoreCall, bytes: Bytes) -> Result<StoreReply, DataError> {
         let epoch = self.registrar.epoch();
+        let taker = Taker::Client(&call.claim);
         if bytes.len() <= self.config.hot_bytes_max && self.hot_has_room() {
             let piece = self.store_hot(call, bytes).await?;
             return Ok(StoreReply { epoch, pieces: vec![piece] });
@@ -74,8 +88,7 @@ impl SegmentStore {
         let data = self.data_shards(call)?;
         let step = layout::segment_bytes_max(data);
         let runs = (0..bytes.len()).step_by(step).map(|at| bytes.slice(at..(at + step).min(bytes.len())));
-        let stored =
-            try_join_all(runs.map(|run| self.store_segment(call, epoch, layout::lay_out(&run, data), MOVERS_ROOM)));
+        let stored = try_join_all(runs.map(|run| self.store_segment(call, epoch, layout::lay_out(&run, data), taker)));
         let stored = stored.await?;
         Ok(StoreReply { epoch, pieces: stored.into_iter().flatten().collect() })
     }
@@ -97,7 +110,7 @@ impl SegmentStore {
         let data = self.data_shards(call)?;
         let layout = layout::pack(&chunks, data)
             .ok_or_else(|| DataError::Malformed(format!("{} chunks do not fit one segment", chunks.len())))?;
-        let pieces = self.store_segment(call, epoch, layout, 0).await?;
+        let pieces = self.store_segment(call, epoch, layout, Taker::Mover).await?;
         Ok(StoreReply { epoch, pieces })
     }
 
@@ -106,7 +119,7 @@ impl SegmentStore {
         call: &StoreCall,
         epoch: Epoch,
         layout: Layout,
-        kept: u64,
+        taker: Taker<'_>,
     ) -> Result<Vec<Piece>, DataError> {
         let segment = SegmentId(self.handle.random_u128());
         let _in_flight = InFlight::new(self, segment);
@@ -116,7 +129,7 @@ impl SegmentStore {
         let parity_shards = self.encode(data, parity, &data_shards).await?;
         let longest = data_shards.iter().map(Bytes::len).max().unwrap_or(0) as u64;
         let needed = data_shards.iter().filter(|shard| !shard.is_empty()).count() + parity;
-        let crowded = self.check_room(longest, needed, kept)?;
+        let crowded = self.check_room(longest, needed, taker)?;
         let shards = self.assign(data_shards, parity_shards, &crowded)?;
         let registration = Registration {
             segment,
@@ -151,20 +164,35 @@ impl SegmentStore {
         Ok(pieces)
     }
 
-    /// Refuses before anything is put or registered what would not find room, `kept` bytes left
-    /// over, on `needed` targets: on a full cluster each attempt would otherwise cost two entries
-    /// of the log. Answers the targets that have no room for `longest` bytes.
-    pub(super) fn check_room(&self, longest: u64, needed: usize, kept: u64) -> Result<Vec<TargetId>, DataError> {
+    /// Refuses before anything is put or registered what would not find room on `needed` targets, with
+    /// what is kept for others left over: on a full cluster each attempt would otherwise cost two
+    /// entries of the log. Answers the targets that have no such room for `longest` bytes. Whoever puts
+    /// on the others at once, without waiting, leaves what is reserved.
+    pub(super) fn check_room(&self, longest: u64, needed: usize, taker: Taker<'_>) -> Result<Vec<TargetId>, DataError> {
+        let (claim, movers) = match taker {
+            Taker::Client(claim) if claim.answered => (*claim, 0),
+            Taker::Client(claim) => (*claim, MOVERS_ROOM),
+            Taker::Mover => (Claim::default(), 0),
+        };
+        let most = self.pool.reservable_most();
+        let kept = self.reservations.borrow_mut().kept_from(self.handle.now(), &claim, most);
+        let crowded = |kept: u64| self.pool.crowded((longest + PAGE as u64).saturating_add(kept));
         let up = self.pool.writable().len();
-        let crowded = self.pool.crowded(longest + PAGE as u64 + kept);
-        if up >= needed && up - crowded.len() < needed {
-            // Its own refusal tells the packer nothing new.
-            if kept > 0 {
-                self.call_packer();
-            }
+        let full = |crowded: &[TargetId]| up >= needed && up - crowded.len() < needed;
+        // Those that a predecessor may have made promises on: soon it is known.
+        let unsettled = crowded(kept.known + movers + kept.unknown);
+        if !full(&unsettled) {
+            return Ok(unsettled);
+        }
+        // Its own refusal tells the packer nothing new.
+        if matches!(taker, Taker::Mover) {
             return Err(DataError::NoSpace);
         }
-        Ok(crowded)
+        self.call_packer();
+        match full(&crowded(kept.known + movers)) {
+            true => Err(DataError::NoSpace),
+            false => Err(DataError::Starting),
+        }
     }
 
     pub(super) async fn encode(&self, data: usize, parity: usize, shards: &[Bytes]) -> Result<Vec<Bytes>, DataError> {

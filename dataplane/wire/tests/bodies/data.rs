@@ -3,10 +3,10 @@
 use super::{GOLDEN, INO, policy};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::data::{
-    DataError, Extent, FetchCall, Location, OP_FETCH, OP_STORE, Piece, Referent, Registration, ShardPlace, Slot,
-    StoreCall, StoreReply,
+    Claim, DataError, Extent, FetchCall, Location, OP_FETCH, OP_RESERVE, OP_STORE, Piece, Referent, Registration,
+    ReserveCall, ReserveReply, ShardPlace, Slot, StoreCall, StoreReply,
 };
-use cfs_wire::{BlobId, Epoch, SegmentId, TargetId, VolumeId};
+use cfs_wire::{BlobId, Epoch, SegmentId, SessionId, TargetId, VolumeId};
 
 pub const SEGMENT: SegmentId = SegmentId(0xa1a2_a3a4_a5a6_a7a8_a9aa_abac_adae_afb0);
 
@@ -47,7 +47,13 @@ fn the_bodies_of_the_data_endpoint_are_what_they_were() {
     let mut golden = GOLDEN("data");
     golden.bytes("OP_STORE", &OP_STORE.to_le_bytes());
     golden.bytes("OP_FETCH", &OP_FETCH.to_le_bytes());
-    golden.body("StoreCall", &StoreCall { volume: VolumeId(0x8182), ino: INO, policy: policy(4, 2) });
+    golden.bytes("OP_RESERVE", &OP_RESERVE.to_le_bytes());
+    let session = SessionId(0xd1d2_d3d4_d5d6_d7d8);
+    let claim = Claim { session, reserved: 0x3132_3334, answered: true };
+    golden.body("StoreCall", &StoreCall { volume: VolumeId(0x8182), ino: INO, policy: policy(4, 2), claim });
+    let call = ReserveCall { session, number: 0x0203, policy: policy(4, 2), held: 0x4142_4344, wanted: 0x5152_5354 };
+    golden.body("ReserveCall", &call);
+    golden.body("ReserveReply", &ReserveReply { granted: 0x6162_6364, lifetime_ms: 0x7172 });
     let pieces = vec![piece(0x1112, hot()), piece(0x1_3141, chunk())];
     golden.body("StoreReply", &StoreReply { epoch: Epoch(0x7172), pieces: pieces.clone() });
     golden.body("FetchCall", &FetchCall { pieces });
@@ -62,6 +68,7 @@ fn the_bodies_of_the_data_endpoint_are_what_they_were() {
         DataError::Unreadable("which".to_owned()),
         DataError::Malformed("what".to_owned()),
         DataError::Closed,
+        DataError::Starting,
     ]);
     golden.variants(&[hot(), chunk()]);
     golden.variants(&[Referent::Hot(BlobId(0x0102_0304)), Referent::Slot(SEGMENT, 0x0506)]);

@@ -13,7 +13,7 @@ use cfs_meta::state::LogEntry;
 use cfs_reactor::clock::SplitMix64;
 use cfs_wire::body::{self, BodyError};
 use cfs_wire::cluster::ClusterParameters;
-use cfs_wire::data::{DataError, FetchCall, StoreCall, StoreReply};
+use cfs_wire::data::{DataError, FetchCall, ReserveCall, ReserveReply, StoreCall, StoreReply};
 use cfs_wire::meta::{
     EventsCall, EventsReply, MetaCall, MetaError, MetaResult, MountCall, MountResult, ShardOp, ShardReply,
 };
@@ -41,7 +41,7 @@ pub struct Bodies {
     kinds: Vec<Kind>,
 }
 
-const KINDS: [(&str, Rewrite); 30] = [
+const KINDS: [(&str, Rewrite); 32] = [
     ("MetaCall", body_again::<MetaCall>),
     ("MetaResult", body_again::<MetaResult>),
     ("MountCall", body_again::<MountCall>),
@@ -54,6 +54,8 @@ const KINDS: [(&str, Rewrite); 30] = [
     ("stored", body_again::<Result<StoreReply, DataError>>),
     ("FetchCall", body_again::<FetchCall>),
     ("fetched", body_again::<Result<(), DataError>>),
+    ("ReserveCall", body_again::<ReserveCall>),
+    ("reserved", body_again::<Result<ReserveReply, DataError>>),
     ("PeerCall", body_again::<PeerCall>),
     ("PeerReply", body_again::<PeerReply>),
     ("AdminCall", body_again::<AdminCall>),
