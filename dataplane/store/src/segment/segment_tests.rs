@@ -7,7 +7,7 @@ use cfs_reactor::Executor;
 use cfs_reactor::clock::{SimClock, SplitMix64};
 use cfs_wire::blobs::{BlobError, BlobInfo, BlobKind, MirroredBlobs, Owner, ShardGeometry};
 use cfs_wire::cluster::ClusterParameters;
-use cfs_wire::data::{Claim, FetchCall, Location, Piece, StoreCall};
+use cfs_wire::data::{Claim, FetchCall, Location, Piece, ReserveCall, StoreCall};
 use cfs_wire::limits::{CHUNK_BYTES, FETCH_PIECES_MAX};
 use cfs_wire::{BlobId, ClusterId, DeviceId, Ino, NodeId, Policy, SessionId, TargetId, VolumeId};
 use futures_util::FutureExt;
@@ -676,6 +676,71 @@ fn a_segment_is_coded_by_the_back_end_that_was_chosen() {
             assert_eq!(bench.store.codec(2, 1).unwrap().backend(), backend);
         }
     });
+}
+
+/// Stores bytes of random lengths until they are refused again and again.
+async fn fill_with<F: Future<Output = bool>>(random: &mut SplitMix64, store: impl Fn(usize) -> F) {
+    let mut refused = 0;
+    while refused < 20 {
+        let most = 1 << (10 + random.below(11));
+        let length = 1 + random.below(most) as usize;
+        refused = if store(length).await { 0 } else { refused + 1 };
+    }
+}
+
+/// Reserves room, fills the targets with what has no reservation, and stores as much as a client would
+/// keep of what it has reserved; how much of that found room, and of how much.
+async fn filled(handle: Handle, policy: &str, targets: u32, seed: u64, reserves: bool) -> (u64, u64) {
+    let bench = bench(handle, targets).await;
+    let session = SessionId(7);
+    let ask = |number, wanted| {
+        let held = if number == 1 { 0 } else { 1 << 40 };
+        ReserveCall { session, number, policy: call(policy).policy, held, wanted }
+    };
+    let granted = (1..10).map(|number| bench.store.reserve(&ask(number, 1 << 40)).granted).sum();
+    assert_eq!(bench.store.reserved_bytes(), granted);
+    if !reserves {
+        bench.store.reserve(&ReserveCall { held: 0, ..ask(10, 0) });
+    }
+    let mut random = SplitMix64::new(seed);
+    let stored = async |claim, length: usize| {
+        let call = StoreCall { claim, ..call(policy) };
+        bench.store.store(&call, random_bytes(length as u64, length)).await
+    };
+    fill_with(&mut random, |length| async move { stored(Claim::default(), length).await.is_ok() }).await;
+    let chunks = |length: usize| vec![random_bytes(1, length.min(CHUNK_BYTES))];
+    let call = call(policy);
+    let mover = async |length| bench.store.store_chunks(&call, chunks(length)).await;
+    fill_with(&mut random, |length| async move { mover(length).await.is_ok() }).await;
+    let (mut charged, mut kept, mut found) = (0, 0, 0);
+    loop {
+        let most = 1 << (10 + random.below(9));
+        let length = 1 + random.below(most);
+        // As a client counts.
+        charged += length + length / 16 + (17 << 10);
+        if charged > granted {
+            return (found, kept);
+        }
+        kept += length;
+        let claim = Claim { session, reserved: length, answered: true };
+        match stored(claim, length as usize).await {
+            Ok(_) => found += length,
+            Err(error) => assert_eq!(error, DataError::NoSpace),
+        }
+    }
+}
+
+#[test]
+fn what_is_reserved_is_there_when_all_the_rest_is_full() {
+    for (policy, targets) in [("2+1", 3), ("2+1", 5), ("2x", 3), ("4+2", 6), ("4+2", 9)] {
+        for seed in 80..84 {
+            let (found, kept) = run(seed, move |handle| filled(handle, policy, targets, seed, true));
+            assert!(kept > 300_000, "{policy}: {kept} bytes are a test of nothing");
+            assert_eq!(found, kept, "{policy} on {targets}, seed {seed}");
+        }
+        let (found, kept) = run(80, move |handle| filled(handle, policy, targets, 80, false));
+        assert!(found < kept / 2, "{policy} on {targets}: {found} of {kept} found room that was not reserved");
+    }
 }
 
 #[test]
