@@ -9,10 +9,10 @@ use crate::core::Core;
 use crate::error::StoreError;
 use crate::layout::{PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES, round_up};
 use crate::state::Entry;
-use crate::zones::{GARBAGE_SHARE_AHEAD, Stream, Zone, ZoneState};
+use crate::zones::{GARBAGE_SHARE_AHEAD, Stream, Tier, Zone, ZoneState};
 use cfs_reactor::sync::{OneshotReceiver, OneshotSender, oneshot};
-use cfs_wire::BlobId;
 use cfs_wire::planted::{self, Bug};
+use cfs_wire::{BlobId, Generation};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -91,6 +91,7 @@ impl Core {
             }
             if !freed && self.collector.waiting.borrow().is_empty() {
                 self.collector.running.set(false);
+                self.changed.notify_all();
                 return;
             }
             self.handle.yield_now().await;
@@ -156,6 +157,39 @@ impl Core {
         let futile = if victim.is_some() { 0 } else { state.tombstones.len() + TOMBSTONES_STEP };
         self.collector.tombstones_futile.set(futile);
         victim
+    }
+
+    /// Empties a sealed zone whatever lives there, unless that has happened meanwhile; false when it
+    /// can't be done now.
+    pub async fn empty(self: &Rc<Self>, zone: u32, generation: Generation) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            if self.check_writable().is_err() {
+                return false;
+            }
+            if !self.collector.running.get() {
+                break;
+            }
+            changed.await;
+        }
+        let (now, state, room) = {
+            let state = self.state.borrow();
+            let now = state.zones.get(zone);
+            // The collector needs what is below that for zones that bring space.
+            (now.generation, now.state, state.zones.may_take(Tier::Tombstone))
+        };
+        if now != Some(generation) || state != ZoneState::Sealed || !room {
+            return now != Some(generation);
+        }
+        self.collector.running.set(true);
+        let emptied = self.collect(zone, false).await;
+        self.collector.running.set(false);
+        self.changed.notify_all();
+        match self.collector.waiting.borrow().is_empty() {
+            true => self.collect_in_background(),
+            false => self.start_collector(),
+        }
+        emptied
     }
 
     /// Empties a zone and gives it back with a new generation.

@@ -90,6 +90,8 @@ pub(crate) struct Lane {
     queued_weight: Cell<u64>,
     pumping: Cell<bool>,
     pub(crate) open: Cell<Option<u32>>,
+    /// A zone that takes no more appends if it is still open.
+    leaving: Cell<Option<u32>>,
     flights: RefCell<VecDeque<Flight>>,
 }
 
@@ -100,6 +102,7 @@ impl Lane {
             queued_weight: Cell::new(0),
             pumping: Cell::new(false),
             open: Cell::new(open),
+            leaving: Cell::new(None),
             flights: RefCell::default(),
         }
     }
@@ -140,7 +143,8 @@ impl Core {
 
     fn kick(self: &Rc<Self>, stream: Stream) {
         let lane = self.lane(stream);
-        if lane.queue.borrow().is_empty() || lane.pumping.replace(true) {
+        let idle = lane.queue.borrow().is_empty() && lane.leaving.get().is_none();
+        if idle || lane.pumping.replace(true) {
             return;
         }
         let core = self.clone();
@@ -149,10 +153,21 @@ impl Core {
 
     async fn pump(self: &Rc<Self>, stream: Stream) {
         let lane = self.lane(stream);
-        while !lane.queue.borrow().is_empty() && lane.may_issue() {
+        loop {
+            let leaving = lane.leaving.take().filter(|zone| lane.open.get() == Some(*zone));
+            if leaving.is_none() && (lane.queue.borrow().is_empty() || !lane.may_issue()) {
+                break;
+            }
             if let Err(error) = self.check_writable() {
                 self.refuse_queue(stream, &error);
                 break;
+            }
+            if let Some(zone) = leaving {
+                if let Err(error) = self.leave_open_zone(stream, zone).await {
+                    self.refuse_queue(stream, &error);
+                    break;
+                }
+                continue;
             }
             match self.zone_with_room(stream).await {
                 Ok(Some(zone)) => {
@@ -224,14 +239,7 @@ impl Core {
                 self.changed.notified().await;
                 self.check_writable()?;
             }
-            while !self.state.borrow().zones.may_seal_another(stream) {
-                self.changed.notified().await;
-                self.check_writable()?;
-            }
-            lane.open.set(None);
-            self.state.borrow_mut().zones.set_state(open, ZoneState::Sealing);
-            let core = self.clone();
-            self.handle.spawn(async move { core.seal(stream, open).await });
+            self.leave_open_zone(stream, open).await?;
         }
         let mut opened = self.open_zone(stream, stream.tier()).await?;
         let has_tombstone = || lane.queue.borrow().iter().any(|request| matches!(request.item, Item::Tombstone(_)));
@@ -246,6 +254,24 @@ impl Core {
         }
         lane.open.set(opened);
         Ok(opened)
+    }
+
+    async fn leave_open_zone(self: &Rc<Self>, stream: Stream, open: u32) -> Result<(), StoreError> {
+        while !self.state.borrow().zones.may_seal_another(stream) {
+            self.changed.notified().await;
+            self.check_writable()?;
+        }
+        self.lane(stream).open.set(None);
+        self.state.borrow_mut().zones.set_state(open, ZoneState::Sealing);
+        let core = self.clone();
+        self.handle.spawn(async move { core.seal(stream, open).await });
+        Ok(())
+    }
+
+    /// Has a stream leave this zone, if it is open, before it is full.
+    pub fn leave(self: &Rc<Self>, stream: Stream, zone: u32) {
+        self.lane(stream).leaving.set(Some(zone));
+        self.kick(stream);
     }
 
     async fn open_zone(self: &Rc<Self>, stream: Stream, tier: Tier) -> Result<Option<u32>, StoreError> {
@@ -299,6 +325,7 @@ impl Core {
     /// Says durably where the zone's appends end, and what they hold.
     pub async fn write_footer(self: &Rc<Self>, stream: Stream, zone: u32) -> Result<(), StoreError> {
         self.check_writable()?;
+        self.mended(zone).await;
         let footer_offset = self.superblock.zone_bytes - ZONE_FOOTER_BYTES;
         let (sequence, generation, end, tails, summary) = {
             let mut state = self.state.borrow_mut();

@@ -30,6 +30,8 @@ pub(crate) struct Core {
     pub collector: Collector,
     /// Whether a task writes headers of free zones.
     pub preparing: Cell<bool>,
+    /// The zone whose header is being written again.
+    pub mending: Cell<Option<u32>>,
     /// Something changed that a task may wait for: a put ended, a zone was sealed or freed.
     pub changed: Rc<Notify>,
     pub failed: RefCell<Option<String>>,
@@ -95,6 +97,7 @@ impl Core {
     /// Writes a zone's header in a new generation and waits until it is durable. The caller
     /// made sure that nothing in the zone is needed any more.
     pub async fn write_generation(self: &Rc<Self>, zone: u32) -> Result<Generation, StoreError> {
+        self.mended(zone).await;
         let sequence = self.state.borrow_mut().sequences.take();
         // The sequence of its header: larger than any generation ever given on this target,
         // even if the zone's own history can't be read.
@@ -112,6 +115,13 @@ impl Core {
         }
         self.state.borrow_mut().sequences.settle(sequence);
         Ok(generation)
+    }
+
+    /// Waits until nobody writes the zone's present header any more.
+    pub async fn mended(&self, zone: u32) {
+        while self.mending.get() == Some(zone) {
+            self.changed.notified().await;
+        }
     }
 
     /// Writes the copies of a zone's header; `last` says whether that in the footer's place too. In

@@ -8,7 +8,8 @@
 //!
 //! Start at [`TargetStore`] (the verbs), then `layout` (the bytes; drawn in `docs/on-disk.md`),
 //! `commit` (group commit), `recovery` and `judge` (opening, and telling torn from corrupt),
-//! `collect` (the collector), `state` (the index and its transitions, free of I/O).
+//! `collect` (the collector), `scrub` and `structures` (finding rot before it is needed), `state`
+//! (the index and its transitions, free of I/O).
 //!
 //! Rules kept here (section 5 of the design), and where:
 //! - an answer only after the flush, in the order of the zone: `commit`
@@ -38,6 +39,7 @@ mod scrub;
 pub mod segment;
 mod state;
 mod store;
+mod structures;
 mod transfer;
 mod zones;
 
@@ -50,6 +52,7 @@ pub use roster::{inspect, write_roster};
 pub use scrub::Scrubbed;
 pub use state::ShardCursor;
 pub use store::{Space, TargetStore};
+pub use structures::{Flaw, Structure};
 
 /// Bytes that are coded, checked or copied in one go. A fourth of what one poll of a task may do, so
 /// that what is left of it is seldom too little for the next piece.

@@ -14,7 +14,7 @@ use cfs_wire::planted::{self, Bug};
 use std::ops::Range;
 
 /// Reads of one blob before a mismatch is believed to be on the medium and not on the way.
-const READS_MAX: usize = 2;
+pub(crate) const READS_MAX: usize = 2;
 
 impl Core {
     pub async fn get(&self, id: BlobId, offset: u32, length: u32) -> Result<Bytes, StoreError> {

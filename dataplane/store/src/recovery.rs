@@ -118,6 +118,7 @@ pub(crate) async fn open(
         flusher: Flusher::default(),
         collector: Collector::default(),
         preparing: Cell::new(false),
+        mending: Cell::new(None),
         changed: Notify::new(),
         failed: RefCell::new(None),
         closed: Cell::new(false),

@@ -129,18 +129,7 @@ impl<'a> Window<'a> {
 
 /// Reads a zone up to where its chain first breaks.
 pub(crate) async fn scan(device: &dyn BlockDevice, superblock: &Superblock, handle: &Handle, zone: u32) -> ZoneScan {
-    let mut scan = ZoneScan {
-        zone,
-        header: Header::Void,
-        generation: None,
-        footer: None,
-        summary: SummaryFound::Absent,
-        appends: Vec::new(),
-        beyond: Vec::new(),
-        position: ZONE_HEADER_BYTES,
-        reason: Break::Untouched,
-        sequence_max: 0,
-    };
+    let mut scan = ZoneScan::of(zone, None);
     let mut window = Window::new(device, superblock, zone);
     scan.read_header(&mut window).await;
     if scan.generation.is_some() {
@@ -151,6 +140,22 @@ pub(crate) async fn scan(device: &dyn BlockDevice, superblock: &Superblock, hand
 }
 
 impl ZoneScan {
+    /// Of a zone of which nothing has been read.
+    pub fn of(zone: u32, generation: Option<Generation>) -> ZoneScan {
+        ZoneScan {
+            zone,
+            header: Header::Void,
+            generation,
+            footer: None,
+            summary: SummaryFound::Absent,
+            appends: Vec::new(),
+            beyond: Vec::new(),
+            position: ZONE_HEADER_BYTES,
+            reason: Break::Untouched,
+            sequence_max: 0,
+        }
+    }
+
     /// The zone's generation is the newest that anything tells which was written after a header of it
     /// had been durable: a copy of the header, the footer, the zone's first append.
     async fn read_header(&mut self, window: &mut Window<'_>) {

@@ -9,6 +9,7 @@ use crate::layout::superblock::{Identity, Superblock};
 use crate::recovery::{self, RecoveryReport};
 use crate::scrub::Scrubbed;
 use crate::state::{ShardCursor, footprint, index_bytes};
+use crate::structures::Flaw;
 use crate::zones::{Stream, Tier};
 use bytes::Bytes;
 use cfs_codec::crc32c::crc32c_pages;
@@ -251,6 +252,12 @@ impl TargetStore {
     /// each time. Hands over what does not verify, or can't be read, as it is found.
     pub async fn scrub(&self, zones: Range<u32>, pace: &dyn Fn() -> u64, found: &dyn Fn(&BlobInfo)) -> Scrubbed {
         self.core.scrub(zones, pace, found).await
+    }
+
+    /// Checks what locates the blobs of these zones at the next opening, at no more than so many bytes
+    /// per second, and mends it if `mend`. Hands over what was damaged.
+    pub async fn check_structures(&self, zones: Range<u32>, mend: bool, pace: &dyn Fn() -> u64, found: &dyn Fn(&Flaw)) {
+        self.core.check_structures(zones, mend, pace, found).await;
     }
 
     pub fn space(&self) -> Space {
