@@ -11,8 +11,8 @@ mod references;
 use crate::rebuild::Refills;
 use crate::{MoverError, ShardCalls, all_shards, call, least_copies};
 use cfs_api::{CheckReport, CheckState};
-use cfs_store::Lacks;
 use cfs_store::segment::SegmentStore;
+use cfs_store::{Flaw, Lacks};
 use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::data::Registration;
 use cfs_wire::meta::{AuditRecord, FileKind, ShardOp, ShardReply, registration_shard};
@@ -138,6 +138,10 @@ impl Check {
             again.problems.retain(|problem| before.contains(problem));
             *report = again;
         }
+        if deep {
+            self.phase("targets", 0);
+            self.check_targets(repair, report).await;
+        }
         self.phase("copies", 0);
         self.check_copies(&gathered, repair, deep, report).await;
         self.phase("segments", gathered.registrations.len() as u64);
@@ -200,6 +204,21 @@ impl Check {
             .await?;
         }
         Ok(gathered)
+    }
+
+    /// What locates data on the targets themselves.
+    async fn check_targets(&self, repair: bool, report: &mut CheckReport) {
+        for target in self.store.pool().writable() {
+            let flaws = RefCell::new(Vec::new());
+            let found = |flaw: &Flaw| flaws.borrow_mut().push(*flaw);
+            target.check_structures(0..u32::MAX, repair, &|| u64::MAX, &found).await;
+            self.step();
+            for flaw in flaws.take() {
+                tracing::warn!(target = %target.id(), ?flaw, "the check found damage in what locates data");
+                report.degraded += 1;
+                report.repaired += u64::from(flaw.mended);
+            }
+        }
     }
 
     /// Redundancy of everything kept in whole copies. Hot blobs that no extent names are garbage

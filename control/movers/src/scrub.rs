@@ -1,6 +1,8 @@
 //! The scrub: reads everything on every target once in a given time, so that what rots unread is found
-//! while its redundancy is still there. What it finds is repaired like what reads find.
+//! while its redundancy is still there. What it finds is repaired like what reads find; damage to what
+//! locates data on its target is mended there, before the next opening needs it.
 
+use cfs_store::Flaw;
 use cfs_store::segment::{Damaged, SegmentStore};
 use cfs_wire::blobs::BlobInfo;
 use std::rc::Rc;
@@ -51,6 +53,12 @@ impl Scrub {
                     pool.note_damage(Damaged::of(info));
                 }
             };
+            let flawed = |flaw: &Flaw| {
+                if target.failure().is_none() {
+                    tracing::warn!(target = %target.id(), ?flaw, "the scrub found damage in what locates data");
+                }
+            };
+            target.check_structures(zones.clone(), true, &pace, &flawed).await;
             target.scrub(zones, &pace, &found).await;
         }
         handle.sleep_until(end).await;

@@ -10,7 +10,7 @@ use crate::report::{Checker, Violation};
 use bytes::Bytes;
 use cfs_reactor::{Handle, Instant};
 use cfs_store::segment::{BlobTarget, LocalTarget};
-use cfs_store::{ShardCursor, Space, StoreError, TargetStore};
+use cfs_store::{Flaw, ShardCursor, Space, StoreError, TargetStore};
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
 use cfs_wire::{BlobId, TargetId};
 use futures_util::FutureExt;
@@ -351,5 +351,15 @@ impl BlobTarget for Watched {
         found: &'a dyn Fn(&BlobInfo),
     ) -> LocalBoxFuture<'a, ()> {
         self.target.scrub(zones, pace, found)
+    }
+
+    fn check_structures<'a>(
+        &'a self,
+        zones: Range<u32>,
+        mend: bool,
+        pace: &'a dyn Fn() -> u64,
+        found: &'a dyn Fn(&Flaw),
+    ) -> LocalBoxFuture<'a, ()> {
+        self.target.check_structures(zones, mend, pace, found)
     }
 }

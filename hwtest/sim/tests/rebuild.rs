@@ -3,7 +3,8 @@
 
 mod common;
 
-use cfs_api::{AdminError, CheckLost};
+use cfs_api::{AdminError, CheckLost, CheckReport};
+use cfs_device::BlockDevice;
 use cfs_movers::rebuild::RebuildConfig;
 use cfs_reactor::Handle;
 use cfs_sim::ledger::Trust;
@@ -203,6 +204,57 @@ fn what_an_opening_finds_lost_is_rebuilt_unasked() {
         assert_eq!(world.start_server().await.unwrap(), Started::Serving);
         expect_files(&world, "another disk lost after that").await;
     });
+}
+
+/// Lets the headers of all appends on a disk rot.
+async fn damage_append_headers(world: &World, index: usize) {
+    const PAGE: usize = 4096;
+    let disk = world.disk(index);
+    let device = disk.open(&world.handle);
+    for offset in (0..disk.size()).step_by(1 << 20) {
+        let bytes = device.read(offset, (1 << 20).min((disk.size() - offset) as usize)).await.unwrap();
+        let headers =
+            (offset..).step_by(PAGE).zip(bytes.chunks(PAGE)).filter(|(_, page)| page.starts_with(b"CFSAPPND"));
+        headers.for_each(|(header, _)| disk.corrupt(header + 40, 4, 1));
+    }
+}
+
+/// What a deep check finds, with or without repairing it.
+async fn checked(world: &World, repair: bool) -> CheckReport {
+    let begun = world.node().start_check(repair, true).unwrap();
+    while world.node().check_state().running {
+        world.handle.sleep(Duration::from_millis(100)).await;
+    }
+    world.node().check_state().result_of(begun.id).unwrap().cloned().unwrap()
+}
+
+#[test]
+fn a_deep_check_finds_rot_in_what_locates_data_and_mends_it_before_a_start_needs_it() {
+    for repair in [true, false] {
+        simulated(40, move |handle| async move {
+            let world = filled_cluster(&handle, Shape::default(), 40).await;
+            assert_eq!(checked(&world, false).await.degraded, 0);
+            damage_append_headers(&world, 1).await;
+            world.distrust(1, Trust::Rotten);
+            let found = checked(&world, false).await;
+            assert!(found.degraded > 0 && found.repaired == 0 && found.problems.is_empty(), "{found:?}");
+            if repair {
+                let mended = checked(&world, true).await;
+                assert!(mended.is_clean() && mended.repaired > 0, "{mended:?}");
+                assert_eq!(checked(&world, false).await.degraded, 0);
+            }
+            world.crash_server(Death::Process);
+            assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+            // The twin: too late, which redundancy bridges while it is there.
+            assert_eq!(degraded(&world).await == 0, repair);
+            if repair {
+                world.crash_server(Death::Power);
+                world.disk(0).fail();
+                assert_eq!(world.start_server().await.unwrap(), Started::Serving);
+                expect_files(&world, "another disk lost after that").await;
+            }
+        });
+    }
 }
 
 /// As after an opening that found a damaged zone, whose search was cut short: used again, the zone

@@ -2,7 +2,7 @@
 
 use super::Reservable;
 use super::write::segment_of;
-use crate::{ShardCursor, Space, StoreError, TargetStore};
+use crate::{Flaw, ShardCursor, Space, StoreError, TargetStore};
 use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Semaphore;
@@ -73,6 +73,15 @@ pub trait BlobTarget: 'static {
         zones: Range<u32>,
         pace: &'a dyn Fn() -> u64,
         found: &'a dyn Fn(&BlobInfo),
+    ) -> LocalBoxFuture<'a, ()>;
+    /// Checks what locates the blobs of these zones, at the same pace, and mends it if `mend`; hands over
+    /// what was damaged.
+    fn check_structures<'a>(
+        &'a self,
+        zones: Range<u32>,
+        mend: bool,
+        pace: &'a dyn Fn() -> u64,
+        found: &'a dyn Fn(&Flaw),
     ) -> LocalBoxFuture<'a, ()>;
 }
 
@@ -175,6 +184,16 @@ impl BlobTarget for LocalTarget {
         found: &'a dyn Fn(&BlobInfo),
     ) -> LocalBoxFuture<'a, ()> {
         async move { _ = self.0.scrub(zones, pace, found).await }.boxed_local()
+    }
+
+    fn check_structures<'a>(
+        &'a self,
+        zones: Range<u32>,
+        mend: bool,
+        pace: &'a dyn Fn() -> u64,
+        found: &'a dyn Fn(&Flaw),
+    ) -> LocalBoxFuture<'a, ()> {
+        self.0.check_structures(zones, mend, pace, found).boxed_local()
     }
 }
 

@@ -472,6 +472,15 @@ impl BlobTarget for Unwilling {
     ) -> LocalBoxFuture<'a, ()> {
         self.target.scrub(zones, pace, found)
     }
+    fn check_structures<'a>(
+        &'a self,
+        zones: Range<u32>,
+        mend: bool,
+        pace: &'a dyn Fn() -> u64,
+        found: &'a dyn Fn(&crate::Flaw),
+    ) -> LocalBoxFuture<'a, ()> {
+        self.target.check_structures(zones, mend, pace, found)
+    }
 }
 
 /// The twin: a deletion that a target refuses is not said to be done.

@@ -235,6 +235,7 @@ async fn open(
             }
         }
         store.scrub(0..u32::MAX, &|| u64::MAX, &|_| {}).await;
+        store.check_structures(0..u32::MAX, true, &|| u64::MAX, &|_| {}).await;
         let _ = store.space();
         let (id, bytes) = (0xF00D + opening, payload(opening, 9000));
         if put(&store, id, BlobKind::Data, &bytes).await.is_ok() {
