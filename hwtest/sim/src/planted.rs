@@ -32,9 +32,15 @@ const SEEDS_FIRST: u64 = 4;
 /// What unit tests look for in the place of the simulation. A lone replica asks nobody for a vote;
 /// a client that waits for each commit of an inode, under a request id that is carried out once,
 /// never sends what the order of commits would refuse; hardly ever does a program write again what
-/// is just being packed; and a disk hardly ever loses all copies of one header.
-const ELSEWHERE: [Bug; 4] =
-    [Bug::LogForgetVote, Bug::MetaIgnoreCommitSequence, Bug::MetaSwapBlindly, Bug::StoreIgnoreNewerGeneration];
+/// is just being packed; a disk hardly ever loses all copies of one header; and clients hardly ever fill
+/// the last of the space together while each keeps much unwritten.
+const ELSEWHERE: [Bug; 5] = [
+    Bug::LogForgetVote,
+    Bug::MetaIgnoreCommitSequence,
+    Bug::MetaSwapBlindly,
+    Bug::StoreIgnoreNewerGeneration,
+    Bug::ClientOverdrawSpace,
+];
 
 /// How to look for planted bugs.
 #[derive(clap::Args)]
