@@ -1,7 +1,7 @@
 //! What the server wants of this client, and what happens when it gives the session up.
 //!
 //! One long poll is always held; each is a heartbeat. Events are carried out in tasks of their
-//! own, so that a slow flush never holds up the next heartbeat, and are acknowledged in order.
+//! own, so that a slow flush never holds up the next heartbeat, and each is acknowledged when it has been.
 
 use crate::Client;
 use crate::calls::{self, NotMounted};

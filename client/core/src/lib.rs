@@ -8,8 +8,8 @@
 //! counted from when the request was sent.
 //!
 //! Start at [`Client::connect`]; then `calls` (request ids, repetition, sessions), `cache`
-//! (grants and invalidation), `write`, `reservation` and `flush` (write-behind), `read`, and `events` (what the
-//! server asks of us).
+//! (grants and invalidation), `write`, `reservation` and `flush` (write-behind), `read`, `mapped`
+//! (pages that programs use without asking), and `events` (what the server asks of us).
 #![forbid(unsafe_code)]
 
 mod cache;

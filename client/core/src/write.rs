@@ -9,11 +9,10 @@ use crate::flush::Placement;
 use crate::inode::{Inode, WriteLease};
 use bytes::Bytes;
 use cfs_reactor::Instant;
-use cfs_wire::Errno;
-use cfs_wire::SessionId;
 use cfs_wire::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, STORE_BYTES_MAX};
 use cfs_wire::meta::{FileWrite, MetaOp, MetaReply};
 use cfs_wire::planted::{self, Bug};
+use cfs_wire::{Errno, SessionId};
 use std::rc::Rc;
 use std::time::Duration;
 

@@ -254,6 +254,10 @@ impl Core {
     /// Mends what was wrong with a zone when it was looked at, if nobody has begun to do something
     /// else with it since.
     async fn mend_zone(self: &Rc<Self>, number: u32, looked: Looked, structure: Structure) -> bool {
+        // The scrub and a check may be at it at the same time.
+        while self.mending.get().is_some() {
+            self.changed.notified().await;
+        }
         if Looked::at(self.state.borrow().zones.get(number)) != Some(looked) {
             return false;
         }
