@@ -152,7 +152,7 @@ impl UringDevice {
     }
 
     fn warn_if_slow(&self, request: Request, start: Instant) {
-        let took = self.handle.now() - start;
+        let took = self.handle.now_coarse() - start;
         if took >= SLOW {
             let Request { operation, offset, length } = request;
             tracing::warn!(device = self.name, operation, offset, length, ?took, "slow device");
@@ -162,7 +162,7 @@ impl UringDevice {
     async fn read_whole(&self, offset: u64, length: usize) -> DeviceResult<DmaBuf> {
         let request = Request { operation: "read", offset, length: length as u64 };
         check_range(&self.name, &self.geometry, request.operation, offset, request.length)?;
-        let start = self.handle.now();
+        let start = self.handle.now_coarse();
         let mut buffer = DmaBuf::uninitialised(length);
         let mut done = 0;
         while done < length {
@@ -186,7 +186,7 @@ impl UringDevice {
         let length = check_write(&self.name, &self.geometry, offset, &parts)?;
         let request = Request { operation: "write", offset, length };
         self.check_writable()?;
-        let start = self.handle.now();
+        let start = self.handle.now_coarse();
         let flags = if fua { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
         let mut position = offset;
         for batch in self.batches(parts) {
@@ -240,7 +240,7 @@ impl UringDevice {
 
     async fn sync(&self) -> DeviceResult<()> {
         let request = Request { operation: "flush", offset: 0, length: 0 };
-        let start = self.handle.now();
+        let start = self.handle.now_coarse();
         // Never tried again: the kernel reports lost data once.
         self.ring.sync(&self.file, true).await.map_err(|errno| self.failed(request, errno))?;
         self.warn_if_slow(request, start);

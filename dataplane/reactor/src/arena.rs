@@ -2,14 +2,15 @@
 //! look up and pin its pages each time.
 //!
 //! One arena per process, made by the first ring that opens a device, never given back. It is
-//! cut into blocks of a few lengths once and for all: taking and returning one is a queue
-//! operation, and which thread does it does not matter. When a length runs out, buffers come
-//! from the heap and their operations are ordinary ones.
+//! cut into blocks of a few lengths once and for all. A thread keeps some blocks for itself; of the
+//! others, taking and returning one is a queue operation, and which thread does it does not matter.
+//! When a length runs out, buffers come from the heap and their operations are ordinary ones.
 
 use crate::buffer::{CLASSES, Page};
 use cfs_wire::limits::PAGE;
 use crossbeam_queue::ArrayQueue;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
@@ -82,6 +83,28 @@ pub(crate) fn contains(bytes: &[u8]) -> bool {
     from >= start && from + bytes.len() <= start + ARENA_BYTES
 }
 
+/// Blocks of each length that a thread keeps for itself, newest on top.
+const KEPT: [usize; CLASSES.len()] = [64, 16, 8, 2, 0];
+
+/// What a thread gave back last, it takes first: that memory is in its cache, and no other thread is
+/// asked. Given back to all when the thread ends.
+struct Kept([Vec<u32>; CLASSES.len()]);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let Some(Some(arena)) = ARENA.get() else { return };
+        for (queue, pages) in arena.free.iter().zip(&self.0) {
+            for page in pages {
+                let _ = queue.push(*page);
+            }
+        }
+    }
+}
+
+thread_local! {
+    static KEPT_HERE: RefCell<Kept> = const { RefCell::new(Kept([const { Vec::new() }; CLASSES.len()])) };
+}
+
 /// A block of the arena, owned; it goes back when dropped.
 pub(crate) struct Block {
     class: usize,
@@ -92,7 +115,8 @@ impl Block {
     /// A free block of a length, if there is an arena and it has one.
     pub fn take(class: usize) -> Option<Block> {
         let arena = ARENA.get()?.as_ref()?;
-        arena.free[class].pop().map(|page| Block { class, page })
+        let kept = KEPT_HERE.try_with(|kept| kept.borrow_mut().0[class].pop()).ok().flatten();
+        kept.or_else(|| arena.free[class].pop()).map(|page| Block { class, page })
     }
 
     fn start(&self) -> NonNull<Page> {
@@ -115,9 +139,21 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if let Some(Some(arena)) = ARENA.get() {
+        let (class, page) = (self.class, self.page);
+        // A thread that is ending keeps nothing.
+        let kept = KEPT_HERE.try_with(|kept| {
+            let pages = &mut kept.borrow_mut().0[class];
+            let room = pages.len() < KEPT[class];
+            if room {
+                pages.push(page);
+            }
+            room
+        });
+        if kept != Ok(true)
+            && let Some(Some(arena)) = ARENA.get()
+        {
             // Never full: it had room for every block when this one was taken.
-            let _ = arena.free[self.class].push(self.page);
+            let _ = arena.free[class].push(page);
         }
     }
 }
@@ -127,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_of_every_length_lie_in_the_arena_and_none_overlap() {
+    fn blocks_of_every_length_lie_in_the_arena_overlap_nowhere_and_outlive_threads() {
         establish().expect("there is memory");
         let mut blocks = Vec::new();
         for class in 0..CLASSES.len() {
@@ -147,5 +183,17 @@ mod tests {
         drop(blocks);
         // Other tests of this process may hold some.
         assert!(Block::take(0).is_some());
+        // More threads than there are blocks, if one were lost with each.
+        for _ in 0..BLOCKS[3] {
+            std::thread::spawn(|| takes_what_it_gave_back_last(3)).join().expect("it asserts");
+        }
+    }
+
+    fn takes_what_it_gave_back_last(class: usize) {
+        let blocks: Vec<Block> = (0..KEPT[class] + 2).map(|_| Block::take(class).expect("there is one")).collect();
+        let pages: Vec<u32> = blocks.iter().map(|block| block.page).collect();
+        // In this order: the first ones are kept.
+        drop(blocks);
+        assert_eq!(Block::take(class).map(|block| block.page), Some(pages[KEPT[class] - 1]));
     }
 }

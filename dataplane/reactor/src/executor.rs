@@ -157,6 +157,8 @@ pub(crate) struct Inner {
     trace: Cell<u64>,
     /// Bytes worked on in the poll that is under way; see [`Handle::work`].
     worked: Cell<usize>,
+    /// When the clock was last looked at between polls; see [`Handle::now_coarse`].
+    turn: Cell<Instant>,
     record: Cell<Option<PollRecord>>,
 }
 
@@ -176,7 +178,6 @@ impl Executor {
     pub fn new(clock: Rc<dyn Clock>) -> Executor {
         let remote = Arc::new(Remote { queue: SegQueue::new(), unpark: std::sync::OnceLock::new() });
         let inner = Inner {
-            clock,
             tasks: RefCell::new(Slab::new()),
             ready: RefCell::new(VecDeque::new()),
             remote,
@@ -186,7 +187,9 @@ impl Executor {
             next_serial: Cell::new(0),
             trace: Cell::new(0xcbf2_9ce4_8422_2325),
             worked: Cell::new(0),
+            turn: Cell::new(clock.now()),
             record: Cell::new(None),
+            clock,
         };
         Executor { inner: Rc::new(inner) }
     }
@@ -234,7 +237,7 @@ impl Executor {
             if let Some(result) = join.try_take() {
                 return result;
             }
-            let now = self.inner.clock.now();
+            let now = self.inner.begin_turn();
             // In every turn, whether tasks are ready or not: one that only yields must not keep the
             // others asleep.
             let fired = self.inner.fire_timers(now);
@@ -251,6 +254,7 @@ impl Executor {
             // What was queued is submitted by the very call that waits.
             let timeout = self.inner.timers.borrow_mut().next_deadline().map(|deadline| deadline - now);
             driver.park(timeout);
+            self.inner.begin_turn();
         }
     }
 
@@ -275,7 +279,7 @@ impl Executor {
             if !self.inner.clock.advance_to(deadline) {
                 return Err(Stalled);
             }
-            self.inner.fire_timers(self.inner.clock.now());
+            self.inner.fire_timers(self.inner.begin_turn());
         }
     }
 
@@ -308,6 +312,12 @@ impl Drop for Entered {
 impl Inner {
     pub(crate) fn now(&self) -> Instant {
         self.clock.now()
+    }
+
+    fn begin_turn(&self) -> Instant {
+        let now = self.clock.now();
+        self.turn.set(now);
+        now
     }
 
     fn has_ready(&self) -> bool {
@@ -489,6 +499,12 @@ impl Handle {
 
     pub fn random_u128(&self) -> u128 {
         (u128::from(self.random_u64()) << 64) | u128::from(self.random_u64())
+    }
+
+    /// The time as of the executor's last look at the clock: earlier than now by what the tasks
+    /// since then took, which costs no look of its own.
+    pub fn now_coarse(&self) -> Instant {
+        self.inner.turn.get()
     }
 
     pub fn sleep(&self, duration: Duration) -> Sleep {

@@ -6,7 +6,7 @@ use crate::error::StoreError;
 use crate::layout::{PAGE_BYTES, round_up};
 use crate::state::{Entry, Place};
 use crate::transfer;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use cfs_codec::crc32c::crc32c;
 use cfs_wire::BlobId;
 use cfs_wire::limits::PAGE;
@@ -19,9 +19,8 @@ pub(crate) const READS_MAX: usize = 2;
 impl Core {
     pub async fn get(&self, id: BlobId, offset: u32, length: u32) -> Result<Bytes, StoreError> {
         loop {
-            let found = self.state.borrow().index.get(&id).cloned();
-            let entry = found.ok_or(StoreError::NotFound(id))?;
-            let size = entry.info.length;
+            let found = self.state.borrow().index.get(&id).map(|entry| (entry.place, entry.info.length));
+            let (place, size) = found.ok_or(StoreError::NotFound(id))?;
             let out_of_range = StoreError::OutOfRange { id, offset, length, size };
             let end = offset.checked_add(length).filter(|end| *end <= size).ok_or(out_of_range)?;
             if length == 0 {
@@ -29,17 +28,41 @@ impl Core {
             }
             let pages = offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES);
             let skip = (offset - pages.start * PAGE_BYTES) as usize;
-            let result = self.read_any_copy(&entry, pages).await;
-            // The collector may have moved the blob and reused its zone while we read.
-            if self.is_moved(&entry) {
-                continue;
-            }
-            return result.map(|bytes| bytes.slice(skip..skip + length as usize));
+            let mut bytes = match self.read_where_it_is(id, place, pages.clone()).await {
+                Some(bytes) => bytes,
+                None => {
+                    let Some(entry) = self.at(id, place, Entry::clone) else { continue };
+                    // Boxed: it is rare, and would make every read's future several times as large.
+                    let result = Box::pin(self.read_any_copy(&entry, pages)).await;
+                    // The collector may have moved the blob and reused its zone while we read.
+                    if self.at(id, place, |_| ()).is_none() {
+                        continue;
+                    }
+                    result?
+                }
+            };
+            bytes.advance(skip);
+            bytes.truncate(length as usize);
+            return Ok(bytes);
         }
     }
 
-    fn is_moved(&self, entry: &Entry) -> bool {
-        self.state.borrow().index.get(&entry.info.id).is_none_or(|now| now.place != entry.place)
+    /// The blob's entry, unless it is elsewhere now.
+    fn at<T>(&self, id: BlobId, place: Place, look: impl FnOnce(&Entry) -> T) -> Option<T> {
+        self.state.borrow().index.get(&id).filter(|entry| entry.place == place).map(look)
+    }
+
+    /// What almost every read is: of few pages, which are there and verify. Nothing is copied from the
+    /// index for it. `None`: see what is the matter.
+    async fn read_where_it_is(&self, id: BlobId, place: Place, pages: Range<u32>) -> Option<Bytes> {
+        if (pages.end - pages.start) as usize * PAGE > WORK_PIECE_BYTES {
+            return None;
+        }
+        let first = pages.start;
+        let bytes = self.read_raw(place, pages).await.ok()?;
+        self.handle.work(bytes.len()).await;
+        let sound = self.at(id, place, |entry| verify(entry, place, first, &bytes).is_ok());
+        (sound == Some(true)).then_some(bytes)
     }
 
     /// The pages of a blob from its primary copy, else from any other that verifies.

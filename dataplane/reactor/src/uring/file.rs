@@ -5,14 +5,17 @@
 //! pages for each operation. Where a registration is refused (an old kernel, a low limit of
 //! locked memory) the same operations run the ordinary way.
 
+use super::core::{SUBMIT_AT, SUBMIT_AT_BY_WORKER};
 use super::operation::{Extra, Kept};
 use super::{Command, Operation, Ring, clamp, iovecs};
 use crate::arena;
 use crate::buffer::DmaBuf;
 use bytes::Bytes;
+use cfs_wire::limits::PAGE;
 use io_uring::{opcode, squeue, types};
 use rustix::fs::FallocateFlags;
-use rustix::io::ReadWriteFlags;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use std::io::IoSliceMut;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -27,6 +30,9 @@ pub struct RingFile {
     fd: OwnedFd,
     /// Its place in the ring's table of registered files.
     slot: Option<u32>,
+    /// Whether the kernel gives every read and write of it to a thread, having no other way not to
+    /// wait for them: tmpfs is so.
+    by_worker: bool,
     ring: Weak<Ring>,
 }
 
@@ -40,6 +46,19 @@ impl RingFile {
     pub fn is_registered(&self) -> bool {
         self.slot.is_some()
     }
+
+    /// Entries that are submitted together.
+    pub(super) fn lot(&self) -> usize {
+        if self.by_worker { SUBMIT_AT_BY_WORKER } else { SUBMIT_AT }
+    }
+}
+
+/// Whether the file has no reads that don't wait. Asked where nothing is, so that none is done.
+fn waits_always(fd: &OwnedFd) -> bool {
+    const BEYOND_ALL: u64 = 1 << 62;
+    let mut page = DmaBuf::uninitialised(PAGE);
+    let into = &mut [IoSliceMut::new(&mut page)];
+    preadv2(fd, into, BEYOND_ALL, ReadWriteFlags::NOWAIT) == Err(Errno::OPNOTSUPP)
 }
 
 impl Drop for RingFile {
@@ -87,7 +106,8 @@ impl Ring {
     /// Takes a file or block device over. The first one makes the ring register the arena.
     pub fn file(self: &Rc<Self>, fd: OwnedFd) -> Rc<RingFile> {
         let slot = self.core.borrow_mut().register_file(&fd);
-        Rc::new(RingFile { fd, slot, ring: Rc::downgrade(self) })
+        let by_worker = waits_always(&fd);
+        Rc::new(RingFile { fd, slot, by_worker, ring: Rc::downgrade(self) })
     }
 
     /// Whether operations on arena memory run without pinning it.
@@ -121,7 +141,7 @@ impl Ring {
         };
         // SAFETY: the buffer's memory is kept in the operation and only ever given back by its
         // completion; nothing else refers to it.
-        unsafe { Operation::start(self, entry, Kept::new(buffer, file.clone()), false) }
+        unsafe { Operation::start_in_lots(self, entry, Kept::new(buffer, file.clone()), file.lot()) }
     }
 
     /// Writes `parts`, at most [`super::PARTS_MAX`], one after the other. May write less.

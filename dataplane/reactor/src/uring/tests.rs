@@ -1,7 +1,9 @@
+use super::core::{SUBMIT_AT, SUBMIT_AT_BY_WORKER};
 use super::*;
 use crate::buffer::DmaBuf;
 use crate::clock::KernelClock;
 use crate::{Executor, Handle};
+use cfs_wire::limits::PAGE;
 use futures_util::future::join_all;
 use rustix::fs::{FallocateFlags, MemfdFlags, memfd_create};
 use rustix::io::ReadWriteFlags;
@@ -159,6 +161,25 @@ fn operations_started_at_once_are_submitted_several_to_a_call() {
             assert_eq!(write(index).await.0, Ok(8));
         }
         assert!(calls() - before >= COUNT, "calls are not counted");
+    });
+}
+
+#[test]
+fn reads_that_a_thread_does_anyway_are_handed_over_in_larger_lots() {
+    const COUNT: usize = 4 * SUBMIT_AT_BY_WORKER;
+    run(256, async |ring, _| {
+        let file = file(&ring);
+        let page = Bytes::from(vec![7; PAGE]);
+        assert_eq!(ring.write_at(&file, vec![page.clone()], 0, ReadWriteFlags::empty()).await.0, Ok(PAGE));
+        // Shared memory has no reads that don't wait, on kernels that are known.
+        let lot = if file.lot() == SUBMIT_AT { SUBMIT_AT } else { SUBMIT_AT_BY_WORKER };
+        let before = ring.core.borrow().calls;
+        let reads = (0..COUNT).map(|_| ring.read_at(&file, DmaBuf::zeroed(PAGE), 0)).collect::<Vec<_>>();
+        let calls = ring.core.borrow().calls - before;
+        assert!(calls.abs_diff((COUNT / lot) as u64) <= 1, "{calls} calls for {COUNT} reads in lots of {lot}");
+        for (read, buffer) in join_all(reads).await {
+            assert_eq!((read, &buffer[..]), (Ok(PAGE), &page[..]));
+        }
     });
 }
 
