@@ -3,6 +3,7 @@
 
 mod data;
 mod ops;
+mod property;
 mod replies;
 mod shard;
 
