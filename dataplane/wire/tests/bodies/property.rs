@@ -2,7 +2,7 @@
 //!
 //! The values are drawn by [`Draw`], a decoder that reads from a random generator instead of bytes:
 //! a body's own `Deserialize` asks it for one field after the other, so that no variant or field can
-//! be forgotten here.
+//! be forgotten here. (A field that is neither written nor read shows only in the other tests.)
 
 use cfs_wire::ShardId;
 use cfs_wire::body;
