@@ -49,6 +49,12 @@ id!(/// A zone of a target: an aligned range written sequentially.
 id!(/// How often a zone has been reused; every header in the zone carries it.
     Generation(u64), "g{}");
 
+impl From<Epoch> for u64 {
+    fn from(epoch: Epoch) -> u64 {
+        epoch.0
+    }
+}
+
 /// An inode number: 16 bits of home shard, 48 bits of a counter that shard never reuses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Ino(u64);

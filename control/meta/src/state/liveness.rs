@@ -12,6 +12,8 @@ use cfs_wire::{Epoch, Ino, SegmentId};
 /// their own that keeps a reply below the body limit.
 pub(crate) const ROWS_MAX: u32 = 4096;
 const REGISTRATIONS_MAX: u32 = 64;
+/// The last epoch that a shard's record may say, as of all that is counted up.
+const EPOCH_MAX: u64 = u64::MAX >> 1;
 /// Freezes that one entry looks at: its apply stays short however many there are.
 const FORGOTTEN_AT_ONCE: usize = 1024;
 
@@ -44,6 +46,8 @@ impl View<'_> {
                     }
                 }
             }
+            // Never counted: there would be none to hand out above it.
+            ShardOp::AdvanceEpoch { minimum, .. } if minimum.0 > EPOCH_MAX => Ok(ShardReply::Refused),
             ShardOp::AdvanceEpoch { minimum, after } => {
                 self.counters.minimum_epoch = self.counters.minimum_epoch.max(*minimum);
                 self.forget_frozen(after.as_deref()).await

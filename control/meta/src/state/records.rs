@@ -118,6 +118,7 @@ pub struct Counters {
     /// Fencing tokens of leases, locks and the rename lock.
     #[serde(deserialize_with = "counted")]
     pub next_token: u64,
+    #[serde(deserialize_with = "counted")]
     pub minimum_epoch: Epoch,
     /// Prepared transactions with keys locked; while 0 no key lock is looked up.
     #[serde(deserialize_with = "counted")]

@@ -86,6 +86,7 @@ fn numbers_that_were_never_counted_are_refused() {
         Counters { next_txn: 1 << 63, ..counters.clone() },
         Counters { inodes: u64::MAX, ..counters.clone() },
         Counters { prepared: 1 << 31, ..counters.clone() },
+        Counters { minimum_epoch: Epoch(1 << 63), ..counters.clone() },
     ] {
         let refused = StateError::Corrupt { key: key.clone(), reason: "not decodable" };
         assert_eq!(decode::<Counters>(&key, &encode(&wrong)), Err(refused), "{wrong:?}");

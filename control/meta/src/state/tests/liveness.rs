@@ -99,6 +99,19 @@ fn an_epoch_gone_by_is_refused_and_freezes_below_it_are_forgotten() {
     assert!(shard.write(ino, vec![write(4)]).is_ok());
 }
 
+#[test]
+fn an_epoch_that_was_never_counted_is_refused_and_changes_nothing() {
+    let mut shard = Shard::new();
+    for (minimum, reply) in [
+        ((u64::MAX >> 1) + 1, ShardReply::Refused),
+        (u64::MAX, ShardReply::Refused),
+        (5, ShardReply::Forgotten { next: None }),
+    ] {
+        assert_eq!(shard.shard_op(ShardOp::AdvanceEpoch { minimum: Epoch(minimum), after: None }), reply);
+    }
+    assert_eq!(shard.shard_op(ShardOp::GetEpoch), ShardReply::Epoch(Epoch(5)));
+}
+
 /// What a file refers to may be referred to elsewhere, however old it is; a freeze that would be
 /// forgotten before such a reference is refused answers nothing.
 #[test]
