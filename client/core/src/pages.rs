@@ -14,13 +14,9 @@ type Key = (Ino, u64);
 
 enum Slot {
     /// Being fetched; `token` tells a later fetch of the same block from this one.
-    Loading {
-        token: u64,
-        done: Rc<Notify>,
-    },
-    Kept {
-        bytes: Bytes,
-    },
+    Loading { token: u64, done: Rc<Notify> },
+    /// `token` is its fetch's: the block's place in the order.
+    Kept { token: u64, bytes: Bytes },
 }
 
 /// What a reader finds at a block.
@@ -32,7 +28,9 @@ pub(crate) enum Found {
 
 pub(crate) struct Pages {
     slots: BTreeMap<Key, Slot>,
-    order: VecDeque<Key>,
+    /// Blocks with the fetch that brought them, oldest first. Of some only another fetch's bytes are
+    /// kept any more, or none.
+    order: VecDeque<(Key, u64)>,
     bytes: usize,
     bytes_max: usize,
     next_token: u64,
@@ -45,7 +43,7 @@ impl Pages {
 
     pub fn find(&self, ino: Ino, block: u64) -> Found {
         match self.slots.get(&(ino, block)) {
-            Some(Slot::Kept { bytes }) => Found::Bytes(bytes.clone()),
+            Some(Slot::Kept { bytes, .. }) => Found::Bytes(bytes.clone()),
             Some(Slot::Loading { done, .. }) => Found::Loading(done.notified()),
             None => Found::Nothing,
         }
@@ -71,8 +69,8 @@ impl Pages {
         self.slots.remove(&key);
         if let Some(bytes) = bytes {
             self.bytes += bytes.len();
-            self.slots.insert(key, Slot::Kept { bytes });
-            self.order.push_back(key);
+            self.slots.insert(key, Slot::Kept { token, bytes });
+            self.order.push_back((key, token));
             self.shrink();
         }
         done.notify_all();
@@ -87,7 +85,7 @@ impl Pages {
         let keys: Vec<Key> = self.slots.range((ino, first)..=(ino, last)).map(|(key, _)| *key).collect();
         for key in keys {
             match self.slots.remove(&key) {
-                Some(Slot::Kept { bytes }) => self.bytes -= bytes.len(),
+                Some(Slot::Kept { bytes, .. }) => self.bytes -= bytes.len(),
                 Some(Slot::Loading { done, .. }) => done.notify_all(),
                 None => {}
             }
@@ -100,19 +98,24 @@ impl Pages {
 
     fn shrink(&mut self) {
         while self.bytes > self.bytes_max {
-            let Some(key) = self.order.pop_front() else { return };
-            if matches!(self.slots.get(&key), Some(Slot::Kept { .. }))
-                && let Some(Slot::Kept { bytes }) = self.slots.remove(&key)
+            let Some((key, fetch)) = self.order.pop_front() else { return };
+            if is_kept(&self.slots, &key, fetch)
+                && let Some(Slot::Kept { bytes, .. }) = self.slots.remove(&key)
             {
                 self.bytes -= bytes.len();
             }
         }
-        // Keys of blocks that were dropped otherwise stay behind in the order.
+        // What was dropped otherwise stays behind in the order: at most one place of a block counts.
         if self.order.len() > 2 * self.slots.len() + 64 {
             let slots = &self.slots;
-            self.order.retain(|key| slots.contains_key(key));
+            self.order.retain(|(key, fetch)| is_kept(slots, key, *fetch));
         }
     }
+}
+
+/// Whether what this fetch brought is still there.
+fn is_kept(slots: &BTreeMap<Key, Slot>, key: &Key, fetch: u64) -> bool {
+    matches!(slots.get(key), Some(Slot::Kept { token, .. }) if *token == fetch)
 }
 
 #[cfg(test)]
@@ -144,5 +147,30 @@ mod tests {
         assert!(matches!(pages.find(ino, 1), Found::Nothing));
         assert!(matches!(pages.find(ino, 3), Found::Bytes(_)));
         assert_eq!(pages.bytes, 8);
+    }
+
+    fn fetch(pages: &mut Pages, ino: Ino, block: u64) {
+        let token = pages.begin(ino, block).unwrap();
+        pages.end(ino, block, token, Some(Bytes::from_static(b"1234")));
+    }
+
+    #[test]
+    fn a_block_dropped_and_fetched_again_and_again_has_one_place_in_the_order() {
+        let mut pages = Pages::new(16);
+        let ino = Ino::from_u64(5);
+        for _ in 0..10_000 {
+            pages.drop_range(ino, 0, 1);
+            fetch(&mut pages, ino, 0);
+        }
+        assert!(pages.order.len() <= 2 + 64, "{} places for one block", pages.order.len());
+        // And the newest of them counts: it is younger than these.
+        for block in 1..4 {
+            fetch(&mut pages, ino, block);
+        }
+        pages.drop_range(ino, 0, 1);
+        fetch(&mut pages, ino, 0);
+        fetch(&mut pages, ino, 4);
+        assert!(matches!(pages.find(ino, 1), Found::Nothing));
+        assert!(matches!(pages.find(ino, 0), Found::Bytes(_)));
     }
 }
