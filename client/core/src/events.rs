@@ -177,6 +177,11 @@ impl Client {
                 self.dirty_inodes.borrow_mut().remove(&inode.ino);
                 self.dirty_less(bytes);
             }
+            if !state.lock_owners.is_empty() {
+                let lost = std::mem::take(&mut state.lock_owners);
+                state.locks_lost.extend(lost);
+                state.fail(Errno::EIO);
+            }
             // Pages that were stored to before are as void as what was written.
             state.pages_void |= state.mappable > 0 && !planted::is(Bug::ClientKeepFencedData);
             state.lease = None;

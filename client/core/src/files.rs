@@ -139,6 +139,10 @@ impl Client {
             state.opens = state.opens.saturating_sub(1);
             state.mappable = state.mappable.saturating_sub(u32::from(file.flags.read_write));
             state.last_close = self.now();
+            if state.opens == 0 {
+                state.lock_owners.clear();
+                state.locks_lost.clear();
+            }
             state.opens == 0
         };
         if unused {

@@ -216,7 +216,9 @@ impl Client {
         let mut state = inode.state();
         match outcome {
             Ok(answer) => {
-                state.commit_sequence = sequence;
+                // In the next session the count begins anew, also where the old one's last answer comes
+                // after that it was given up.
+                state.commit_sequence = if session.is_fenced() { 0 } else { sequence };
                 let unchanged = self.stamps.unchanged_since(inode.ino, answer.stamp);
                 self.stamps.changed(inode.ino);
                 match answer.reply {

@@ -5,10 +5,10 @@ use crate::extents::ExtentCache;
 use crate::stamps::Stamp;
 use cfs_reactor::Instant;
 use cfs_reactor::sync::Semaphore;
-use cfs_wire::meta::{Attr, FileKind, Name};
+use cfs_wire::meta::{Attr, FileKind, LockFamily, Name};
 use cfs_wire::{Errno, Ino, Policy, SessionId, Timestamp};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -44,6 +44,9 @@ pub(crate) struct Written {
     pub kill_privileges: bool,
     pub drop_capability: bool,
 }
+
+/// Whoever locks are granted to.
+pub(crate) type LockOwner = (LockFamily, u64);
 
 pub(crate) struct InodeState {
     /// The server's attributes; believed while granted or leased.
@@ -97,6 +100,11 @@ pub(crate) struct InodeState {
     pub mappable: u32,
     /// Writes that were begun and not answered: whoever keeps pages has these locked.
     pub writes_under_way: u32,
+    /// Who of this client's programs holds locks here.
+    pub lock_owners: BTreeSet<LockOwner>,
+    /// Whose locks went with a session that was fenced, until they are given up: others may have changed
+    /// the file under theirs.
+    pub locks_lost: BTreeSet<LockOwner>,
     /// The session that registered an open-file hold.
     pub held: Option<SessionId>,
     pub last_close: Instant,
@@ -137,6 +145,8 @@ impl Inode {
             opens: 0,
             mappable: 0,
             writes_under_way: 0,
+            lock_owners: BTreeSet::new(),
+            locks_lost: BTreeSet::new(),
             held: None,
             last_close: Instant::default(),
             failures: Failures::default(),
@@ -232,6 +242,17 @@ impl InodeState {
     /// them.
     pub fn take_names_given(&mut self, now: Instant) -> bool {
         std::mem::take(&mut self.names_given_until) > now
+    }
+
+    /// Whether nothing may be written because a lock was lost that a program goes by.
+    pub fn check_locks(&self) -> Result<(), Errno> {
+        if self.locks_lost.is_empty() { Ok(()) } else { Err(Errno::EIO) }
+    }
+
+    /// An owner has no locks here any more.
+    pub fn forget_locks(&mut self, owner: LockOwner) {
+        self.lock_owners.remove(&owner);
+        self.locks_lost.remove(&owner);
     }
 
     /// Records a failure to write back: each open file reports it once.

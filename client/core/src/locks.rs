@@ -3,6 +3,7 @@
 use crate::Client;
 use crate::cache::unexpected;
 use crate::calls::CallError;
+use crate::session::Session;
 use cfs_wire::meta::{LockFamily, LockRange, MetaOp, MetaReply};
 use cfs_wire::{Errno, Ino};
 use futures_util::future::{Either, select};
@@ -35,7 +36,11 @@ impl Client {
     /// F_SETLK, LOCK_NB: EAGAIN if another owner is in the way.
     pub async fn setlk(self: &Rc<Self>, ino: Ino, lock: LockRequest) -> Result<(), Errno> {
         let answer = self.change(MetaOp::Lock { ino, lock, wait: false }).await?;
-        if is_refused(&answer.reply) { Err(Errno::EAGAIN) } else { Ok(()) }
+        if is_refused(&answer.reply) {
+            return Err(Errno::EAGAIN);
+        }
+        self.locked(ino, lock, &answer.session);
+        Ok(())
     }
 
     /// F_SETLKW, flock without LOCK_NB: waits as long as it takes.
@@ -93,7 +98,10 @@ impl Client {
             ours &= !session.is_fenced();
             match outcome {
                 Ok(answer) if is_refused(&answer.reply) => self.handle.sleep(REFUSED_PAUSE).await,
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    self.locked(ino, lock, &session);
+                    return Ok(());
+                }
                 Err(CallError::Errno(Errno::EINTR | Errno::ECANCELED)) if ours => {}
                 Err(CallError::Errno(Errno::ECANCELED)) => return Err(Errno::EINTR),
                 Err(CallError::Fenced { executed: false }) => {}
@@ -102,13 +110,31 @@ impl Client {
         }
     }
 
+    /// An owner was granted a lock in a session.
+    fn locked(&self, ino: Ino, lock: LockRequest, session: &Session) {
+        let inode = self.inode(ino);
+        let mut state = inode.state();
+        let owner = (lock.family, lock.owner);
+        if session.is_fenced() {
+            state.locks_lost.insert(owner);
+            state.fail(Errno::EIO);
+        } else {
+            state.lock_owners.insert(owner);
+        }
+    }
+
     /// F_UNLCK over a range.
     pub async fn unlock(self: &Rc<Self>, ino: Ino, lock: LockRequest) -> Result<(), Errno> {
+        // Of a part of the file it may hold another.
+        if lock.start == 0 && lock.end == u64::MAX {
+            self.inode(ino).state().forget_locks((lock.family, lock.owner));
+        }
         self.change(MetaOp::Unlock { ino, lock }).await.map(|_| ())
     }
 
     /// An owner closed the file: all its locks of a family go.
     pub async fn unlock_owner(self: &Rc<Self>, ino: Ino, family: LockFamily, owner: u64) -> Result<(), Errno> {
+        self.inode(ino).state().forget_locks((family, owner));
         self.change(MetaOp::UnlockOwner { ino, family, owner }).await.map(|_| ())
     }
 }

@@ -43,21 +43,32 @@ impl Client {
     pub async fn read(self: &Rc<Self>, file: &OpenFile, offset: u64, length: u32) -> Result<Bytes, Errno> {
         let length = (length as usize).min(RPC_BULK_BYTES_MAX);
         let inode = &file.inode;
-        // Taken before the committed bytes are asked for: what is committed in between would
-        // otherwise be in neither.
-        let mut overlay: Vec<(u64, Bytes)> = Vec::new();
-        let local_end = {
-            let state = inode.state();
-            if let Some(frozen) = &state.flushing {
-                overlay_frozen(frozen, offset, length, &mut overlay);
+        let (overlay, local_end, (base, size)) = loop {
+            let session = self.session.borrow().clone();
+            // Taken before the committed bytes are asked for: what is committed in between would
+            // otherwise be in neither.
+            let mut overlay: Vec<(u64, Bytes)> = Vec::new();
+            let local_end = {
+                let state = inode.state();
+                if let Some(frozen) = &state.flushing {
+                    overlay_frozen(frozen, offset, length, &mut overlay);
+                }
+                state.dirty.overlay(offset, length, &mut overlay);
+                state.dirty_end()
+            };
+            let is_own = !overlay.is_empty() || local_end > 0;
+            if is_own && !session.is_live() {
+                // Whether it will ever be the file's is the server's to say: the session may be over, and
+                // the file another's.
+                self.read_call(MetaOp::GetAttr { ino: inode.ino }).await?;
+            } else if let Some((_, bytes)) = overlay.last().filter(|(at, own)| *at == offset && own.len() == length) {
+                return Ok(bytes.clone());
             }
-            state.dirty.overlay(offset, length, &mut overlay);
-            state.dirty_end()
+            let committed = self.read_committed(file, offset, length).await?;
+            if !is_own || !session.is_fenced() {
+                break (overlay, local_end, committed);
+            }
         };
-        if let Some((_, bytes)) = overlay.last().filter(|(start, bytes)| *start == offset && bytes.len() == length) {
-            return Ok(bytes.clone());
-        }
-        let (base, size) = self.read_committed(file, offset, length).await?;
         let wanted = size.max(local_end).saturating_sub(offset).min(length as u64) as usize;
         if overlay.is_empty() && base.len() == wanted {
             return Ok(base);

@@ -44,6 +44,7 @@ impl Client {
         let _turn = inode.order.acquire(1).await;
         let _ = self.flush_in_turn(inode).await;
         let session = self.session().await?;
+        inode.state().check_locks()?;
         let outcome = self.punch(&session, inode, hole, size, kill_privileges).await;
         let mut state = inode.state();
         state.extents.clear();

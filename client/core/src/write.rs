@@ -87,6 +87,7 @@ impl Client {
         loop {
             self.wait_for_room(inode, data.len()).await;
             self.check_page(inode, mapped_in)?;
+            inode.state().check_locks()?;
             if self.holds_lease(inode) {
                 if inode.state().attr.is_none() {
                     self.getattr(inode.ino).await?;
@@ -271,6 +272,7 @@ impl Client {
         loop {
             let session = self.session().await?;
             self.check_page(inode, mapped_in)?;
+            inode.state().check_locks()?;
             let mut writes = match (inline, append) {
                 (true, true) => vec![FileWrite::AppendInline { bytes: data.to_vec() }],
                 (true, false) => vec![FileWrite::Inline { offset, bytes: data.to_vec() }],

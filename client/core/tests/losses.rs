@@ -5,9 +5,10 @@ mod common;
 use bytes::Bytes;
 use cfs_client::{Client, ClientConfig, OpenFile, OpenFlags};
 use cfs_wire::Errno;
-use cfs_wire::meta::RENAME_EXCHANGE;
+use cfs_wire::meta::{LockFamily, LockKind, LockRange, RENAME_EXCHANGE};
 use common::{ROOT, Server, create, fenced_by_a_writer, open, pattern, read, simulate, write};
 use std::rc::Rc;
+use std::time::Duration;
 
 #[test]
 fn dirty_data_of_a_fenced_session_is_reported_once_on_each_open_file_and_never_committed() {
@@ -32,6 +33,66 @@ fn dirty_data_of_a_fenced_session_is_reported_once_on_each_open_file_and_never_c
         write(&client, &file, 0, b"more").await;
         client.fsync(&file, false).await.unwrap();
         assert_eq!(read(&other, &theirs, 0, 10).await, b"more!");
+    });
+}
+
+#[test]
+fn who_lost_a_lock_with_its_session_writes_nothing_before_it_has_given_it_up() {
+    simulate(7, |server| async move {
+        server.start().await;
+        let client = server.client("a").await;
+        let file = create(&client, "f").await;
+        write(&client, &file, 0, b"safe").await;
+        client.fsync(&file, false).await.unwrap();
+        let (family, kind) = (LockFamily::Posix, LockKind::Write);
+        let lock = LockRange { family, kind, start: 0, end: u64::MAX, owner: 7, pid: 1 };
+        client.setlk(file.ino(), lock).await.unwrap();
+        // The other one could have had the lock before it wrote.
+        let (other, theirs) = fenced_by_a_writer(&server, "a", "f").await;
+        let write_mine = || client.write(&file, 0, Bytes::from_static(b"mine"), false);
+        assert_eq!(write_mine().await, Err(Errno::EIO));
+        assert_eq!(client.fallocate(&file, 0, 0, 100, false).await, Err(Errno::EIO));
+        assert_eq!(client.fsync(&file, false).await, Err(Errno::EIO));
+        assert_eq!(client.fsync(&file, false).await, Ok(()));
+        assert_eq!(write_mine().await, Err(Errno::EIO));
+        assert_eq!(read(&other, &theirs, 0, 10).await, b"safe!");
+        client.unlock(file.ino(), lock).await.unwrap();
+        client.setlk(file.ino(), lock).await.unwrap();
+        assert_eq!(write_mine().await, Ok(4));
+        client.fsync(&file, false).await.unwrap();
+        assert_eq!(read(&other, &theirs, 0, 10).await, b"mine!");
+    });
+}
+
+/// Written and cut off: whether it will ever be in the file is not known, so it is not shown for what is.
+#[test]
+fn own_bytes_are_not_read_when_the_session_may_be_over_nor_laid_over_what_another_wrote() {
+    simulate(7, |server| async move {
+        server.start().await;
+        let patient = Duration::from_secs(3600);
+        let config = ClientConfig { write_back_after: patient, retry_window: patient, ..ClientConfig::default() };
+        let client = server.client_with("a", config).await;
+        let file = create(&client, "f").await;
+        write(&client, &file, 0, b"safe").await;
+        client.fsync(&file, false).await.unwrap();
+        write(&client, &file, 0, b"mine").await;
+        assert_eq!(read(&client, &file, 0, 4).await, b"mine");
+        server.network.partition("a", "server", true);
+        server.sleep(40_000).await;
+        let other = server.client("b").await;
+        let theirs = open(&other, "f").await;
+        write(&other, &theirs, 4, b"!").await;
+        other.fsync(&theirs, false).await.unwrap();
+        let reads = [4, 10].map(|length| {
+            let (client, file) = (client.clone(), file.clone());
+            server.handle.spawn(async move { client.read(&file, 0, length).await.unwrap().to_vec() })
+        });
+        server.sleep(1000).await;
+        assert!(reads.iter().all(|read| !read.is_finished()), "nobody could say what is in the file");
+        server.network.heal();
+        for (read, expected) in reads.into_iter().zip([&b"safe"[..], b"safe!"]) {
+            assert_eq!(read.await.unwrap(), expected);
+        }
     });
 }
 

@@ -17,11 +17,12 @@ use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_reactor::sync::{Notify, Semaphore};
 use cfs_wire::BlobId;
-use cfs_wire::blobs::MirroredBlobs;
+use cfs_wire::blobs::{BlobError, MirroredBlobs};
 use cfs_wire::limits::BLOB_BYTES_MAX;
 use std::cell::{Cell, RefCell};
 use std::ops::Bound;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// The ordered store of one Raft group. Dropping it stops its background work; before opening
 /// the same group again in one process, `close` it or kill its domain.
@@ -104,11 +105,22 @@ impl Kv {
         inventory: &Inventory,
     ) -> Result<Rc<Kv>, KvError> {
         let chosen = inventory.of(group).choose(&*blobs, group).await?;
+        let mut unhealed = Vec::new();
         for id in &chosen.manifest {
-            // Its put may never have been answered; from now on it is what the log is cut by.
-            blobs.heal(*id).await?;
+            // Its put may never have been answered; from now on it is what the log is cut by. Where full
+            // targets have no room for its copies it is as good as one that lost a target.
+            match blobs.heal(*id).await {
+                Err(error) if error.is_retryable() => {
+                    tracing::warn!(group, manifest = %id, %error, "a manifest of the ordered store lacks a copy");
+                    unhealed.push(*id);
+                }
+                outcome => outcome?,
+            }
         }
         let inner = Inner::new(blobs, handle, group, config, chosen)?;
+        if !unhealed.is_empty() {
+            handle.spawn(inner.clone().heal(unhealed));
+        }
         inner.nudge_compaction();
         Ok(Rc::new(Kv { inner }))
     }
@@ -273,7 +285,27 @@ impl State {
     }
 }
 
+/// Until the copies that an opening found no room for are tried again.
+const HEAL_AGAIN: Duration = Duration::from_secs(1);
+
 impl Inner {
+    /// Gives parts of the manifest the copies that the opening found no room for.
+    async fn heal(self: Rc<Self>, mut parts: Vec<BlobId>) {
+        while !parts.is_empty() && !self.closed.get() {
+            self.handle.sleep(HEAL_AGAIN).await;
+            let mut left = Vec::new();
+            for id in parts {
+                match self.blobs.heal(id).await {
+                    Err(error) if error.is_retryable() => left.push(id),
+                    // Replaced meanwhile.
+                    Ok(()) | Err(BlobError::NotFound(_)) => {}
+                    Err(error) => tracing::error!(%error, "a manifest of the ordered store lacks a copy"),
+                }
+            }
+            parts = left;
+        }
+    }
+
     fn new(
         blobs: Rc<dyn MirroredBlobs>,
         handle: &Handle,

@@ -32,6 +32,7 @@ struct Faults {
     halt_at: Option<u64>,
     put_fails_one_in: Option<u64>,
     latency: bool,
+    refuses_heals: bool,
 }
 
 struct State {
@@ -46,6 +47,8 @@ struct State {
     halted: bool,
     random: SplitMix64,
     faults: Faults,
+    /// Blobs that were given all their copies.
+    healed: BTreeSet<BlobId>,
 }
 
 /// What survives.
@@ -73,6 +76,7 @@ impl MemMedium {
             halted: false,
             random: SplitMix64::new(seed),
             faults: Faults { latency: true, ..Faults::default() },
+            healed: BTreeSet::new(),
         };
         Rc::new(MemMedium { state: RefCell::new(state), halted: Notify::new() })
     }
@@ -101,6 +105,16 @@ impl MemMedium {
             }
         }
         Rc::new(MemBlobs { medium: self.clone(), handle: handle.clone(), opening: state.opening })
+    }
+
+    /// Whether copies find no room.
+    pub fn refuse_heals(&self, refuses: bool) {
+        self.state.borrow_mut().faults.refuses_heals = refuses;
+    }
+
+    /// Whether a blob was given all its copies.
+    pub fn is_healed(&self, id: BlobId) -> bool {
+        self.state.borrow().healed.contains(&id)
     }
 
     /// Answers of puts and deletes so far.
@@ -290,8 +304,15 @@ impl MirroredBlobs for MemBlobs {
     fn heal(&self, id: BlobId) -> LocalBoxFuture<'_, Result<(), BlobError>> {
         Box::pin(async move {
             self.delay().await;
-            let known = self.medium.state.borrow().blobs.contains_key(&id);
-            if known { Ok(()) } else { Err(BlobError::NotFound(id)) }
+            let mut state = self.medium.state.borrow_mut();
+            if !state.blobs.contains_key(&id) {
+                return Err(BlobError::NotFound(id));
+            }
+            if state.faults.refuses_heals {
+                return Err(BlobError::NoSpace { kind: BlobKind::Manifest, needed: 4096 });
+            }
+            state.healed.insert(id);
+            Ok(())
         })
     }
 }

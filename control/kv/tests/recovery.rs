@@ -11,6 +11,7 @@ use cfs_wire::blobs::{BlobKind, MirroredBlobs, Owner};
 use common::{GROUP, config, mark};
 use std::ops::Bound;
 use std::rc::Rc;
+use std::time::Duration;
 
 fn simulate(story: impl AsyncFnOnce(Rc<MemMedium>, Handle) + 'static) {
     let executor = Executor::new(Rc::new(SimClock::new(7)));
@@ -74,6 +75,22 @@ fn flipped_bits_of_a_table_are_errors_or_harmless_but_never_a_panic() {
         }
         // The block's own bits are covered by the store's page checksums, all others by ours.
         assert!(refused > table.length as usize * 8 / 2, "{refused} of {} bytes", table.length);
+    });
+}
+
+#[test]
+fn a_manifest_whose_copies_find_no_room_opens_and_gets_them_once_there_is_some() {
+    simulate(async |medium, node| {
+        one_checkpoint(&medium, &node).await;
+        let manifest = medium.list(BlobKind::Manifest)[0];
+        medium.refuse_heals(true);
+        let kv = open(&medium, &node).await.unwrap();
+        assert_eq!(kv.get(b"key").await.unwrap(), Some("value".into()));
+        node.sleep(Duration::from_secs(3)).await;
+        assert!(!medium.is_healed(manifest.id));
+        medium.refuse_heals(false);
+        node.sleep(Duration::from_secs(3)).await;
+        assert!(medium.is_healed(manifest.id));
     });
 }
 

@@ -164,7 +164,10 @@ fn extent(good: &BTreeMap<u64, Found>, bad: &BTreeMap<u64, String>) -> Result<Op
         // The first batch is waited for before there is a second: alone it may be torn.
         None => bad.keys().next().copied().filter(|first| *first > 1 || bad.len() > 1),
     };
-    match lost {
+    // Batches below its `first` go only once a batch and all before it are durable: where none reaches
+    // back to its own beginning, one that did is missing.
+    let beginning = good.values().rev().find_map(|found| missing(found.header.first, found.header.sequence));
+    match lost.or(beginning) {
         Some(sequence) => {
             let detail = bad.get(&sequence).cloned().unwrap_or_else(|| "it is on no reachable target".into());
             Err(LogError::Corrupt { sequence, detail })

@@ -25,6 +25,10 @@ impl MetaService {
         }
         state::check_op(&call.op)?;
         let session = call.id.session;
+        // Also where this shard does not know yet, or does not know the session at all.
+        if self.has_fenced(session) {
+            return Err(MetaError::Fenced);
+        }
         self.heard_of(session);
         if call.op.is_read() {
             return self.read(&shard, session, &call.op).await;

@@ -93,6 +93,7 @@ impl MetaService {
             state::list_half_fenced(&*shard.view(), shard.id).await.map_err(unreadable)?.into_iter().collect();
         *shard.fenced.borrow_mut() =
             state::list_fenced(&*shard.view(), shard.id).await.map_err(unreadable)?.into_iter().collect();
+        self.inner.fenced.borrow_mut().extend(&*shard.fenced.borrow());
         let known = &*shard.known.borrow() | &*shard.dispossessing.borrow();
         // Nobody could be heard before there was anybody to hear: all get a full lease to show up.
         for session in &known {
@@ -210,21 +211,30 @@ impl MetaService {
     /// Fences a session in every shard of this node that knows it. What fails is tried again by
     /// the next watch.
     pub(super) async fn fence(&self, session: SessionId, fencing: Fencing) {
-        let shards: Vec<Rc<Shard>> =
-            self.inner.shards.values().filter(|shard| shard.is_concerned(session)).cloned().collect();
+        let concerned = || self.inner.shards.values().filter(|shard| shard.is_concerned(session)).cloned();
+        let shards: Vec<Rc<Shard>> = concerned().collect();
         let mut missed = false;
-        for shard in shards {
-            missed |= self.fence_in(&shard, session, fencing).await.is_err();
+        for shard in &shards {
+            missed |= self.fence_in(shard, session, fencing).await.is_err();
         }
-        if !missed && fencing == Fencing::Silent {
+        // Nothing is taken from it while it might act upon that in another shard.
+        if !missed {
+            for shard in &shards {
+                missed |= self.dispossess_in(shard, session, fencing).await.is_err();
+            }
+        }
+        // It may have come to a shard meanwhile.
+        if !missed && fencing == Fencing::Silent && concerned().next().is_none() {
             self.forget_contact(session);
         }
         self.inner.events.wake(session);
     }
 
+    /// From now on it can do nothing in the shard. What it has there is still its own.
     async fn fence_in(&self, shard: &Rc<Shard>, session: SessionId, fencing: Fencing) -> Result<(), MetaError> {
         self.propose(shard, &LogEntry::Fence { session }).await?;
         shard.fenced.borrow_mut().insert(session);
+        self.inner.fenced.borrow_mut().insert(session);
         shard.dispossessing.borrow_mut().insert(session);
         match fencing {
             Fencing::Silent => shard.forget(session),
@@ -239,6 +249,10 @@ impl MetaService {
             let written = state::list_leases(&*shard.view(), shard.id, session).await.map_err(unreadable)?;
             shard.readers().keep(session, &written, heard + with_drift(self.inner.config.session_lease));
         }
+        Ok(())
+    }
+
+    async fn dispossess_in(&self, shard: &Rc<Shard>, session: SessionId, fencing: Fencing) -> Result<(), MetaError> {
         while self.propose(shard, &LogEntry::Dispossess { session }).await?.outcome.reply == Reply::Unfinished {
             shard.applied.progress().notify_all();
         }

@@ -44,12 +44,13 @@ pub use proposer::{ProposeError, Proposer};
 use cfs_reactor::sync::{Notify, Semaphore};
 use cfs_reactor::{Handle, Instant};
 use cfs_wire::meta::{MetaError, MetaResult};
+use cfs_wire::planted::{self, Bug};
 use cfs_wire::{NodeId, RequestId, SessionId, ShardId};
 use events::Events;
 use readers::LeaseTotal;
 use shard::Shard;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// The metadata service of one node. Cheap to clone; all clones are one service.
@@ -69,6 +70,8 @@ struct Inner {
     events: Events,
     /// When each session was last heard of.
     contacts: RefCell<BTreeMap<SessionId, Instant>>,
+    /// Sessions fenced in any shard: what they held there may be somebody else's already.
+    fenced: RefCell<BTreeSet<SessionId>>,
     /// The node does not listen yet: nobody can be heard, so nobody is silent.
     deaf: Cell<bool>,
     /// Changes that run right now: a repetition joins them.
@@ -126,6 +129,7 @@ impl MetaService {
             shards,
             events: Events::new(handle),
             contacts: RefCell::default(),
+            fenced: RefCell::default(),
             deaf: Cell::new(false),
             running: RefCell::default(),
             rename_turn: Semaphore::new(1),
@@ -164,6 +168,10 @@ impl MetaService {
                 return Err(MetaError::Unavailable(format!("shard {id} is being taken up")));
             }
         }
+    }
+
+    fn has_fenced(&self, session: SessionId) -> bool {
+        self.inner.fenced.borrow().contains(&session) && !planted::is(Bug::MetaSkipFencing)
     }
 
     fn heard_of(&self, session: SessionId) {

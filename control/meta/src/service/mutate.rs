@@ -87,6 +87,9 @@ impl MetaService {
             // Another leader may have given leases meanwhile that this recall knows nothing of.
             return Err(MetaError::NotLeader { hint: self.inner.proposer.hint(shard.id) });
         }
+        if self.has_fenced(session) {
+            return Err(MetaError::Fenced);
+        }
         if let MetaOp::ReturnLease { ino } = call.op
             && self.lease_holder(shard, ino).await? == Some(session)
         {

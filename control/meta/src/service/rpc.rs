@@ -70,7 +70,7 @@ impl MetaService {
         let session = call.session;
         let hold = Duration::from_millis(call.hold_ms.into()).min(self.inner.config.hold_max());
         let shards = || self.inner.shards.values();
-        if shards().any(|shard| shard.has_fenced(session)) {
+        if self.has_fenced(session) {
             // Also where another shard does not know yet: its fencing is under way.
             return EventsReply { events: Vec::new(), alive: false };
         }
@@ -81,14 +81,12 @@ impl MetaService {
             return EventsReply { events: Vec::new(), alive };
         }
         self.heard_of(session);
-        self.inner.events.poll(&call, hold, || !shards().any(|shard| shard.has_fenced(session))).await
+        self.inner.events.poll(&call, hold, || !self.has_fenced(session)).await
     }
 
     async fn is_fenced(&self, session: SessionId) -> bool {
         for shard in self.inner.shards.values() {
-            if shard.has_fenced(session)
-                || matches!(state::check_session(&*shard.view(), shard.id, session).await, Ok(Err(MetaError::Fenced)))
-            {
+            if matches!(state::check_session(&*shard.view(), shard.id, session).await, Ok(Err(MetaError::Fenced))) {
                 return true;
             }
         }

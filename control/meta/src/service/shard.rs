@@ -77,10 +77,6 @@ impl Shard {
         self.known.borrow().contains(&session) || (fenced() && planted::is(Bug::MetaSkipFencing))
     }
 
-    pub fn has_fenced(&self, session: SessionId) -> bool {
-        self.fenced.borrow().contains(&session) && !planted::is(Bug::MetaSkipFencing)
-    }
-
     /// Whether there is anything of a session here that fencing takes.
     pub fn is_concerned(&self, session: SessionId) -> bool {
         self.knows(session) || self.dispossessing.borrow().contains(&session)

@@ -55,6 +55,11 @@ pub fn write_lock(owner: u64, start: u64, end: u64) -> LockRange {
 impl Client {
     /// A client with an open session in every shard.
     pub async fn open(cluster: &Rc<Cluster>, session: u64) -> Rc<Client> {
+        Client::open_in(cluster, session, 0..super::cluster::SHARDS).await
+    }
+
+    /// A client with an open session in some shards.
+    pub async fn open_in(cluster: &Rc<Cluster>, session: u64, shards: impl IntoIterator<Item = u16>) -> Rc<Client> {
         let client = Rc::new(Client {
             cluster: cluster.clone(),
             session: SessionId(session),
@@ -71,7 +76,7 @@ impl Client {
             poll: RefCell::new(None),
             fenced: Cell::new(false),
         });
-        for shard in 0..super::cluster::SHARDS {
+        for shard in shards {
             let reply = client.call_in(ShardId(shard), MetaOp::OpenSession { client: format!("c{session}") }).await;
             assert_eq!(reply, Ok(MetaReply::Session { lease_ms: 20_000 }));
         }
@@ -98,7 +103,7 @@ impl Client {
         self.send(self.next_call(op)).await
     }
 
-    async fn call_in(&self, shard: ShardId, op: MetaOp) -> MetaResult {
+    pub async fn call_in(&self, shard: ShardId, op: MetaOp) -> MetaResult {
         let call = self.next_call(op);
         self.send(MetaCall { shard, ..call }).await
     }

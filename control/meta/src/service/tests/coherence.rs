@@ -1,6 +1,6 @@
 //! Two clients: what one was told is what the other sees.
 
-use super::client::{Client, errno, name, node};
+use super::client::{Client, errno, name, node, write_lock};
 use super::cluster::{Cluster, SHARDS, seeds, simulate};
 use cfs_wire::meta::{Event, EventsCall, FileKind, MetaCall, MetaError, MetaOp, MetaReply};
 use cfs_wire::{Errno, Ino, ShardId};
@@ -308,6 +308,24 @@ pub fn whoever_is_fenced_by_two_at_once_is_waited_for_on_all_that_it_may_serve()
         for waited in futures_util::future::join_all(changes).await {
             assert!(waited > Duration::from_secs(18), "A may serve it still, after {waited:?}");
         }
+    });
+}
+
+/// What it held in one shard is somebody else's, who goes by that in another.
+#[test]
+pub fn a_fenced_session_can_do_nothing_in_a_shard_that_never_knew_it() {
+    simulate(15, |cluster| async move {
+        cluster.start().await;
+        let a = Client::open_in(&cluster, 1, [0]).await;
+        let b = Client::open(&cluster, 2).await;
+        let file = a.create(Ino::ROOT, "file").await.unwrap();
+        a.lock(file, write_lock(1, 0, 9), false).await.unwrap();
+        a.vanish();
+        b.lock(file, write_lock(2, 0, 9), true).await.unwrap();
+        let open = a.call_in(ShardId(2), MetaOp::OpenSession { client: "c1".into() }).await;
+        assert_eq!(open, Err(MetaError::Fenced));
+        let read = a.call_in(ShardId(2), MetaOp::StatFs { count_inodes: false }).await;
+        assert_eq!(read, Err(MetaError::Fenced));
     });
 }
 
