@@ -34,6 +34,36 @@ fn a_commit_that_is_answered_after_a_later_unlink_does_not_bring_the_link_back()
 }
 
 #[test]
+fn a_commit_of_a_session_that_was_given_up_before_it_was_answered_does_not_count_in_the_next() {
+    for seed in seeds(0, 60) {
+        simulate(seed, |server| async move {
+            server.start().await;
+            let client = server.client("a").await;
+            let file = create(&client, "f").await;
+            write(&client, &file, 0, b"first").await;
+            client.fsync(&file, false).await.unwrap();
+            let delay = (Duration::from_micros(10), Duration::from_millis(5));
+            server.network.set_faults(Faults { delay, ..Faults::default() });
+            write(&client, &file, 0, b"other").await;
+            let syncing = {
+                let (client, file) = (client.clone(), file.clone());
+                server.handle.spawn(async move { client.fsync(&file, false).await })
+            };
+            server.handle.sleep(Duration::from_micros(150 * seed)).await;
+            server.fence("a").await;
+            let synced = syncing.await.unwrap();
+            assert!(matches!(synced, Ok(()) | Err(Errno::EIO)), "seed {seed}: {synced:?}");
+            // By then it has heard of it, and tells what is lost.
+            server.sleep(100).await;
+            let _ = client.fsync(&file, false).await;
+            write(&client, &file, 0, b"later").await;
+            let synced = server.handle.timeout(Duration::from_secs(5), client.fsync(&file, false)).await;
+            assert_eq!(synced, Some(Ok(())), "seed {seed}");
+        });
+    }
+}
+
+#[test]
 fn what_a_program_wrote_is_in_its_files_size_whatever_is_answered_meanwhile() {
     for seed in seeds(0, 60) {
         simulate(seed, |server| async move {

@@ -78,6 +78,8 @@ pub struct Server {
     pub seed: u64,
     pub config: RefCell<ServiceConfig>,
     node: RefCell<Option<(Handle, Box<dyn Listener>)>>,
+    /// Of the node that was started last.
+    meta: RefCell<Option<MetaService>>,
 }
 
 pub const ROOT: Ino = Ino::ROOT;
@@ -150,6 +152,7 @@ impl Server {
             seed,
             config: RefCell::new(ServiceConfig::default()),
             node: RefCell::new(None),
+            meta: RefCell::new(None),
         })
     }
 
@@ -215,6 +218,7 @@ impl Server {
         let disk = self.disk.clone();
         let space = Rc::new(move || (1 << 40, disk.room.get()));
         let meta = MetaService::new(handle, NodeId(1), shards, Rc::new(proposer), Rc::new(NoPeers), config, space);
+        *self.meta.borrow_mut() = Some(meta.clone());
         let reservations = RefCell::new(Reservations::new(handle.now(), config_lease));
         Rc::new(Endpoint { handle: handle.clone(), disk: self.disk.clone(), meta, lease_ms, reservations })
     }
@@ -226,6 +230,12 @@ impl Server {
             drop(listener);
             self.network.reset("server");
         }
+    }
+
+    /// Fences a client though it lives.
+    pub async fn fence(&self, client: &str) {
+        let meta = self.meta.borrow().clone().expect("the node runs");
+        meta.fence_client(client).await.unwrap();
     }
 
     /// A client on a node of its own.
