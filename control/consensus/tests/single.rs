@@ -3,15 +3,20 @@
 mod common;
 
 use bytes::Bytes;
+use cfs_consensus::host::rpc::{AppendCall, SnapshotBegin, Status, Transfer};
 use cfs_consensus::host::{HostConfig, HostError, ProposeError, RaftHost};
+use cfs_consensus::types::{Command, Entry, LeaderId, LogId, Member, Membership, SnapshotMeta, Vote, log_id};
 use cfs_consensus::{LogConfig, SharedLog};
-use cfs_fabric::Address;
 use cfs_fabric::mem::MemNetwork;
+use cfs_fabric::{Address, Message};
 use cfs_reactor::Handle;
 use cfs_wire::{NodeId, ShardId};
 use common::blobs::Medium;
 use common::machine::{Disk, List};
 use common::simulate;
+use openraft::EntryPayload;
+use openraft::vote::RaftLeaderId;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -97,6 +102,59 @@ fn a_thousand_proposals_at_once_share_batches_and_survive_a_restart() {
         let second = start(&disks, &node, LogConfig::default()).await.unwrap();
         second.host.read_barrier(GROUP).await.unwrap();
         assert_eq!(second.lists[0].list(), list, "after the barrier the restarted replica has all of it");
+    });
+}
+
+/// openraft asserts some of it, and would write the rest to the log, which does not believe it when it
+/// is read again.
+#[test]
+fn what_no_leader_can_have_sent_is_refused_and_the_node_goes_on() {
+    simulate(13, |handle| async move {
+        let disks = Disks::new(1);
+        let node = handle.new_domain();
+        let first = start(&disks, &node, LogConfig::default()).await.unwrap();
+        first.host.propose(GROUP, item(1)).await.unwrap();
+        let send = async |opcode: u16, body: Vec<u8>| {
+            let message = Message { opcode, body: body.into(), bulk: Bytes::new() };
+            first.host.handle_rpc(message).await
+        };
+        let vote = Vote { leader_id: LeaderId::new(99, 7), committed: true };
+        let append = |prev_log_id, ids: &[LogId], payload: EntryPayload<Command, u64, Member>| {
+            let entries = ids.iter().map(|log_id| Entry { log_id: *log_id, payload: payload.clone() }).collect();
+            let call = AppendCall { vote, prev_log_id, entries, leader_commit: None };
+            postcard::to_allocvec(&(GROUP.0, call)).unwrap()
+        };
+        let nobody = Membership::new(vec![], BTreeMap::new()).unwrap();
+        let large = Command(Bytes::from(vec![0; 1 << 20]));
+        for body in [
+            append(None, &[log_id(98, 5)], EntryPayload::Blank),
+            append(Some(log_id(98, 4)), &[log_id(98, 5), log_id(98, 7)], EntryPayload::Blank),
+            append(Some(log_id(98, 4)), &[log_id(97, 5)], EntryPayload::Blank),
+            append(Some(log_id(98, 4)), &[log_id(100, 5)], EntryPayload::Blank),
+            append(None, &[log_id(98, 0)], EntryPayload::Membership(nobody)),
+            append(None, &[log_id(98, 0)], EntryPayload::Normal(large)),
+        ] {
+            assert_eq!(send(0x0100, body).await.opcode, Status::Malformed as u16);
+        }
+        let begin = |last: LogId| {
+            let meta = SnapshotMeta { last_log_id: Some(last), ..SnapshotMeta::default() };
+            postcard::to_allocvec(&(GROUP.0, SnapshotBegin { vote, meta })).unwrap()
+        };
+        assert_eq!(send(0x0104, begin(log_id(100, 50))).await.opcode, Status::Malformed as u16);
+        // Ahead of what is committed by its term, and behind it by its place.
+        let begun = send(0x0104, begin(log_id(98, 1))).await;
+        assert_eq!(begun.opcode, Status::Ok as u16);
+        let id: u64 = postcard::from_bytes(&begun.body).unwrap();
+        let finish = postcard::to_allocvec(&(GROUP.0, Transfer { id, number: 0 })).unwrap();
+        assert_eq!(send(0x0106, finish).await.opcode, Status::Malformed as u16);
+
+        first.host.propose(GROUP, item(2)).await.unwrap();
+        node.kill();
+        drop(first);
+        let node = handle.new_domain();
+        let second = start(&disks, &node, LogConfig::default()).await.unwrap();
+        second.host.read_barrier(GROUP).await.unwrap();
+        assert_eq!(second.lists[0].list(), [item(1), item(2)]);
     });
 }
 

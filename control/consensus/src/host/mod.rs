@@ -10,6 +10,7 @@ mod config;
 mod error;
 mod machine;
 mod network;
+mod possible;
 #[doc(hidden)]
 pub mod rpc;
 mod serve;

@@ -2,8 +2,8 @@
 
 use super::machine::SnapshotSink;
 use super::rpc::{self, AppendReply, SnapshotBegin, SnapshotReply, Status, Transfer, TransferLeaderReply, VoteReply};
-use super::{Group, RaftHost, SnapshotData};
-use crate::types::{SnapshotMeta, Vote};
+use super::{Group, RaftHost, SnapshotData, possible};
+use crate::types::{LogId, SnapshotMeta, Vote};
 use bytes::Bytes;
 use cfs_fabric::Message;
 use cfs_wire::ShardId;
@@ -46,7 +46,11 @@ impl RaftHost {
     }
 
     async fn begin(&self, group: &Rc<Group>, rest: &[u8]) -> Result<u64, Status> {
-        let SnapshotBegin { vote, meta } = rpc::read_body(rest)?;
+        let begin: SnapshotBegin = rpc::read_body(rest)?;
+        if !possible::is_snapshot(&begin) {
+            return Err(Status::Malformed);
+        }
+        let SnapshotBegin { vote, meta } = begin;
         let id = self.handle.random_u64();
         // Whatever was coming before ends here, and its sink is dropped.
         drop(group.receiving.borrow_mut().take());
@@ -62,7 +66,11 @@ fn refused(error: super::StateError) -> Status {
 }
 
 async fn append(group: &Group, rest: &[u8]) -> Result<AppendReply, Status> {
-    group.raft.append_entries(rpc::read_body(rest)?).await.map_err(stopped)
+    let call = rpc::read_body(rest)?;
+    if !possible::is_append(&call) {
+        return Err(Status::Malformed);
+    }
+    group.raft.append_entries(call).await.map_err(stopped)
 }
 
 async fn vote(group: &Group, rest: &[u8]) -> Result<VoteReply, Status> {
@@ -103,6 +111,14 @@ async fn finish(group: &Group, rest: &[u8]) -> Result<SnapshotReply, Status> {
         if whole { receiving.take() } else { None }
     };
     let Some(Receiving { vote, meta, sink: Some(sink), .. }) = received else { return Err(Status::NoTransfer) };
+    // What is committed is in every snapshot that goes further.
+    let last = meta.last_log_id;
+    let contradicts = move |committed: Option<&LogId>| {
+        last.zip(committed).is_some_and(|(last, committed)| last > *committed && last.index <= committed.index)
+    };
+    if group.raft.with_raft_state(move |state| contradicts(state.local_committed())).await.map_err(stopped)? {
+        return Err(Status::Malformed);
+    }
     let snapshot = Snapshot { meta, snapshot: SnapshotData::Sink(sink) };
     group.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)
 }

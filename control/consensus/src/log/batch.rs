@@ -84,13 +84,18 @@ pub enum BadBatch {
 
 /// Bytes a record takes in a batch.
 pub(super) fn record_bytes(record: &Record) -> usize {
-    let payload = match record {
-        Record::Entry(entry) => match &entry.payload {
-            EntryPayload::Blank => 1,
-            EntryPayload::Normal(command) => 1 + command.0.len(),
-            EntryPayload::Membership(membership) => 1 + encode_membership(membership).len(),
-        },
-        _ => 0,
+    match record {
+        Record::Entry(entry) => entry_bytes(entry),
+        _ => RECORD_BYTES,
+    }
+}
+
+/// The same of an entry's record.
+pub(crate) fn entry_bytes(entry: &Entry) -> usize {
+    let payload = match &entry.payload {
+        EntryPayload::Blank => 1,
+        EntryPayload::Normal(command) => 1 + command.0.len(),
+        EntryPayload::Membership(membership) => 1 + encode_membership(membership).len(),
     };
     RECORD_BYTES + payload
 }

@@ -21,6 +21,7 @@ pub use group::GroupLog;
 pub use recovery::RecoveryReport;
 
 use batch::Record;
+pub(crate) use batch::entry_bytes;
 use cfs_reactor::Handle;
 use cfs_reactor::sync::{Notify, oneshot};
 use cfs_wire::ShardId;

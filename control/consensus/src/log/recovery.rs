@@ -223,3 +223,29 @@ fn replay(kept: Vec<Found>, first: u64, last: u64) -> Result<State, LogError> {
     }
     Ok(state)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(sequence: u64, first: u64, durable: u64) -> (u64, Found) {
+        let header = Header { sequence, first, durable, incarnation: 1 };
+        (sequence, Found { id: BlobId(sequence.into()), length: 1, header, records: Vec::new() })
+    }
+
+    /// Batches 2 to 6 were cut off, for which 10 and all before it must have been durable.
+    #[test]
+    fn a_log_of_which_no_batch_reaches_back_to_its_beginning_is_damaged() {
+        let batches = || BTreeMap::from([found(7, 2, 6), found(8, 2, 7), found(10, 7, 8)]);
+        let bad = BTreeMap::from([(9, "checksum".to_owned())]);
+        let named = |error: LogError| matches!(error, LogError::Corrupt { sequence: 9, .. });
+        assert!(extent(&batches(), &bad).is_err_and(named));
+        assert!(extent(&batches(), &BTreeMap::new()).is_err_and(named));
+        let mut whole = batches();
+        whole.extend([found(9, 2, 8)]);
+        assert_eq!(extent(&whole, &BTreeMap::new()), Ok(Some((7, 10))));
+        // Before the cut the last one may be torn, and what overtook it does not count.
+        let before = BTreeMap::from([found(1, 1, 0), found(2, 1, 1), found(4, 1, 2)]);
+        assert_eq!(extent(&before, &bad), Ok(Some((1, 2))));
+    }
+}
