@@ -66,6 +66,10 @@ pub(super) async fn recover(blobs: &dyn MirroredBlobs, handle: &Handle) -> Resul
     let newest = good.values().map(|found| found.header.incarnation).max().unwrap_or(0);
     drop_left_over(&mut good);
     let (first, last) = extent(&good, &bad)?.unwrap_or((1, 0));
+    for (sequence, detail) in bad.range(last + 1..) {
+        // The mark can't tell: it is known to be durable only by those behind it.
+        tracing::error!(sequence, detail, "the end of the Raft log can't be read: if it was answered, it is lost");
+    }
     let durable = good.values().map(|found| found.header.durable).max().unwrap_or(0);
     let kept: Vec<Found> =
         good.into_iter().filter(|(at, _)| (first..=last).contains(at)).map(|(_, found)| found).collect();

@@ -136,6 +136,10 @@ impl MetaService {
                         return Err(error);
                     }
                     if self.inner.proposer.leads(shard.id).is_none() {
+                        if matches!(driver.outcome(), Some(Some(_))) {
+                            // It is carried out, by whoever leads now: not to be done again.
+                            return Err(MetaError::Unavailable("the change is decided and under way".to_owned()));
+                        }
                         return Err(MetaError::NotLeader { hint: self.inner.proposer.hint(shard.id) });
                     }
                     backoff.wait(&self.inner.handle).await;
