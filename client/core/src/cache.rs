@@ -348,6 +348,7 @@ impl Client {
         let Some(inode) = self.known_inode(ino) else { return invalidator.invalidate(ino).await };
         // Of what is read from now on none goes with these pages.
         inode.state().ungranted_pages = false;
+        inode.state().pages_read = false;
         inode.state().page_drops += 1;
         invalidator.invalidate(ino).await;
         inode.state().page_drops -= 1;

@@ -85,6 +85,8 @@ pub(crate) struct InodeState {
     pub pages_void: bool,
     /// Such pages were read without a grant since they were dropped last.
     pub ungranted_pages: bool,
+    /// Such pages were read at all since then.
+    pub pages_read: bool,
     /// How often they are just being dropped.
     pub page_drops: u32,
     /// It is being asked whether they are current.
@@ -137,6 +139,7 @@ impl Inode {
             pages_version: None,
             pages_void: false,
             ungranted_pages: false,
+            pages_read: false,
             page_drops: 0,
             settling: false,
             entries: BTreeMap::new(),

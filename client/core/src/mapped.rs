@@ -58,6 +58,7 @@ impl Client {
                 Need::Renewal => due.entry(ino.shard()).or_default().push(ino),
                 Need::Dropping => {
                     inode.state().pages_version = None;
+                    inode.state().pages_read = false;
                     let client = self.clone();
                     self.handle.spawn(async move { client.tell_invalidator(ino, false).await });
                 }
@@ -86,6 +87,9 @@ impl Client {
         let left = self.cache_left(inode);
         let state = inode.state();
         match state.pages_version {
+            // They were not found current before what they were read under ended: nobody would tell of a
+            // change from then on.
+            None if state.pages_read && left <= state.granted_for / 8 => Need::Dropping,
             None if state.settling || state.pages_unsure() => Need::Nothing,
             None => Need::Settling,
             Some(_) if left > state.granted_for / 2 => Need::Nothing,
@@ -134,6 +138,7 @@ impl Client {
         for _ in 0..GRANTED_READS_MAX {
             let stamp = self.stamps.now();
             let bytes = self.read(file, offset, length).await?;
+            inode.state().pages_read = true;
             let granted = !self.cache_left(inode).is_zero() && self.stamps.unchanged_since(inode.ino, stamp);
             if granted || self.holds_lease(inode) {
                 return Ok(bytes);

@@ -269,6 +269,39 @@ fn the_kernels_pages_stay_over_a_lapsed_grant_unless_the_file_changed_meanwhile(
     });
 }
 
+/// Read after a change, and cut off before they were found current.
+#[test]
+fn pages_whose_grant_ends_before_they_are_found_current_are_dropped() {
+    simulate(6, |server| async move {
+        server.start().await;
+        let (a, b) = (server.client("a").await, server.client("b").await);
+        let kernel = Rc::new(Kernel::default());
+        b.set_invalidator(kernel.clone());
+        let written = create(&a, "f").await;
+        let rewrite = async |bytes| {
+            write(&a, &written, 0, bytes).await;
+            a.fsync(&written, false).await.unwrap();
+        };
+        rewrite(b"one").await;
+        let file = open(&b, "f").await;
+        b.read_for_pages(&file, 0, 10).await.unwrap();
+        server.sleep(1000).await;
+        // The change has waited until the other client knew.
+        rewrite(b"two").await;
+        assert_eq!(b.read_for_pages(&file, 0, 10).await.unwrap(), "two");
+        server.network.partition("b", "server", true);
+        let before = kernel.invalidated.get();
+        server.sleep(12_000).await;
+        assert_eq!(kernel.invalidated.get(), before + 1, "dropped once, before the change");
+        rewrite(b"six").await;
+        server.network.heal();
+        server.sleep(1000).await;
+        assert_eq!(b.read_for_pages(&file, 0, 10).await.unwrap(), "six");
+        server.sleep(15_000).await;
+        assert_eq!(kernel.invalidated.get(), before + 1, "these are found current");
+    });
+}
+
 #[test]
 fn a_client_that_was_given_up_goes_on_though_pages_are_locked() {
     simulate(7, |server| async move {

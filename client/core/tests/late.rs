@@ -42,6 +42,8 @@ fn a_commit_of_a_session_that_was_given_up_before_it_was_answered_does_not_count
             let file = create(&client, "f").await;
             write(&client, &file, 0, b"first").await;
             client.fsync(&file, false).await.unwrap();
+            // A poll from before the session was opened anywhere is held, whatever happens.
+            server.sleep(5000).await;
             let delay = (Duration::from_micros(10), Duration::from_millis(5));
             server.network.set_faults(Faults { delay, ..Faults::default() });
             write(&client, &file, 0, b"other").await;
