@@ -163,6 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "what a thread does at its end is tested")]
     fn blocks_of_every_length_lie_in_the_arena_overlap_nowhere_and_outlive_threads() {
         establish().expect("there is memory");
         let mut blocks = Vec::new();
