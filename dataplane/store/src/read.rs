@@ -13,7 +13,7 @@ use cfs_wire::limits::PAGE;
 use cfs_wire::planted::{self, Bug};
 use std::ops::Range;
 
-/// Reads of one blob before a mismatch is believed to be on the medium and not on the way.
+/// Reads of one blob, after the first look, before a mismatch is believed to be on the medium and not on the way.
 pub(crate) const READS_MAX: usize = 2;
 
 impl Core {

@@ -55,8 +55,9 @@ impl<R: 'static> Operation<R> {
     /// Everything `entry` points to is heap memory owned by `kept`, and nothing else touches it
     /// before `kept` is given back (or only reads it, if the kernel only reads it).
     pub(super) unsafe fn start(ring: &Rc<Ring>, entry: Entry, kept: Kept<R>, opens_fd: bool) -> Operation<R> {
-        // SAFETY: passed on to our caller.
-        unsafe { Operation::begin(ring, entry, kept, opens_fd, SUBMIT_AT) }
+        // SAFETY: `kept` stays with us until the completion or goes to `orphan`.
+        let key = unsafe { ring.core.borrow_mut().start(entry, opens_fd, SUBMIT_AT) };
+        Operation { ring: ring.clone(), key, kept: Some(kept) }
     }
 
     /// As `start`, for a file that takes its entries in lots of so many.
@@ -64,13 +65,8 @@ impl<R: 'static> Operation<R> {
     /// # Safety
     /// As for `start`.
     pub(super) unsafe fn start_in_lots(ring: &Rc<Ring>, entry: Entry, kept: Kept<R>, lot: usize) -> Operation<R> {
-        // SAFETY: passed on to our caller.
-        unsafe { Operation::begin(ring, entry, kept, false, lot) }
-    }
-
-    unsafe fn begin(ring: &Rc<Ring>, entry: Entry, kept: Kept<R>, opens_fd: bool, lot: usize) -> Operation<R> {
-        // SAFETY: `kept` stays with us until the completion or goes to `orphan`.
-        let key = unsafe { ring.core.borrow_mut().start(entry, opens_fd, lot) };
+        // SAFETY: as above.
+        let key = unsafe { ring.core.borrow_mut().start(entry, false, lot) };
         Operation { ring: ring.clone(), key, kept: Some(kept) }
     }
 }

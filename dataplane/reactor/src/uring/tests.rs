@@ -1,4 +1,4 @@
-use super::core::{SUBMIT_AT, SUBMIT_AT_BY_WORKER};
+use super::core::SUBMIT_AT_BY_WORKER;
 use super::*;
 use crate::buffer::DmaBuf;
 use crate::clock::KernelClock;
@@ -172,7 +172,7 @@ fn reads_that_a_thread_does_anyway_are_handed_over_in_larger_lots() {
         let page = Bytes::from(vec![7; PAGE]);
         assert_eq!(ring.write_at(&file, vec![page.clone()], 0, ReadWriteFlags::empty()).await.0, Ok(PAGE));
         // Shared memory has no reads that don't wait, on kernels that are known.
-        let lot = if file.lot() == SUBMIT_AT { SUBMIT_AT } else { SUBMIT_AT_BY_WORKER };
+        let lot = file.lot();
         let before = ring.core.borrow().calls;
         let reads = (0..COUNT).map(|_| ring.read_at(&file, DmaBuf::zeroed(PAGE), 0)).collect::<Vec<_>>();
         let calls = ring.core.borrow().calls - before;
