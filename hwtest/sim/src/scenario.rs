@@ -14,10 +14,10 @@ use crate::report::{Checker, Failure, Summary, Toll, Violation};
 use crate::ruin::ruin;
 use crate::setup::{BALLAST_STEP, Made, Setup, ground_name};
 use crate::sideline::{Grounds, ballast_bytes, is_race_directory};
-use crate::workload::{Actor, list};
+use crate::workload::{Actor, list, remove_all};
 use crate::world::{Death, Mounted, SERVER, Started, World};
 use cfs_api::CheckReport;
-use cfs_client::{Client, OpenFile};
+use cfs_client::OpenFile;
 use cfs_device::mem::Faults as DiskFaults;
 use cfs_fabric::mem::Faults as NetworkFaults;
 use cfs_reactor::clock::{SimClock, SplitMix64};
@@ -787,17 +787,4 @@ impl Run {
         }
         Err(Violation::new(Checker::Space, format!("with no file left there are: {left}")))
     }
-}
-
-/// Removes everything beneath a directory.
-async fn remove_all(client: &Rc<Client>, dir: Ino) -> Result<(), Errno> {
-    for (name, ino) in list(client, dir).await? {
-        if client.getattr(ino).await?.attr.kind == FileKind::Directory {
-            Box::pin(remove_all(client, ino)).await?;
-            client.rmdir(dir, &name).await?;
-        } else {
-            client.unlink(dir, &name).await?;
-        }
-    }
-    Ok(())
 }

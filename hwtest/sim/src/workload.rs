@@ -12,7 +12,7 @@ use bytes::Bytes;
 use cfs_client::{Client, OpenFile};
 use cfs_reactor::Handle;
 use cfs_reactor::clock::SplitMix64;
-use cfs_wire::meta::Attr;
+use cfs_wire::meta::{Attr, FileKind};
 use cfs_wire::{Errno, Ino};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -241,4 +241,17 @@ pub(crate) fn brief<T: std::fmt::Debug>(result: &Result<T, Errno>) -> String {
             if text.chars().count() > 60 { format!("ok, {} bytes of text", text.len()) } else { text }
         }
     }
+}
+
+/// Removes everything beneath a directory.
+pub async fn remove_all(client: &Rc<Client>, dir: Ino) -> Result<(), Errno> {
+    for (name, ino) in list(client, dir).await? {
+        if client.getattr(ino).await?.attr.kind == FileKind::Directory {
+            Box::pin(remove_all(client, ino)).await?;
+            client.rmdir(dir, &name).await?;
+        } else {
+            client.unlink(dir, &name).await?;
+        }
+    }
+    Ok(())
 }
