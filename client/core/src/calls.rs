@@ -40,7 +40,7 @@ pub(crate) enum CallError {
     Fenced {
         executed: bool,
     },
-    /// No answer within the retry window; it may have been carried out.
+    /// No answer within the retry window, or none that could be read; it may have been carried out.
     Unanswered,
 }
 
@@ -127,6 +127,9 @@ impl Client {
         let shard = self.shard_of(&op);
         let mut call = MetaCall { id: sequence.request_id(), lowest_unacknowledged: 0, shard, op };
         let outcome = self.attempts(session, &mut call, true).await;
+        if !matches!(outcome, Err(CallError::Unanswered)) {
+            sequence.settle();
+        }
         let answer = outcome.map(|(reply, sent)| Answer { reply, session: session.clone(), sent, stamp });
         (answer, call.op)
     }
@@ -188,7 +191,7 @@ impl Client {
                     }
                     Err(error) => {
                         tracing::error!(%error, "the server's answer is malformed");
-                        return Err(CallError::Errno(Errno::EIO));
+                        return Err(CallError::Unanswered);
                     }
                 },
                 Err(LinkError::Unanswered(detail)) => {
@@ -203,7 +206,7 @@ impl Client {
                 }
                 Err(LinkError::Refused(error)) => {
                     tracing::error!(%error, "a call cannot be sent");
-                    return Err(CallError::Errno(Errno::EIO));
+                    return Err(if executed { CallError::Unanswered } else { CallError::Errno(Errno::EIO) });
                 }
             }
             if !backoff.wait(self).await {
@@ -221,6 +224,8 @@ impl Client {
         let lowest_unacknowledged = session.lowest_unacknowledged();
         let call = MetaCall { id: sequence.request_id(), lowest_unacknowledged, shard, op };
         let Ok(encoded) = body::encode(&call) else { return Err(CallError::Errno(Errno::EIO)) };
+        // Carried out late it changes nothing.
+        sequence.settle();
         let Ok(message) = self.meta.call(OP_META, encoded, Bytes::new(), self.config.call_timeout).await else {
             return Ok(false);
         };

@@ -59,24 +59,36 @@ impl Client {
     ) -> Result<(), Errno> {
         let waiting = self.wait_for_lock(ino, lock);
         futures_util::pin_mut!(waiting, given_up);
-        let mut waiting = match select(waiting, given_up).await {
-            Either::Left((outcome, _)) => return outcome,
-            Either::Right(((), waiting)) => waiting,
-        };
+        match select(waiting, given_up).await {
+            Either::Left((outcome, _)) => outcome,
+            Either::Right(((), waiting)) => self.cancel_locks(ino, lock.owner, waiting).await,
+        }
+    }
+
+    /// Cancels an owner's waits on an inode until `waiting`, one of them, ends. Repeated: a cancellation
+    /// may overtake the call it is to cancel, which then waits all the same.
+    async fn cancel_locks<T>(self: &Rc<Self>, ino: Ino, owner: u64, mut waiting: impl Future<Output = T> + Unpin) -> T {
         loop {
-            // Repeated: it may overtake the call it is to cancel, which then waits all the same.
-            let cancelling = async {
-                let outcome = self.change(MetaOp::CancelLock { ino, owner: lock.owner }).await;
-                if let Err(errno) = outcome {
-                    tracing::debug!(%ino, %errno, "a lock wait could not be cancelled");
-                }
-                self.handle.sleep(CANCEL_PAUSE).await;
-            };
+            let cancelling = self.change(MetaOp::CancelLock { ino, owner });
             futures_util::pin_mut!(cancelling);
-            match select(waiting, cancelling).await {
-                Either::Left((outcome, _)) => return outcome,
-                Either::Right(((), still)) => waiting = still,
+            let (outcome, cancelled) = match select(waiting, cancelling).await {
+                // Left alone, it could come late and cancel the owner's next wait.
+                Either::Left((outcome, cancelling)) => (Either::Left(outcome), cancelling.await),
+                Either::Right((cancelled, still)) => (Either::Right(still), cancelled),
+            };
+            if let Err(errno) = cancelled {
+                tracing::debug!(%ino, %errno, "a lock wait could not be cancelled");
             }
+            waiting = match outcome {
+                Either::Left(outcome) => return outcome,
+                Either::Right(still) => still,
+            };
+            let pause = self.handle.sleep(CANCEL_PAUSE);
+            futures_util::pin_mut!(pause);
+            waiting = match select(waiting, pause).await {
+                Either::Left((outcome, _)) => return outcome,
+                Either::Right(((), still)) => still,
+            };
         }
     }
 
@@ -86,16 +98,12 @@ impl Client {
             let pressed = session.pressed();
             let asking = self.change_in(&session, MetaOp::Lock { ino, lock, wait: true });
             futures_util::pin_mut!(asking);
-            let (mut ours, outcome) = match select(asking, pressed).await {
-                Either::Left(((outcome, _), _)) => (false, outcome),
-                Either::Right(((), asking)) => {
-                    // The oldest unanswered request holds all others up: this one asks anew.
-                    let (cancelled, _) = self.change_in(&session, MetaOp::CancelLock { ino, owner: lock.owner }).await;
-                    let (outcome, _) = asking.await;
-                    (cancelled.is_ok(), outcome)
-                }
+            let (cancelled, (outcome, _)) = match select(asking, pressed).await {
+                Either::Left((answered, _)) => (false, answered),
+                // The oldest unanswered request holds all others up: this one asks anew.
+                Either::Right(((), asking)) => (true, self.cancel_locks(ino, lock.owner, asking).await),
             };
-            ours &= !session.is_fenced();
+            let ours = cancelled && !session.is_fenced();
             match outcome {
                 Ok(answer) if is_refused(&answer.reply) => self.handle.sleep(REFUSED_PAUSE).await,
                 Ok(_) => {

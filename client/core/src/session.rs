@@ -25,8 +25,11 @@ pub(crate) struct Session {
     handle: Handle,
     next: Cell<u64>,
     outstanding: RefCell<BTreeSet<u64>>,
-    /// A request was answered.
-    answered: Rc<Notify>,
+    /// The newest request that was given up and may still be carried out: until a shard hears that all
+    /// up to it are acknowledged.
+    abandoned: Cell<u64>,
+    /// A request was answered or given up.
+    ended: Rc<Notify>,
     /// A request waits because an old one is unanswered: whoever holds such a one open for long
     /// (a lock wait) gives it up and asks anew.
     pressed: Rc<Notify>,
@@ -36,10 +39,11 @@ pub(crate) struct Session {
     opened: RefCell<BTreeSet<ShardId>>,
 }
 
-/// A request number in use. Dropped once the request is answered or given up.
+/// A request number in use. Dropped once the request is settled or given up.
 pub(crate) struct Sequence {
     session: Rc<Session>,
     number: u64,
+    settled: Cell<bool>,
 }
 
 impl Session {
@@ -56,7 +60,8 @@ impl Session {
             handle: handle.clone(),
             next: Cell::new(1),
             outstanding: RefCell::new(BTreeSet::new()),
-            answered: Notify::new(),
+            abandoned: Cell::new(0),
+            ended: Notify::new(),
             pressed: Notify::new(),
             expires: Cell::new(sent + lease),
             fenced: Cell::new(false),
@@ -64,19 +69,20 @@ impl Session {
         })
     }
 
-    /// A number for a request that changes something; waits while the window is full. `urgent`:
-    /// one that makes room and so can't wait for it.
+    /// A number for a request that changes something; waits while the window is full, and while a shard
+    /// that carries this request out could still carry out an abandoned one behind it. `urgent`: one that
+    /// makes room and so can't wait for it.
     pub async fn sequence(self: &Rc<Self>, urgent: bool) -> Sequence {
         loop {
-            let answered = self.answered.notified();
-            let number = self.next.get();
-            if urgent || number < self.lowest_unacknowledged() + WINDOW {
+            let ended = self.ended.notified();
+            let (number, lowest) = (self.next.get(), self.lowest_unacknowledged());
+            if urgent || (number < lowest + WINDOW && self.abandoned.get() < lowest) {
                 self.next.set(number + 1);
                 self.outstanding.borrow_mut().insert(number);
-                return Sequence { session: self.clone(), number };
+                return Sequence { session: self.clone(), number, settled: Cell::new(false) };
             }
             self.pressed.notify_all();
-            answered.await;
+            ended.await;
         }
     }
 
@@ -130,11 +136,20 @@ impl Sequence {
     pub fn request_id(&self) -> RequestId {
         RequestId { session: self.session.id, sequence: self.number }
     }
+
+    /// Nothing that comes later can be undone by it: it was answered, or never sent.
+    pub fn settle(&self) {
+        self.settled.set(true);
+    }
 }
 
 impl Drop for Sequence {
     fn drop(&mut self) {
-        self.session.outstanding.borrow_mut().remove(&self.number);
-        self.session.answered.notify_all();
+        let session = &self.session;
+        session.outstanding.borrow_mut().remove(&self.number);
+        if !self.settled.get() {
+            session.abandoned.set(session.abandoned.get().max(self.number));
+        }
+        session.ended.notify_all();
     }
 }

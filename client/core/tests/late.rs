@@ -4,8 +4,10 @@ mod common;
 
 use cfs_client::{Caller, ClientConfig, NewFile, OpenFlags};
 use cfs_fabric::mem::Faults;
+use cfs_reactor::sync::Notify;
 use cfs_wire::Errno;
-use common::{ROOT, create, seeds, simulate, write};
+use cfs_wire::meta::{LockFamily, LockKind, LockRange};
+use common::{ROOT, create, open, read, seeds, simulate, write};
 use std::time::Duration;
 
 #[test]
@@ -146,4 +148,49 @@ fn a_name_that_another_client_made_since_is_not_hidden_by_the_late_answer_to_an_
             assert!(matches!(unlinked, Ok(()) | Err(Errno::EIO)), "seed {seed}: {unlinked:?}");
         });
     }
+}
+
+#[test]
+fn a_commit_that_was_given_up_is_not_carried_out_behind_a_later_one_while_a_lock_is_waited_for() {
+    simulate(9, |server| async move {
+        server.start().await;
+        let impatient = ClientConfig {
+            retry_window: Duration::from_secs(15),
+            call_timeout: Duration::from_secs(3),
+            ..ClientConfig::default()
+        };
+        let (a, b) = (server.client_with("a", impatient).await, server.client("b").await);
+        let locked = create(&b, "locked").await.ino();
+        let whole = |owner| LockRange {
+            family: LockFamily::Posix,
+            kind: LockKind::Write,
+            start: 0,
+            end: u64::MAX,
+            owner,
+            pid: 1,
+        };
+        b.setlk(locked, whole(1)).await.unwrap();
+        let waiting = {
+            let a = a.clone();
+            server.handle.spawn(async move { a.setlkw(locked, whole(2)).await })
+        };
+        let file = create(&a, "f").await;
+        write(&a, &file, 0, b"first").await;
+        a.fsync(&file, false).await.unwrap();
+        let held = Notify::new();
+        server.disk.held_commits.replace(Some(held.clone()));
+        write(&a, &file, 0, b"older").await;
+        assert_eq!(a.fsync(&file, false).await, Err(Errno::EIO));
+        server.disk.held_commits.replace(None);
+        write(&a, &file, 0, b"newer").await;
+        assert_eq!(a.fsync(&file, false).await, Ok(()));
+        held.notify_all();
+        server.sleep(1000).await;
+        a.release(&file);
+        let theirs = open(&b, "f").await;
+        assert_eq!(read(&b, &theirs, 0, 5).await, b"newer");
+        assert!(!waiting.is_finished());
+        b.unlock(locked, whole(1)).await.unwrap();
+        assert_eq!(waiting.await.unwrap(), Ok(()));
+    });
 }

@@ -10,7 +10,7 @@ use cfs_meta::service::applied::decode_entry;
 use cfs_meta::service::{Applied, MetaService, NoPeers, ProposeError, Proposer, ServiceConfig, ShardHandle};
 use cfs_meta::state::{self, Init, LogEntry, MemoryState, Reader};
 use cfs_reactor::clock::{SimClock, SplitMix64};
-use cfs_reactor::sync::Semaphore;
+use cfs_reactor::sync::{Notify, Semaphore};
 use cfs_reactor::{Executor, Handle};
 use cfs_store::segment::{Reservable, Reservations};
 use cfs_wire::data::{
@@ -57,6 +57,8 @@ pub struct Disk {
     pub stale_commits: Cell<u32>,
     /// So many further commits are answered with Busy.
     pub busy_commits: Cell<u32>,
+    /// While it is there, commits that come are held, until it is notified.
+    pub held_commits: RefCell<Option<Rc<Notify>>>,
     /// So many further fetches are answered with Gone.
     pub gone_fetches: Cell<u32>,
     /// Bytes that may still be stored.
@@ -136,6 +138,7 @@ impl Server {
             entries: Cell::new(0),
             stale_commits: Cell::new(0),
             busy_commits: Cell::new(0),
+            held_commits: RefCell::new(None),
             gone_fetches: Cell::new(0),
             room: Cell::new(1 << 39),
             proposal_micros_max: Cell::new(500),
@@ -309,6 +312,10 @@ impl Service for Endpoint {
                     if stale > 0 && matches!(call.op, MetaOp::Commit(_)) {
                         self.disk.stale_commits.set(stale - 1);
                         return answer(MetaResult::Err(MetaError::StaleReference));
+                    }
+                    let held = self.disk.held_commits.borrow().as_ref().map(|held| held.notified());
+                    if let Some(held) = held.filter(|_| matches!(call.op, MetaOp::Commit(_))) {
+                        held.await;
                     }
                     let busy = self.disk.busy_commits.get();
                     if busy > 0 && matches!(call.op, MetaOp::Commit(_)) {
