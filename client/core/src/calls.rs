@@ -57,17 +57,27 @@ impl CallError {
 /// Growing pauses between attempts, with a random part so that many clients don't march in step.
 pub(crate) struct Backoff {
     pause: Duration,
+    window: Duration,
     deadline: Instant,
 }
 
 impl Backoff {
     pub fn new(client: &Client) -> Backoff {
-        Backoff { pause: PAUSE_MIN, deadline: client.handle.now() + client.config.retry_window }
+        Backoff::of(client, client.config.retry_window)
+    }
+
+    /// For a call that may have to wait until another client has written back.
+    fn patient(client: &Client) -> Backoff {
+        Backoff::of(client, client.config.retry_window * 2)
+    }
+
+    fn of(client: &Client, window: Duration) -> Backoff {
+        Backoff { pause: PAUSE_MIN, window, deadline: client.handle.now() + window }
     }
 
     /// Opens the window anew; the pauses stay as they have grown.
     pub fn start_again(&mut self, client: &Client) {
-        self.deadline = client.handle.now() + client.config.retry_window;
+        self.deadline = client.handle.now() + self.window;
     }
 
     /// False when the window is over.
@@ -144,7 +154,8 @@ impl Client {
         call: &mut MetaCall,
         changes: bool,
     ) -> Result<(MetaReply, Instant), CallError> {
-        let mut backoff = Backoff::new(self);
+        let commits = matches!(call.op, MetaOp::Commit(_));
+        let mut backoff = if commits { Backoff::new(self) } else { Backoff::patient(self) };
         let (mut executed, mut opened) = (false, false);
         let mut why = String::new();
         // A lock may be waited for as long as it takes.
@@ -198,7 +209,7 @@ impl Client {
                     executed = true;
                     why = detail;
                     if held && self.handle.now() - sent >= timeout {
-                        backoff = Backoff::new(self);
+                        backoff = Backoff::patient(self);
                     }
                     if cfs_wire::planted::is(cfs_wire::planted::Bug::ClientRenumberRetry) && changes {
                         call.id = session.sequence(true).await.request_id();
@@ -210,7 +221,7 @@ impl Client {
                 }
             }
             if !backoff.wait(self).await {
-                let waited = self.config.retry_window;
+                let waited = backoff.window;
                 tracing::error!(?waited, why, shard = %call.shard, "the server does not answer: a program gets EIO");
                 return Err(CallError::Unanswered);
             }

@@ -22,8 +22,9 @@ pub struct ClientConfig {
     pub read_ahead_bytes_max: usize,
     /// Directory entries kept, over all directories.
     pub entries_max: usize,
-    /// A call that gets no answer is repeated for so long; then the program gets EIO. Longer than a
-    /// server waits for another client to write back what this one asks for (90 s).
+    /// A call that gets no answer is repeated for so long; then the program gets EIO. Less than a server
+    /// leaves a client to write back what another one asks for (90 s). A call that may have to wait for
+    /// that itself is repeated for twice as long.
     pub retry_window: Duration,
     /// One attempt of a metadata call.
     pub call_timeout: Duration,
@@ -47,7 +48,7 @@ impl Default for ClientConfig {
             cache_bytes_max: 64 << 20,
             read_ahead_bytes_max: 4 << 20,
             entries_max: 200_000,
-            retry_window: Duration::from_secs(100),
+            retry_window: Duration::from_secs(60),
             call_timeout: Duration::from_secs(10),
             data_timeout: Duration::from_secs(30),
             stores_in_flight: 4,

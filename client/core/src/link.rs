@@ -44,8 +44,10 @@ impl Link {
 
     /// One attempt of one call.
     pub async fn call(&self, opcode: u16, body: Bytes, bulk: Bytes, timeout: Duration) -> Result<Message, LinkError> {
+        let used = RefCell::new(None);
         let attempt = async {
             let connection = self.connection().await?;
+            used.replace(Some(connection.clone()));
             let answer = connection.call(Message { opcode, body, bulk }).await;
             if answer.is_err() && connection.is_closed() {
                 self.forget(&connection);
@@ -57,8 +59,11 @@ impl Link {
             Some(Err(error)) if error.is_retryable() => Err(LinkError::Unanswered(error.to_string())),
             Some(Err(error)) => Err(LinkError::Refused(error)),
             None => {
-                // A connection that lost its peer without a word stays silent for ever.
-                self.connection.borrow_mut().take();
+                // A connection that lost its peer without a word stays silent for ever. Others may have
+                // replaced it already.
+                if let Some(connection) = used.take() {
+                    self.forget(&connection);
+                }
                 Err(LinkError::Unanswered(format!("{} does not answer within {timeout:?}", self.address)))
             }
         }
@@ -86,5 +91,74 @@ impl Link {
         if current.as_ref().is_some_and(|current| Rc::ptr_eq(current, connection)) {
             current.take();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cfs_fabric::{Listener, Service};
+    use cfs_reactor::Executor;
+    use cfs_reactor::clock::SimClock;
+    use futures_util::FutureExt as _;
+    use futures_util::future::LocalBoxFuture;
+    use std::cell::Cell;
+
+    /// Connects at once; nobody ever answers.
+    #[derive(Default)]
+    struct Silent {
+        connections: Cell<u32>,
+    }
+
+    struct SilentConnection;
+
+    impl Fabric for Silent {
+        fn listen(&self, address: &Address, _service: Rc<dyn Service>) -> Result<Box<dyn Listener>, FabricError> {
+            Err(FabricError::Listen { address: address.clone(), detail: "nobody listens".to_owned() })
+        }
+
+        fn connect(&self, _address: &Address) -> LocalBoxFuture<'_, Result<Rc<dyn Connection>, FabricError>> {
+            self.connections.set(self.connections.get() + 1);
+            async { Ok(Rc::new(SilentConnection) as Rc<dyn Connection>) }.boxed_local()
+        }
+    }
+
+    impl Connection for SilentConnection {
+        fn call(&self, _request: Message) -> LocalBoxFuture<'_, Result<Message, FabricError>> {
+            std::future::pending().boxed_local()
+        }
+
+        fn is_closed(&self) -> bool {
+            false
+        }
+
+        fn peer_address(&self) -> Address {
+            Address("nobody".to_owned())
+        }
+    }
+
+    #[test]
+    fn a_call_that_times_out_gives_up_its_own_connection_and_no_other() {
+        let executor = Executor::new(Rc::new(SimClock::new(1)));
+        let handle = executor.domain();
+        let fabric = Rc::new(Silent::default());
+        let link = Rc::new(Link::new(&handle, &(fabric.clone() as Rc<dyn Fabric>), &Address("nobody".to_owned())));
+        let clock = handle.clone();
+        let story = async move {
+            // At 0, 5 and 11 s, each for 10 s: the third is made when the first has given up what it
+            // shared with the second, and goes on when that one gives up too. So does the fourth.
+            let calls = [0, 5, 11, 16].map(|second| {
+                let (link, clock) = (link.clone(), clock.clone());
+                clock.clone().spawn(async move {
+                    clock.sleep(Duration::from_secs(second)).await;
+                    link.call(1, Bytes::new(), Bytes::new(), Duration::from_secs(10)).await
+                })
+            });
+            for call in calls {
+                assert!(matches!(call.await.unwrap(), Err(LinkError::Unanswered(_))));
+            }
+            assert_eq!(fabric.connections.get(), 2);
+        };
+        executor.run_simulated(&handle, story).unwrap().unwrap();
     }
 }

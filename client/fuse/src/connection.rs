@@ -249,7 +249,13 @@ pub fn is_mounted(directory: &Path) -> bool {
     // Not through the directory itself: it may be a mount that nobody answers for.
     let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (Ok(parent), Some(name)) = (parent.canonicalize(), directory.file_name()) else { return false };
-    mounted_on(&parent.join(name)).is_ok_and(|entry| entry.is_some_and(|entry| entry.is_ours()))
+    let Ok(found) = mounted_on(&parent.join(name)) else { return false };
+    match found {
+        Some(entry) => entry.is_ours(),
+        // No mount, so that asking whether it is a link waits for nobody. Of links that lead in a circle
+        // the parent is not found some day, for the path has become too long.
+        None => directory.read_link().is_ok_and(|target| is_mounted(&parent.join(target))),
+    }
 }
 
 impl MountEntry {

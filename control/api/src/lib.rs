@@ -2,10 +2,11 @@
 //! `cfsctl --json` as they are, so a field is never renamed, only added.
 //!
 //! It holds no logic but the [`client`] that carries a call over a fabric, and what both programs
-//! tell those who wait for them ([`progress`]).
+//! tell those who wait for them ([`progress`]) or misspell something ([`misuse`]).
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod misuse;
 pub mod progress;
 
 use serde::{Deserialize, Serialize};

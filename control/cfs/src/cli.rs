@@ -108,7 +108,7 @@ pub struct TuningArgs {
 
 #[derive(Args)]
 pub struct MountArgs {
-    /// Address of a server, host:port
+    /// Address of a server: its port behind localhost or an IP address, such as 127.0.0.1:7400
     pub address: String,
     pub mountpoint: PathBuf,
     /// Mount options, comma separated
@@ -134,7 +134,7 @@ pub struct DevArgs {
     #[arg(long, env = "CFS_DATA")]
     pub data: PathBuf,
     /// Where to mount; not with --replace
-    #[arg(required_unless_present = "replace")]
+    #[arg(required_unless_present = "replace", conflicts_with = "replace")]
     pub mountpoint: Option<PathBuf>,
     /// Targets to create [default: 3]
     #[arg(long, env = "CFS_DEV_TARGETS")]

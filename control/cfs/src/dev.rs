@@ -216,8 +216,11 @@ fn write_durably(path: &Path, text: &str) -> Result<()> {
 fn read_layout(path: &Path) -> Result<u32> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let table: toml::Table = toml::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
-    let count = table.get("targets").and_then(toml::Value::as_integer).and_then(|count| u32::try_from(count).ok());
-    count.with_context(|| format!("{} does not say how many targets there are", path.display()))
+    let count = table.get("targets").and_then(toml::Value::as_integer).and_then(|count| u16::try_from(count).ok());
+    let count = count.filter(|count| *count > 0).map(u32::from);
+    count.with_context(|| {
+        format!("{} does not say how many targets there are: 'targets = N', 1 to 65535", path.display())
+    })
 }
 
 fn replace(data: &Path, target: u32) -> Result<()> {

@@ -13,6 +13,8 @@ use std::rc::Rc;
 
 /// A target's largest payload is half a zone, and segments, the log and the ordered store count on
 /// whole blobs.
+/// Of so many groups all that may have to be in one batch of the Raft log fits into one.
+const SHARDS_MAX: u16 = 16_384;
 const ZONE_BYTES_MIN: u32 = 2 * BLOB_BYTES_MAX as u32;
 
 /// What a new cluster is to be.
@@ -46,7 +48,7 @@ pub enum FormatError {
     TooFewForMetadata { policy: Policy, tolerate: u8, needed: usize, given: usize },
     #[error("a node has at most {MEMBERS_MAX} targets, {0} were given")]
     TooManyTargets(usize),
-    #[error("1 to 65535 metadata shards are possible, {0} were asked for")]
+    #[error("1 to {SHARDS_MAX} metadata shards are possible, {0} were asked for")]
     Shards(u16),
     #[error("zones of {0} bytes cannot hold two of the largest blobs; use at least {ZONE_BYTES_MIN}")]
     ZoneBytes(u32),
@@ -96,7 +98,7 @@ pub async fn format_cluster(
     if devices.len() > MEMBERS_MAX {
         return Err(FormatError::TooManyTargets(devices.len()));
     }
-    if spec.shards == 0 {
+    if !(1..=SHARDS_MAX).contains(&spec.shards) {
         return Err(FormatError::Shards(spec.shards));
     }
     if let Some(zone_bytes) = spec.zone_bytes.filter(|zone_bytes| *zone_bytes < ZONE_BYTES_MIN) {

@@ -9,7 +9,8 @@ mod mount;
 mod server;
 mod signals;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use cfs_api::misuse;
 use cfs_wire::TargetId;
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, FormatArgs, ReplaceArgs, ServerArgs};
@@ -17,20 +18,39 @@ use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+/// The exit code of a command line that is not understood: clap's own.
+const MISUSED: u8 = 2;
+
 fn main() -> ExitCode {
+    end_at_panic();
     let arguments = mount::helper_arguments(std::env::args_os().collect());
-    let cli = Cli::parse_from(arguments);
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    let (failed, code) = match Cli::try_parse_from(arguments) {
+        Ok(cli) => match run(cli) {
+            Ok(()) => return ExitCode::SUCCESS,
             // One line, whatever the chain: what failed, then why.
-            let _ = writeln!(std::io::stderr(), "cfs: {}", format!("{error:#}").replace('\n', " "));
-            ExitCode::from(1)
-        }
-    }
+            Err(error) => (format!("{error:#}").replace('\n', " "), 1),
+        },
+        Err(error) if error.use_stderr() => (misuse::in_one_line(&error), MISUSED),
+        Err(help) => help.exit(),
+    };
+    let _ = writeln!(std::io::stderr(), "cfs: {failed}");
+    ExitCode::from(code)
+}
+
+/// A panic on any thread ends the process: what is left of a server would be taken for one that is well.
+fn end_at_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }
 
 fn run(cli: Cli) -> Result<()> {
+    let variables = std::env::vars_os().map(|(name, _)| name);
+    if let Some((wrong, meant)) = misuse::misspelt_variable(&Cli::command(), variables) {
+        bail!("environment variable {wrong} is unknown; did you mean {meant}?");
+    }
     let log = cli.log;
     match cli.command {
         Command::Format(args) => {
@@ -51,8 +71,12 @@ fn run(cli: Cli) -> Result<()> {
             dev::run(args)
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "cfs", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "cfs", &mut script);
+            match std::io::stdout().write_all(&script) {
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write the script"),
+                _ => Ok(()),
+            }
         }
         Command::Man { dir } => {
             std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;

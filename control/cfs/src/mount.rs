@@ -96,13 +96,12 @@ pub fn run(args: MountArgs) -> Result<()> {
     }
     let mounted = spawn(config, signals.waker()?)?;
     signals.end_in_order();
-    let line = format!("mounted at {}", args.mountpoint.display());
     if args.detached {
-        if let Err(error) = report(&line) {
+        if let Err(error) = report() {
             return both(Err(error), mounted.unmount());
         }
     } else {
-        say(&line);
+        say(&format!("mounted at {}", args.mountpoint.display()));
     }
     signals.wait()?;
     mounted.unmount()
@@ -110,9 +109,9 @@ pub fn run(args: MountArgs) -> Result<()> {
 
 /// Tells the process that waits for the mount that it is there, and lets go of all that it shares
 /// with it: whoever reads what that one prints would wait for the end of the mount.
-fn report(line: &str) -> Result<()> {
+fn report() -> Result<()> {
     rustix::process::set_parent_process_death_signal(None).context("cannot leave the process that started this")?;
-    writeln!(std::io::stdout(), "{line}").context("whoever waited for the mount is gone")?;
+    writeln!(std::io::stdout(), "mounted").context("whoever waited for the mount is gone")?;
     let nowhere = File::options().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
     rustix::stdio::dup2_stdout(&nowhere).context("cannot let go of stdout")?;
     let stderr = rustix::fs::fstat(std::io::stderr()).map(|found| FileType::from_raw_mode(found.st_mode));

@@ -89,9 +89,9 @@ pub enum StartError {
          them back"
     )]
     TooFewToWrite { present: usize, total: usize, needed: usize, detail: String },
-    /// A target that only a newer program understands.
+    /// A device that only a newer program understands, or that is another one's.
     #[error("{0}")]
-    Newer(String),
+    NotOurs(String),
     #[error(transparent)]
     Replicas(#[from] ReplicasError),
     #[error(transparent)]

@@ -17,9 +17,12 @@ use cfs_wire::meta::ShardOp;
 use cfs_wire::{Ino, NodeId, ShardId};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// The level `apply` starts with.
 const FEATURE_LEVEL: u32 = 1;
+/// A stop waits so long for checkpoints, which the next start can do without.
+const CHECKPOINTS_MAX: Duration = Duration::from_secs(60);
 /// Memory for all memtables of a node: with 256 shards each gets 256 KiB, with 8 the full 8 MiB.
 const MEMTABLES_BYTES: usize = 64 << 20;
 const MEMTABLE_BYTES_MIN: usize = 256 << 10;
@@ -206,8 +209,12 @@ impl Replicas {
 
     /// Checkpoints everything and stops.
     pub async fn shutdown(&self) {
-        if let Err(error) = self.host.checkpoint_all().await {
-            tracing::warn!(%error, "not everything was checkpointed; the next start replays more of the log");
+        let why = match self.handle.timeout(CHECKPOINTS_MAX, self.host.checkpoint_all()).await {
+            Some(outcome) => outcome.err().map(|error| error.to_string()),
+            None => Some(format!("not done after {CHECKPOINTS_MAX:?}: too few targets, or no space, to write to")),
+        };
+        if let Some(error) = why {
+            tracing::warn!(error, "not everything was checkpointed; the next start replays more of the log");
         }
         self.host.shutdown().await;
         for replica in self.replicas.values() {

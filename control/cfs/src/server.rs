@@ -16,11 +16,11 @@ use cfs_reactor::executor::{POLL_MAX, PollRecord, SPIN_DEFAULT};
 use cfs_reactor::mailbox::{self, mailbox};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
-use cfs_store::inspect;
 use cfs_store::segment::Backend;
+use cfs_store::{DEVICE_BYTES_MIN, inspect};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::{ClusterId, TargetId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -218,6 +218,10 @@ where
 /// Formats files (created with `size` bytes if missing) or block devices as a new cluster. The files
 /// that it created are gone again if it fails.
 pub fn format_files(paths: &[PathBuf], size: Option<u64>, spec: FormatSpec) -> Result<ClusterId> {
+    check_given_once(paths)?;
+    if let Some(size) = size.filter(|size| *size < DEVICE_BYTES_MIN) {
+        bail!("{size} bytes for each target are too few; give a size of {DEVICE_BYTES_MIN} or more for each");
+    }
     let paths = paths.to_vec();
     let _progress = Progress::of(format!("formatting {} targets", paths.len()));
     on_reactor(Duration::ZERO, move |handle, ring| async move {
@@ -240,11 +244,14 @@ fn open_or_create(
     let mut devices: Vec<Rc<dyn BlockDevice>> = Vec::new();
     for path in paths {
         check_not_dangling(path)?;
-        let create_size = if path.exists() { None } else { size };
-        if create_size.is_some() {
-            created.create(path)?;
-        } else if !path.exists() {
-            bail!("{} does not exist; give --size to create it", path.display());
+        // One that is empty was left by a format that was cut short.
+        let is_empty = std::fs::metadata(path).map(|found| found.is_file() && found.len() == 0).ok();
+        let create_size = if is_empty == Some(false) { None } else { size };
+        match (is_empty, create_size) {
+            (None, Some(_)) => created.create(path)?,
+            (None, None) => bail!("{} does not exist; give --size to create it", path.display()),
+            (Some(true), None) => bail!("{} is empty; give --size to make a target of it", path.display()),
+            (Some(_), _) => {}
         }
         devices.push(UringDevice::open(path, ring, handle, OpenOptions { read_only: false, create_size })?);
     }
@@ -310,9 +317,15 @@ pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, forc
 /// The same device twice would be found in use by ourselves.
 fn check_given_once(targets: &[PathBuf]) -> Result<()> {
     let mut seen: BTreeMap<(bool, u64, u64), &Path> = BTreeMap::new();
+    let mut unseen: BTreeSet<&Path> = BTreeSet::new();
     for path in targets {
-        // What can't be looked at is refused, with the reason, when it is opened.
-        let Ok(found) = std::fs::metadata(path) else { continue };
+        // What can't be looked at is made, or refused with the reason, when it is opened.
+        let Ok(found) = std::fs::metadata(path) else {
+            if !unseen.insert(path) {
+                bail!("{} is given twice: give it once", path.display());
+            }
+            continue;
+        };
         let key = match found.file_type().is_block_device() {
             true => (true, found.rdev(), 0),
             false => (false, found.dev(), found.ino()),

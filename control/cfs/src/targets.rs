@@ -83,8 +83,9 @@ pub(crate) async fn open(handle: &Handle, slots: Vec<DeviceSlot>, attach: &Attac
     Ok(Targets { cluster: identity.cluster, node: identity.node, parameters, pool, labels, membership })
 }
 
-/// Reads who the devices are. One on which nothing can be recognised counts as lost; one that a
-/// newer program wrote is not lost, and a start without it would make it lag behind.
+/// Reads who the devices are. One on which nothing can be recognised counts as lost. One that a newer
+/// program wrote is not lost, and a start without it would make it lag behind; and where another
+/// format is recognised the path is wrong, and the target somewhere else.
 async fn inspect_all(slots: Vec<DeviceSlot>) -> Result<(Vec<Found>, Unusable), StartError> {
     let inspections = slots.into_iter().map(|slot| async move {
         let DeviceSlot { label, device } = slot;
@@ -94,9 +95,11 @@ async fn inspect_all(slots: Vec<DeviceSlot>) -> Result<(Vec<Found>, Unusable), S
         };
         match inspect(&*device).await {
             Ok((superblock, roster)) => Ok(Ok(Found { label, device, superblock, roster })),
-            Err(error @ (StoreError::NewerVersion { .. } | StoreError::UnknownFeatures { .. })) => {
-                Err(StartError::Newer(error.to_string()))
-            }
+            Err(
+                error @ (StoreError::NewerVersion { .. }
+                | StoreError::UnknownFeatures { .. }
+                | StoreError::Foreign { found: Some(_), .. }),
+            ) => Err(StartError::NotOurs(error.to_string())),
             Err(error) => Ok(Err((label, error.to_string()))),
         }
     });
@@ -155,7 +158,12 @@ fn check_enough(
     let empty: Vec<TargetId> =
         present.iter().copied().filter(|id| roster.member(*id).is_some_and(|member| member.lacks.metadata)).collect();
     let missing = total.saturating_sub(present.len());
-    let detail = listed(unusable);
+    let mut detail = listed(unusable);
+    let unnamed = missing.saturating_sub(unusable.len());
+    if unnamed > 0 {
+        let separator = if detail.is_empty() { "" } else { "; " };
+        detail.push_str(&format!("{separator}no path was given for {unnamed} of them"));
+    }
     if missing + empty.len() <= tolerated {
         let (present, needed) = (present.len(), tolerated + 1);
         return match present < needed {
@@ -179,7 +187,7 @@ fn add_absent(
     unusable: Unusable,
 ) {
     for (label, reason) in &unusable {
-        tracing::warn!(target = %label, %reason, "a target can't be used");
+        tracing::warn!(target = %label, %reason, "a target can't be used; bring it back, or replace it");
     }
     let mut unusable = unusable.into_iter();
     for id in (0..u32::from(parameters.targets)).map(TargetId) {

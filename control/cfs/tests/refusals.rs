@@ -101,6 +101,81 @@ fn a_device_with_something_else_on_it_is_neither_formatted_nor_served_nor_change
     assert!(fingerprint(&targets[0]) == before, "the device was changed");
 }
 
+/// The twin of a target on which nothing is recognised: here something is, so the path is wrong.
+#[test]
+fn a_file_system_in_the_place_of_one_of_several_targets_is_not_taken_for_a_lost_target() {
+    let cluster = Cluster::new();
+    let targets = cluster.targets();
+    let mut image = vec![0; 64 << 20];
+    image[0x438..0x43A].copy_from_slice(&[0x53, 0xEF]);
+    fs::write(&targets[1], &image).unwrap();
+    let line = refused(&cluster.server("127.0.0.1:0"));
+    assert!(
+        line.contains(&targets[1]) && line.contains("holds an ext2, ext3 or ext4") && line.contains("check the path"),
+        "{line}"
+    );
+    assert!(fs::read(&targets[1]).unwrap() == image, "the device was changed");
+}
+
+#[test]
+fn targets_that_are_not_named_are_told_from_those_that_are_gone() {
+    let cluster = Cluster::new();
+    let [first, second, third] = cluster.targets().try_into().unwrap();
+    let line = refused(&cfs(&["server", "--listen", "127.0.0.1:0", "--target", &first]));
+    assert!(line.contains("2 of 3 targets are missing") && line.contains("no path was given for 2 of them"), "{line}");
+    fs::remove_file(&second).unwrap();
+    fs::remove_file(&third).unwrap();
+    let line = refused(&cfs(&["server", "--listen", "127.0.0.1:0", "--target", &first, "--target", &second]));
+    let gone = format!("{second}: cannot open {second}: it does not exist; no path was given for 1 of them");
+    assert!(line.contains(&gone), "{line}");
+}
+
+#[test]
+fn a_format_takes_up_what_one_that_was_cut_short_left_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t0");
+    fs::write(&path, "").unwrap();
+    let path = path.to_str().unwrap();
+    let line = refused(&cfs(&["format", "--ec", "1+0", path]));
+    assert!(line.contains(path) && line.contains("is empty; give --size"), "{line}");
+    let formatted = cfs(&["format", "--ec", "1+0", "--size", "64M", path]);
+    assert!(formatted.status.success(), "{}", String::from_utf8_lossy(&formatted.stderr));
+}
+
+#[test]
+fn a_format_names_paths_given_twice_and_sizes_that_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (first, second) = (path("t0"), path("t1"));
+    let line = refused(&cfs(&["format", "--ec", "1+0", "--size", "64M", &first, &second, &first]));
+    assert!(line.contains(&first) && line.contains("is given twice"), "{line}");
+    let line = refused(&cfs(&["format", "--ec", "1+0", "--size", "1M", &first]));
+    assert!(line.contains("1048576 bytes") && line.contains("give a size of 51380224 or more"), "{line}");
+    let line = refused(&cfs(&["format", "--ec", "1+0", "--size", "16777215T", &first]));
+    assert!(line.contains("there is no room for 18446742974197923840 bytes") && line.contains("are free"), "{line}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn what_is_not_understood_is_told_in_one_line() {
+    for arguments in [
+        &["format", "--ec", "0+0", "t0"][..],
+        &["format", "--ec", "33+1", "t0"],
+        &["format", "--ec", "2++1", "t0"],
+        &["format", "--size=-1", "t0"],
+        &["format"],
+        &["fromat"],
+        &["dev", "--data", "d", "--replace", "1", "mnt"],
+    ] {
+        let output = cfs(arguments);
+        refused(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+    let output = Command::new(CFS).args(["format", "t0"]).env("CFS_SHARD", "8").output().unwrap();
+    let line = refused(&output);
+    assert!(line.contains("environment variable CFS_SHARD is unknown; did you mean CFS_SHARDS?"), "{line}");
+}
+
 #[test]
 fn a_formatted_target_is_not_formatted_again_without_force() {
     let cluster = Cluster::new();
@@ -303,7 +378,7 @@ fn a_disk_that_is_full_or_too_small_for_the_targets_is_refused_and_nothing_stays
         let targets = ["t0", "t1", "t2"].map(|name| disk.path(name).display().to_string());
         let line = refused(&cfs(&["format", "--size", "64M", &targets[0], &targets[1], &targets[2]]));
         assert!(line.contains(&targets[usize::from(!full)]), "{line}");
-        assert!(line.contains("No space left") && line.contains("free some, or give a smaller size"), "{line}");
+        assert!(line.contains("there is no room for") && line.contains("free some, or give a smaller size"), "{line}");
         assert_eq!(names_in(disk.0.path()), before);
     }
 }
@@ -322,7 +397,7 @@ fn dev_on_a_full_disk_says_so_and_leaves_no_file_behind() {
     // Room for no file at all; for the mark and one target; for all but the layout.
     for (bytes, fill, what, remedy) in [
         (PAGE, true, "data/formatting", "; free some space, or give a --data directory"),
-        (TARGET_BYTES * 3 / 2, false, "data/target-1", "; free some, or give a smaller size"),
+        (TARGET_BYTES * 3 / 2, false, "data/target-1", " are free); free some, or give a smaller size"),
         (TARGET_BYTES * 3 + PAGE, false, "data/cluster.toml", "; free some space, or give a --data directory"),
     ] {
         let disk = SmallDisk::new(bytes);
@@ -331,7 +406,8 @@ fn dev_on_a_full_disk_says_so_and_leaves_no_file_behind() {
         }
         let line = dev(&disk);
         assert!(line.contains(disk.path(what).to_str().unwrap()), "{line}");
-        assert!(line.contains("No space left") && line.contains(remedy), "{line}");
+        assert!(line.contains("No space left") || line.contains("there is no room for"), "{line}");
+        assert!(line.contains(remedy), "{line}");
         assert_eq!(names_in(&disk.path("data")), Vec::<String>::new(), "{line}");
     }
     // The twin: one page more is enough to format.

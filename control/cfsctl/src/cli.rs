@@ -1,7 +1,6 @@
 //! The command line.
 
 use cfs_api::AdminCall;
-use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -100,16 +99,4 @@ pub fn path_bytes(path: &OsString) -> Vec<u8> {
 /// Whether a command line, also one that can't be understood, asks for JSON.
 pub fn asks_for_json(arguments: impl Iterator<Item = OsString>) -> bool {
     arguments.take_while(|argument| argument != "--").any(|argument| argument == "--json")
-}
-
-/// What clap has to say of a misuse, its paragraphs as parts of one line.
-pub fn in_one_line(misuse: &clap::Error) -> String {
-    // What is said then is a page of help.
-    if misuse.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "a command is missing; For more information, try '--help'.".to_owned();
-    }
-    let text = misuse.render().to_string();
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let words = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-    text.split("\n\n").map(words).filter(|words| !words.is_empty()).collect::<Vec<_>>().join("; ")
 }

@@ -7,6 +7,7 @@ mod connection;
 mod show;
 
 use anyhow::{Context, Result, bail};
+use cfs_api::misuse;
 use cfs_api::progress::Progress;
 use cfs_api::{AdminCall, AdminReply, CheckReport, CheckState};
 use clap::{CommandFactory, Parser};
@@ -23,7 +24,7 @@ const MISUSED: u8 = 2;
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(misuse) => return misused(&misuse),
+        Err(error) => return misused(&error),
     };
     match run(&cli) {
         Ok(code) => code,
@@ -34,19 +35,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// What clap says instead of a command: to programs in their form, if it is an error.
-fn misused(misuse: &clap::Error) -> ExitCode {
-    if !misuse.use_stderr() || !cli::asks_for_json(std::env::args_os()) {
-        misuse.exit();
+/// What clap says instead of a command: help as it is, errors like all others.
+fn misused(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        error.exit();
     }
-    show::error(&anyhow::Error::msg(cli::in_one_line(misuse)), true);
+    show::error(&anyhow::Error::msg(misuse::in_one_line(error)), cli::asks_for_json(std::env::args_os()));
     ExitCode::from(MISUSED)
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
+    let variables = std::env::vars_os().map(|(name, _)| name);
+    if let Some((wrong, meant)) = misuse::misspelt_variable(&Cli::command(), variables) {
+        bail!("environment variable {wrong} is unknown; did you mean {meant}?");
+    }
     let call = match &cli.command {
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "cfsctl", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "cfsctl", &mut script);
+            show::print(&script)?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Man { dir } => {

@@ -17,9 +17,9 @@ pub fn reply(reply: &AdminReply, json: bool) -> Result<()> {
             AdminReply::Policy(value) => serde_json::to_string_pretty(value)?,
             AdminReply::Check(value) => serde_json::to_string_pretty(value)?,
         };
-        return print(&format!("{value}\n"));
+        return print(format!("{value}\n").as_bytes());
     }
-    print(&format!("{}\n", table(reply)))
+    print(format!("{}\n", table(reply)).as_bytes())
 }
 
 /// One line on stderr: `cfsctl: WHY`, or `{"error":"WHY"}`.
@@ -32,8 +32,8 @@ pub fn error(error: &anyhow::Error, json: bool) {
 }
 
 /// A reader that has seen enough and closed the pipe, like `head`, is no failure.
-fn print(text: &str) -> Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
+pub fn print(text: &[u8]) -> Result<()> {
+    match std::io::stdout().lock().write_all(text) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to standard output"),
         _ => Ok(()),
     }
@@ -181,7 +181,7 @@ fn repair(repair: &Repair) -> String {
 /// were only looked for.
 pub fn check(report: &CheckReport, deep: bool, json: bool) -> Result<()> {
     if json {
-        return print(&format!("{}\n", serde_json::to_string_pretty(report)?));
+        return print(format!("{}\n", serde_json::to_string_pretty(report)?).as_bytes());
     }
     let counts = pairs(&[
         ("inodes", report.inodes.to_string()),
@@ -203,7 +203,7 @@ pub fn check(report: &CheckReport, deep: bool, json: bool) -> Result<()> {
         (true, false) => "clean; bytes were not read (--deep reads them)",
         (false, _) => "not clean",
     };
-    print(&format!("{text}{verdict}\n"))
+    print(format!("{text}{verdict}\n").as_bytes())
 }
 
 fn pairs(rows: &[(&str, String)]) -> Table {

@@ -59,12 +59,13 @@ fn a_misuse_is_told_to_programs_as_every_other_error_is() {
         let why = parsed["error"].as_str().unwrap();
         assert!(why.starts_with(says) && why.ends_with("For more information, try '--help'."), "{line}");
     }
-    // The twins: to people clap speaks as it does, and behind -- the word is a name.
+    // The twins: to people it is a line too, and behind -- the word is a name.
     for arguments in [&["status", "extra"][..], &["stat", "--", "--json", "extra"]] {
         let output = cfsctl(arguments);
         assert_eq!(output.status.code(), Some(2));
         let text = String::from_utf8(output.stderr).unwrap();
-        assert!(text.starts_with("error: unexpected argument 'extra' found\n\nUsage: "), "{text}");
+        assert!(text.starts_with("cfsctl: unexpected argument 'extra' found; Usage: "), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
     }
     for (flag, says) in [("--help", "Control a ClaudeFS cluster\n\nUsage: "), ("--version", "cfsctl ")] {
         let output = cfsctl(&["--json", flag]);

@@ -104,7 +104,7 @@ impl Kv {
         config: KvConfig,
         inventory: &Inventory,
     ) -> Result<Rc<Kv>, KvError> {
-        let chosen = inventory.of(group).choose(&*blobs, group).await?;
+        let mut chosen = inventory.of(group).choose(&*blobs, group).await?;
         let mut unhealed = Vec::new();
         for id in &chosen.manifest {
             // Its put may never have been answered; from now on it is what the log is cut by. Where full
@@ -117,9 +117,12 @@ impl Kv {
                 outcome => outcome?,
             }
         }
+        let leftovers = std::mem::take(&mut chosen.leftovers);
         let inner = Inner::new(blobs, handle, group, config, chosen)?;
-        if !unhealed.is_empty() {
-            handle.spawn(inner.clone().heal(unhealed));
+        if unhealed.is_empty() {
+            inner.trash.add(leftovers);
+        } else {
+            handle.spawn(inner.clone().heal(unhealed, leftovers));
         }
         inner.nudge_compaction();
         Ok(Rc::new(Kv { inner }))
@@ -289,8 +292,9 @@ impl State {
 const HEAL_AGAIN: Duration = Duration::from_secs(1);
 
 impl Inner {
-    /// Gives parts of the manifest the copies that the opening found no room for.
-    async fn heal(self: Rc<Self>, mut parts: Vec<BlobId>) {
+    /// Gives parts of the manifest the copies that the opening found no room for. What the manifest
+    /// before it names goes only then: until then that is the one that survives the loss of targets.
+    async fn heal(self: Rc<Self>, mut parts: Vec<BlobId>, leftovers: Vec<BlobId>) {
         while !parts.is_empty() && !self.closed.get() {
             self.handle.sleep(HEAL_AGAIN).await;
             let mut left = Vec::new();
@@ -303,6 +307,9 @@ impl Inner {
                 }
             }
             parts = left;
+        }
+        if parts.is_empty() {
+            self.trash.add(leftovers);
         }
     }
 
@@ -320,7 +327,6 @@ impl Inner {
         let cache = config.cache.clone();
         let reader = TableReader { blobs: blobs.clone(), cache, handle: handle.clone(), group };
         let state = State::new(&chosen, version);
-        trash.add(chosen.leftovers);
         Ok(Rc::new(Inner {
             group,
             config,

@@ -136,11 +136,12 @@ impl MemDevice {
         self.check_present()?;
         let mut state = self.disk.state.borrow_mut();
         let state = &mut *state;
-        if state.strikes(state.faults.read_error) {
+        let first = offset / u64::from(geometry.block);
+        let end = first + length as u64 / u64::from(geometry.block);
+        if state.bad_blocks.range(first..end).next().is_some() || state.strikes(state.faults.read_error) {
             return Err(self.io_error("read", offset, length as u64));
         }
         let mut buffer = DmaBuf::uninitialised(length);
-        let first = offset / u64::from(geometry.block);
         for (block, into) in (first..).zip(buffer.chunks_exact_mut(geometry.block as usize)) {
             state.medium.read(block, into);
         }
@@ -201,6 +202,9 @@ impl MemDevice {
             change.blocks.remove(missing);
             state.apply_some(&change);
             return Ok(());
+        }
+        for (block, _) in &change.blocks {
+            state.bad_blocks.remove(block);
         }
         state.medium.apply(&change);
         Ok(())

@@ -10,6 +10,8 @@ use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
 use cfs_wire::frame::{BulkSum, HEADER_BYTES, Header, Hello, Kind, VERSION_MAX, encode};
 use conformance::{ECHO, Env, GATED, Pair, eventually, is_lost, message, pair};
+use futures_util::future::{Either, select};
+use futures_util::pin_mut;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -247,5 +249,43 @@ fn dropped_connections_leave_nothing_behind() {
         drop(listener);
         eventually(&handle, "operations end", || ring.in_flight() == 0).await;
         assert_eq!(Rc::strong_count(&recorder), 1);
+    });
+}
+
+/// The sockets of this process that are bound to an address, as links of /proc/self/fd name them.
+fn sockets_of(address: &Address) -> Vec<String> {
+    let port = address.0.rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+    let wanted = format!(":{port:04X}");
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[1].ends_with(&wanted)).map(|row| format!("socket:[{}]", row[9])).collect()
+}
+
+/// How many of these this process has open: a socket that is shut down is in no table any more.
+fn still_open(sockets: &[String]) -> usize {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| entry.ok()?.path().read_link().ok());
+    open.filter(|target| sockets.iter().any(|socket| target.as_os_str() == socket.as_str())).count()
+}
+
+#[test]
+fn a_call_that_is_never_answered_keeps_no_socket_when_its_client_is_gone() {
+    run(async |_, env| {
+        let Pair { listener, connection, recorder } = pair(&env).await;
+        let address = listener.address();
+        drop(connection);
+        for number in 1..=5 {
+            let connection = env.client.connect(&address).await.unwrap();
+            let (sockets, handle) = {
+                let call = connection.call(message(GATED, b"", b""));
+                let runs = eventually(&env.client_handle, "it runs", || recorder.running.get() == number);
+                pin_mut!(call, runs);
+                assert!(matches!(select(call, runs).await, Either::Right(_)));
+                (sockets_of(&address), env.client_handle.clone())
+            };
+            assert!(still_open(&sockets) >= 2, "the listener's and the connection's");
+            drop(connection);
+            eventually(&handle, "the socket goes", || still_open(&sockets) == 1).await;
+        }
+        assert_eq!(recorder.running.get(), 5, "they run on");
     });
 }

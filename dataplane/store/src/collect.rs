@@ -245,7 +245,7 @@ impl Core {
             let mut living = self.state.borrow().living_in(zone, ids);
             let spare = self.state.borrow().spare_in(zone, ids);
             for entry in spare {
-                if self.needs_spare(&entry).await {
+                if self.needs_spare(zone, &entry).await? {
                     living.push(entry);
                 }
             }
@@ -274,10 +274,22 @@ impl Core {
 
     /// Whether a blob's primary copy does not verify, but another does: that may be all there is of
     /// it, and is in a zone that is to be emptied.
-    async fn needs_spare(&self, entry: &Entry) -> bool {
+    ///
+    /// # Errors
+    /// None verifies, and not all can be read: the one that can't may be sound.
+    async fn needs_spare(&self, zone: u32, entry: &Entry) -> Result<bool, StoreError> {
         let pages = 0..round_up(entry.info.length) / PAGE_BYTES;
-        self.read_pages(entry, entry.place, pages.clone()).await.is_err()
-            && self.read_any_copy(entry, pages).await.is_ok()
+        if self.read_pages(entry, entry.place, pages.clone()).await.is_ok() {
+            return Ok(false);
+        }
+        match self.read_any_copy(entry, pages).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_corrupt() => Ok(false),
+            Err(error) => {
+                self.state.borrow_mut().zones.get_mut(zone).stuck = true;
+                Err(error)
+            }
+        }
     }
 
     async fn move_blobs(self: &Rc<Self>, zone: u32, batch: &[Entry]) -> Result<(), StoreError> {

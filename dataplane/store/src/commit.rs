@@ -242,8 +242,11 @@ impl Core {
             self.leave_open_zone(stream, open).await?;
         }
         let mut opened = self.open_zone(stream, stream.tier()).await?;
+        // What collects may take the last zone there is: for its tombstones there is no further one, and
+        // it would wait for itself.
+        let deepest = stream.tier() == Tier::Collection;
         let has_tombstone = || lane.queue.borrow().iter().any(|request| matches!(request.item, Item::Tombstone(_)));
-        if opened.is_none() && has_tombstone() {
+        if opened.is_none() && !deepest && has_tombstone() {
             for request in lane.take_blobs() {
                 if let Item::Put(blob) | Item::Move(blob, _) = &request.item {
                     let (kind, needed) = (blob.info.kind, blob.info.length.into());
@@ -426,7 +429,7 @@ impl Core {
                         // It healed a damaged copy, whose space was counted already.
                         state.used = state.used.saturating_sub(entry.footprint());
                     }
-                    state.blob_arrived(entry);
+                    state.blob_put(entry);
                 }
                 (Placed::Move(entry, from), Ok(())) => state.blob_moved(entry, from),
                 (Placed::Tombstone(record), Ok(())) => state.tombstone_arrived(&record, flight.zone),

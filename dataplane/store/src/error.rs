@@ -38,8 +38,12 @@ pub enum StoreError {
     NewerVersion { device: String, version: u32, supported: u32 },
     #[error("device {device} uses features {features:#x} that this program does not know: use a newer cfs")]
     UnknownFeatures { device: String, features: u64 },
-    #[error("device {device} holds something that is not a cfs target; use --force on format to erase it")]
-    Foreign { device: String },
+    /// `found`: what it is, where its format is known.
+    #[error(
+        "device {device} holds {}, not a cfs target: check the path; only format with --force erases it",
+        found.unwrap_or("something unknown")
+    )]
+    Foreign { device: String, found: Option<&'static str> },
     #[error("device {device} is not formatted: run cfs format")]
     Blank { device: String },
     #[error(

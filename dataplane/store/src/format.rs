@@ -1,6 +1,7 @@
 //! Formatting a device and finding out what is on it.
 
 use crate::error::StoreError;
+use crate::foreign;
 use crate::layout::Invalid;
 use crate::layout::superblock::{COPIES, Identity, Superblock, VERSION, ZONE_BYTES_MAX, ZONE_BYTES_MIN, ZONES_MIN};
 use crate::layout::{AREA_BYTES, PAGE_BYTES};
@@ -16,6 +17,8 @@ use cfs_wire::limits::{LANES, PAGE};
 const ZONE_BYTES_DEFAULT: u32 = 64 << 20;
 /// Below this a zone would hold too few of the largest blobs.
 const ZONE_BYTES_DEFAULT_MIN: u32 = 4 << 20;
+/// The smallest device that a target can be made of.
+pub const DEVICE_BYTES_MIN: u64 = AREA_BYTES + ZONES_MIN as u64 * ZONE_BYTES_DEFAULT_MIN as u64;
 /// Zones are made smaller until there are so many: the reserve is counted in zones.
 const ZONES_WANTED: u64 = 64;
 
@@ -29,7 +32,8 @@ pub struct FormatOptions {
     pub force: bool,
 }
 
-/// Writes a superblock. Blobs of an earlier format become unreachable; nothing else is written.
+/// Writes a superblock. Blobs of an earlier format become unreachable; nothing else is written, but for
+/// what would make others take the device for one of theirs.
 ///
 /// Must be called from a task of an executor (it draws a random number).
 pub async fn format(device: &dyn BlockDevice, options: &FormatOptions) -> Result<Superblock, StoreError> {
@@ -51,6 +55,7 @@ pub async fn format(device: &dyn BlockDevice, options: &FormatOptions) -> Result
         device.write(copy, vec![page.clone()], Placement::Log, false).await?;
         device.flush().await?;
     }
+    foreign::wipe(device).await?;
     Ok(superblock)
 }
 
@@ -113,7 +118,16 @@ pub(crate) async fn read_copies(device: &dyn BlockDevice) -> Result<Option<(Supe
         let stale = COPIES.into_iter().zip(&decoded).filter(|(_, copy)| copy.as_ref() != Ok(superblock));
         return Ok(Some((*superblock, stale.map(|(offset, _)| offset).collect())));
     }
-    refusal(device, &pages, &decoded).map_or(Ok(None), Err)
+    if let Some(refusal) = refusal(device, &pages, &decoded) {
+        return Err(refusal);
+    }
+    // Blank superblocks do not make a blank device: other formats begin further behind.
+    let found = foreign::recognised(device).await;
+    let blank = pages.iter().all(|page| page.iter().all(|byte| *byte == 0));
+    match found.is_none() && blank {
+        true => Ok(None),
+        false => Err(StoreError::Foreign { device: device.name().to_owned(), found }),
+    }
 }
 
 fn check_size(device: &dyn BlockDevice, superblock: &Superblock) -> Result<(), StoreError> {
@@ -124,7 +138,7 @@ fn check_size(device: &dyn BlockDevice, superblock: &Superblock) -> Result<(), S
     Ok(())
 }
 
-/// Why neither copy can be used; `None` when both are blank.
+/// Why neither copy can be used, if one of them is a superblock of ours.
 fn refusal(device: &dyn BlockDevice, pages: &[Bytes], decoded: &[Result<Superblock, Invalid>]) -> Option<StoreError> {
     let name = device.name().to_owned();
     let invalid =
@@ -143,6 +157,5 @@ fn refusal(device: &dyn BlockDevice, pages: &[Bytes], decoded: &[Result<Superblo
     if let Some((error, _)) = invalid().find(|(error, _)| **error != Invalid::NoMagic) {
         return Some(StoreError::SuperblockCorrupt { device: name, detail: format!("{error:?}") });
     }
-    let blank = pages.iter().all(|page| page.iter().all(|byte| *byte == 0));
-    (!blank).then_some(StoreError::Foreign { device: name })
+    None
 }

@@ -26,6 +26,7 @@ mod commit;
 mod core;
 mod error;
 mod flush;
+mod foreign;
 mod format;
 mod group;
 mod judge;
@@ -44,7 +45,7 @@ mod transfer;
 mod zones;
 
 pub use error::StoreError;
-pub use format::{FormatOptions, format, probe};
+pub use format::{DEVICE_BYTES_MIN, FormatOptions, format, probe};
 pub use layout::roster::{Lacks, Member, Roster};
 pub use layout::superblock::{Identity, Superblock};
 pub use recovery::{CorruptRegion, Damage, RecoveryReport};

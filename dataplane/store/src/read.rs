@@ -66,18 +66,21 @@ impl Core {
     }
 
     /// The pages of a blob from its primary copy, else from any other that verifies.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] only where all could be read and none verifies: another error may be over
+    /// the next time.
     pub async fn read_any_copy(&self, entry: &Entry, pages: Range<u32>) -> Result<Bytes, StoreError> {
-        let mut first_error = None;
+        let mut failed: Option<StoreError> = None;
         let others = self.state.borrow().duplicates.get(&entry.info.id).cloned().unwrap_or_default();
         for place in std::iter::once(entry.place).chain(others) {
             match self.read_pages(entry, place, pages.clone()).await {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) => {
-                    first_error.get_or_insert(error);
-                }
+                Err(error) if failed.as_ref().is_none_or(StoreError::is_corrupt) => failed = Some(error),
+                Err(_) => {}
             }
         }
-        Err(first_error.unwrap_or(StoreError::NotFound(entry.info.id)))
+        Err(failed.unwrap_or(StoreError::NotFound(entry.info.id)))
     }
 
     pub async fn read_pages(&self, entry: &Entry, place: Place, pages: Range<u32>) -> Result<Bytes, StoreError> {

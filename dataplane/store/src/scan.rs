@@ -159,17 +159,16 @@ impl ZoneScan {
     /// The zone's generation is the newest that anything tells which was written after a header of it
     /// had been durable: a copy of the header, the footer, the zone's first append.
     async fn read_header(&mut self, window: &mut Window<'_>) {
-        let Ok(first) = window.read(0, ZONE_HEADER_BYTES).await else {
-            self.header = Header::Unreadable;
-            return;
-        };
+        // Each on its own: one bad page is not to hide the other.
+        let zeroth = window.read(0, PAGE_BYTES).await.ok();
+        let first = window.read(PAGE_BYTES, PAGE_BYTES).await.ok();
         let last_offset = window.superblock.zone_bytes - ZONE_FOOTER_BYTES;
         let place = window.superblock.zone_offset(self.zone) + u64::from(last_offset);
         // What can't be read may be read another time: it is not taken for a stale copy.
         let last = transfer::read(window.device, place, PAGE).await.ok();
         let copies = [
-            self.header_copy(window.superblock, 0, &first[..PAGE]),
-            self.header_copy(window.superblock, PAGE_BYTES, &first[PAGE..]),
+            self.header_copy(window.superblock, 0, zeroth.as_deref().unwrap_or_default()),
+            self.header_copy(window.superblock, PAGE_BYTES, first.as_deref().unwrap_or_default()),
             self.header_copy(window.superblock, last_offset, last.as_deref().unwrap_or_default()),
         ];
         let footer = self.decode_footer(window.superblock, last_offset, last.as_deref().unwrap_or_default());
@@ -179,6 +178,10 @@ impl ZoneScan {
         let stamps = copies.iter().flatten().chain(footer.iter().map(|footer| &footer.stamp)).chain(&append);
         self.sequence_max = stamps.map(|stamp| stamp.sequence).max().unwrap_or(0);
         let Some(known) = known else {
+            if zeroth.is_none() || first.is_none() {
+                self.header = Header::Unreadable;
+                return;
+            }
             // Without a header an append may be of the past.
             let used = append.is_some()
                 || copies.contains(&Err(Invalid::Checksum))

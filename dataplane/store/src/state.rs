@@ -170,6 +170,15 @@ impl State {
         }
     }
 
+    /// A blob was written, maybe in the place of a copy that could not be read, for which its zone could
+    /// not be collected.
+    pub fn blob_put(&mut self, entry: Entry) {
+        if let Some(older) = self.index.get(&entry.info.id) {
+            self.zones.get_mut(older.place.zone).stuck = false;
+        }
+        self.blob_arrived(entry);
+    }
+
     /// A durable copy of a blob. The newest one becomes the primary. `used` is not touched.
     pub fn blob_arrived(&mut self, entry: Entry) {
         let (id, place, footprint) = (entry.info.id, entry.place, entry.footprint());

@@ -174,3 +174,24 @@ fn under_load_nothing_sound_is_called_damaged_and_mending_disturbs_nobody() {
     }
     assert!(mended > 20, "rot hardly struck what counts: {mended}");
 }
+
+#[test]
+fn a_page_that_cannot_be_read_hides_no_other_copy_of_a_zones_header_and_is_written_anew() {
+    for page in [0, PAGE] {
+        for open_zone in [false, true] {
+            run(60, move |handle| async move {
+                let (disk, store, open_one) = filled(&handle, 60).await;
+                drop(store);
+                handle.sleep(Duration::from_secs(1)).await;
+                let bad = at(if open_zone { open_one } else { 0 }, page);
+                disk.refuse_reads(bad..bad + u64::from(PAGE));
+                let device = disk.open(&handle);
+                assert!(device.read(bad, PAGE as usize).await.is_err());
+                let context = format!("page {page} of the {} zone", if open_zone { "open" } else { "sealed" });
+                let store = open(&disk, &handle).await;
+                expect_everything(&store, &context).await;
+                assert!(device.read(bad, PAGE as usize).await.is_ok(), "{context}: it was not written anew");
+            });
+        }
+    }
+}

@@ -81,7 +81,7 @@ async fn footer(disk: &Rc<MemDisk>, handle: &Handle, zone: u64) -> Option<ZoneFo
 #[test]
 fn a_summary_torn_by_a_power_cut_is_no_damage_and_is_written_again() {
     let mut torn = 0;
-    for seed in 0..40 {
+    for seed in 0..120 {
         torn += run(seed, move |handle| async move {
             let disk = formatted(&handle, 16, seed).await;
             let life = |node: Handle| {

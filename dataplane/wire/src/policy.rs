@@ -112,6 +112,10 @@ impl FromStr for Policy {
             (1, copies.checked_sub(1).ok_or_else(syntax)?)
         } else {
             let (data, parity) = text.split_once('+').ok_or_else(syntax)?;
+            // Which `parse` would take as a sign.
+            if parity.starts_with('+') {
+                return Err(syntax());
+            }
             (data.parse().map_err(|_| syntax())?, parity.parse().map_err(|_| syntax())?)
         };
         let range = PolicyError::Range { data, parity };

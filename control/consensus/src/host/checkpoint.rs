@@ -6,6 +6,7 @@ use cfs_wire::ShardId;
 use cfs_wire::planted::{self, Bug};
 use futures_util::future::select;
 use openraft::async_runtime::WatchReceiver;
+use openraft::metrics::WaitError;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,6 +14,9 @@ use std::time::Duration;
 /// How long to wait for openraft to purge; a leader whose follower still reads the entries
 /// does it later, and the next checkpoint finds it done.
 const PURGE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long to wait for openraft to take up a checkpoint. It comes behind what is being applied, which
+/// may wait for space, and that for other groups to be purged.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a round that could not bring the log under its limit.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
 /// A log that grows by less than a quarter of what it may keep at rest in this time is at rest.
@@ -33,8 +37,14 @@ impl RaftHost {
         let stopped = |reason: String| HostError::Stopped { group: id, reason };
         if !reached(&group.raft.metrics().borrow_watched()) {
             group.raft.trigger().snapshot().await.map_err(|error| stopped(error.to_string()))?;
-            let wait = group.raft.wait(None);
-            wait.metrics(reached, "checkpoint").await.map_err(|error| stopped(error.to_string()))?;
+            match group.raft.wait(Some(SNAPSHOT_TIMEOUT)).metrics(reached, "checkpoint").await {
+                Ok(_) => {}
+                Err(WaitError::Timeout(..)) => {
+                    tracing::debug!(group = %id, "what is being applied waits for space; its log is purged later");
+                    return Ok(());
+                }
+                Err(error) => return Err(stopped(error.to_string())),
+            }
         }
         // Not what openraft calls its snapshot: at start that is the state with the committed
         // tail of the log applied again, which no checkpoint holds yet.

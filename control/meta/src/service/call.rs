@@ -53,20 +53,28 @@ impl MetaService {
     /// One execution per request id, however often it is asked for.
     async fn join_or_run(&self, shard: Rc<Shard>, call: MetaCall) -> MetaResult {
         let key = (shard.id, call.id);
+        let waits = matches!(call.op, MetaOp::Lock { wait: true, .. });
         let found = self.inner.running.borrow().get(&key).cloned();
-        if let Some(running) = found {
+        let running = found.unwrap_or_else(|| self.run(shard, call));
+        if !waits {
             return running.wait().await;
         }
+        // As long as it takes: but nobody can tell a client that waits from one that is gone.
+        let answered = self.inner.handle.timeout(self.inner.config.session_lease * 2, running.wait()).await;
+        answered.unwrap_or_else(|| Err(MetaError::Busy("another holds the lock".to_owned())))
+    }
+
+    fn run(&self, shard: Rc<Shard>, call: MetaCall) -> Rc<Running> {
+        let key = (shard.id, call.id);
         let running = Rc::new(Running::default());
         self.inner.running.borrow_mut().insert(key, running.clone());
-        let service = self.clone();
-        let ours = running.clone();
+        let (service, ours) = (self.clone(), running.clone());
         self.inner.handle.spawn(async move {
             let result = service.mutate(&shard, call).await;
             service.inner.running.borrow_mut().remove(&key);
             ours.finish(result);
         });
-        running.wait().await
+        running
     }
 
     /// Answers a read from the applied state, with the leases it carries.

@@ -5,7 +5,7 @@ use super::medium::{Block, Change, Medium};
 use cfs_reactor::Handle;
 use cfs_reactor::clock::SplitMix64;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Range, RangeInclusive};
 use std::rc::Rc;
 use std::time::Duration;
@@ -69,6 +69,8 @@ pub(super) struct State {
     pub faults_injected: u64,
     /// Where writes that begin are lost.
     losing: Vec<Range<u64>>,
+    /// Blocks that can't be read until they are written.
+    pub bad_blocks: BTreeSet<u64>,
     halt: Option<Halt>,
     write_count: u64,
     /// Reads asked for, and their bytes.
@@ -175,6 +177,7 @@ impl MemDisk {
             gone: false,
             faults_injected: 0,
             losing: Vec::new(),
+            bad_blocks: BTreeSet::new(),
             halt: None,
             write_count: 0,
             reads: (0, 0),
@@ -225,6 +228,12 @@ impl MemDisk {
     /// From now on writes that begin in these ranges, and no others, are answered and lost.
     pub fn lose_writes(&self, ranges: Vec<Range<u64>>) {
         self.state.borrow_mut().losing = ranges;
+    }
+
+    /// Medium errors: reads of any block of the range are answered with an error until it is written.
+    pub fn refuse_reads(&self, range: Range<u64>) {
+        let block = u64::from(self.block);
+        self.state.borrow_mut().bad_blocks.extend(range.start / block..range.end.div_ceil(block));
     }
 
     /// Faults that struck so far: a test that injects them asserts that some did.

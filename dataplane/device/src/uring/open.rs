@@ -5,8 +5,8 @@ use crate::{DeviceError, DeviceResult};
 use cfs_wire::limits::PAGE;
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags, fallocate, flock, fstat,
-    fstatfs, fsync, ftruncate, ioctl_blkpbszget, ioctl_blksszget, major, minor, open as open_file, seek, stat, statx,
-    unlink,
+    fstatfs, fstatvfs, fsync, ftruncate, ioctl_blkpbszget, ioctl_blksszget, major, minor, open as open_file, seek,
+    stat, statx, unlink,
 };
 use rustix::io::Errno;
 use rustix::thread::{Timespec, nanosleep};
@@ -70,7 +70,7 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> DeviceResult<Opened> {
         Ok(FileType::BlockDevice) => open_block_device(path, options),
         Ok(_) => refuse(path, "it is neither a regular file nor a block device"),
         Err(Errno::NOENT) if options.create_size.is_some() => open_regular(path, options, true),
-        Err(Errno::NOENT) => refuse(path, "it does not exist; give a size to create it"),
+        Err(Errno::NOENT) => refuse(path, "it does not exist"),
         Err(errno) => open_refused(path, errno),
     }
 }
@@ -172,14 +172,19 @@ fn length(path: &Path, file: &OwnedFd) -> DeviceResult<u64> {
 /// Gives a new file its blocks, so that no write changes its length or finds the disk full, and
 /// makes file and name durable.
 fn allocate(path: &Path, file: &OwnedFd, size: u64) -> DeviceResult<()> {
+    let no_room = |why: String| {
+        refuse(path, format_args!("there is no room for {size} bytes ({why}); free some, or give a smaller size"))
+    };
+    // Asked first: a file system in memory may take all there is before it says no.
+    if let Ok(found) = fstatvfs(file)
+        && let free = found.f_bfree.saturating_mul(found.f_frsize)
+        && free < size
+    {
+        return no_room(format!("{free} are free"));
+    }
     match fallocate(file, FallocateFlags::empty(), 0, size) {
         Ok(()) => {}
-        Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
-            return refuse(
-                path,
-                format_args!("there is no room for {size} bytes ({errno}); free some, or give a smaller size"),
-            );
-        }
+        Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => return no_room(errno.to_string()),
         Err(Errno::OPNOTSUPP) => {
             return refuse(path, "its file system cannot preallocate; put the file on ext4, xfs, btrfs or tmpfs");
         }

@@ -166,11 +166,14 @@ async fn read_requests(handle: &Handle, service: &Rc<dyn Service>, link: &Rc<Lin
             Ok(request) => request,
             Err(error) => return error,
         };
-        let (service, link) = (service.clone(), link.clone());
+        // A service may take any time, while the socket is to go with its connection.
+        let (service, link) = (service.clone(), Rc::downgrade(link));
         handle.spawn(async move {
             let reply = service.handle(Peer::Local, request).await;
             let sum = sum(&reply.bulk).await;
-            answer(&link, header.request_id, reply, &sum);
+            if let Some(link) = link.upgrade() {
+                answer(&link, header.request_id, reply, &sum);
+            }
             drop(held);
         });
     }

@@ -42,6 +42,8 @@ impl SegmentStore {
         let registration = &current;
         let missing = self.missing_shards(registration, deep).await;
         if missing.is_empty() {
+            // Who found something missing may have looked by a registration that is no more.
+            self.forget(registration.segment);
             return Ok(report);
         }
         // Until the new registration stands, the rebuilt shards look like orphans.

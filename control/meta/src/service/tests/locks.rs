@@ -79,6 +79,31 @@ fn a_repeated_waiting_call_is_one_call_also_across_a_restart() {
 }
 
 #[test]
+fn a_client_that_waits_for_long_is_told_now_and_then_and_keeps_its_place() {
+    simulate(5, |cluster| async move {
+        cluster.start().await;
+        let [a, b, c] = [1, 2, 3].map(|number| Client::open(&cluster, number));
+        let (a, b, c) = (a.await, b.await, c.await);
+        let file = a.create(Ino::ROOT, "file").await.unwrap();
+        a.lock(file, write_lock(1, 0, 9), false).await.unwrap();
+        let call = b.next_call(MetaOp::Lock { ino: file, lock: write_lock(2, 0, 9), wait: true });
+        for _ in 0..3 {
+            let service = cluster.service().unwrap();
+            assert!(matches!(service.call(call.clone()).await, Err(MetaError::Busy(_))));
+        }
+        let later = c.clone();
+        let later = cluster.handle.spawn(async move { later.lock(file, write_lock(3, 0, 9), true).await });
+        cluster.handle.sleep(Duration::from_millis(100)).await;
+        a.call(MetaOp::Unlock { ino: file, lock: write_lock(1, 0, 9) }).await.unwrap();
+        cluster.handle.sleep(Duration::from_secs(1)).await;
+        assert_eq!(b.send(call).await, Ok(MetaReply::Done), "while nobody asked");
+        assert!(!later.is_finished());
+        b.call(MetaOp::Unlock { ino: file, lock: write_lock(2, 0, 9) }).await.unwrap();
+        assert_eq!(later.await.unwrap(), Ok(MetaReply::Done));
+    });
+}
+
+#[test]
 fn a_dead_holders_lock_passes_on_and_a_dead_waiter_goes_away() {
     simulate(4, |cluster| async move {
         cluster.start().await;
