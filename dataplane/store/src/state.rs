@@ -170,11 +170,12 @@ impl State {
         }
     }
 
-    /// A blob was written, maybe in the place of a copy that could not be read, for which its zone could
-    /// not be collected.
+    /// A blob was written, maybe in the place of copies that could not be read, for which their zones
+    /// could not be collected.
     pub fn blob_put(&mut self, entry: Entry) {
-        if let Some(older) = self.index.get(&entry.info.id) {
-            self.zones.get_mut(older.place.zone).stuck = false;
+        let older = self.index.get(&entry.info.id).map(|older| older.place);
+        for place in older.into_iter().chain(self.duplicates.get(&entry.info.id).into_iter().flatten().copied()) {
+            self.zones.get_mut(place.zone).stuck = false;
         }
         self.blob_arrived(entry);
     }
