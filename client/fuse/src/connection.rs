@@ -244,18 +244,27 @@ pub(crate) fn mounted_on(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
     Ok(mounts()?.into_iter().rev().find(|entry| entry.point == mountpoint))
 }
 
-/// Whether one of ours is mounted on a directory. What is not known counts as no.
+/// Links that are followed to a mount point: as many as the kernel follows (path_resolution(7)).
+const LINKS_MAX: usize = 40;
+
+/// Whether one of ours is mounted on a directory, or on what a link leads to. What is not known counts
+/// as no.
 pub fn is_mounted(directory: &Path) -> bool {
-    // Not through the directory itself: it may be a mount that nobody answers for.
-    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (Ok(parent), Some(name)) = (parent.canonicalize(), directory.file_name()) else { return false };
-    let Ok(found) = mounted_on(&parent.join(name)) else { return false };
-    match found {
-        Some(entry) => entry.is_ours(),
-        // No mount, so that asking whether it is a link waits for nobody. Of links that lead in a circle
-        // the parent is not found some day, for the path has become too long.
-        None => directory.read_link().is_ok_and(|target| is_mounted(&parent.join(target))),
+    let mut directory = directory.to_path_buf();
+    for _ in 0..=LINKS_MAX {
+        // Not through the directory itself: it may be a mount that nobody answers for.
+        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (Ok(parent), Some(name)) = (parent.canonicalize(), directory.file_name()) else { return false };
+        match mounted_on(&parent.join(name)) {
+            Ok(Some(entry)) => return entry.is_ours(),
+            Ok(None) => {}
+            Err(_) => return false,
+        }
+        // It is no mount, so that asking whether it is a link waits for nobody.
+        let Ok(target) = directory.read_link() else { return false };
+        directory = parent.join(target);
     }
+    false
 }
 
 impl MountEntry {
@@ -325,6 +334,17 @@ mod tests {
                 entry(9, b"/mnt/\\04", b"tmpfs"),
             ]
         );
+    }
+
+    #[test]
+    fn links_that_lead_in_a_circle_or_nowhere_lead_to_no_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        for (link, target) in [("a", "b"), ("b", "a"), ("nowhere", "gone/x"), ("up", ".."), ("root", "/")] {
+            std::os::unix::fs::symlink(target, dir.path().join(link)).unwrap();
+            assert!(!is_mounted(&dir.path().join(link)), "{link}");
+        }
+        // Both are there now.
+        assert!(!is_mounted(&dir.path().join("a")));
     }
 
     #[test]

@@ -14,9 +14,15 @@ pub fn in_one_line(misuse: &clap::Error) -> String {
     text.split("\n\n").map(words).filter(|words| !words.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
-/// A misspelt variable of the environment, and the one of `command` that was meant: it differs by one
-/// letter. Others may be anybody's.
-pub fn misspelt_variable(
+/// What to say of a misspelt variable in this process's environment.
+pub fn in_environment(command: &clap::Command) -> Option<String> {
+    let (wrong, meant) = misspelt_variable(command, std::env::vars_os().map(|(name, _)| name))?;
+    Some(format!("environment variable {wrong} is unknown; did you mean {meant}?"))
+}
+
+/// A misspelt variable, and the one of `command` that was meant: it differs by one letter. Others may be
+/// anybody's.
+fn misspelt_variable(
     command: &clap::Command,
     names: impl IntoIterator<Item = std::ffi::OsString>,
 ) -> Option<(String, String)> {

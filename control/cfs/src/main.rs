@@ -47,9 +47,8 @@ fn end_at_panic() {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let variables = std::env::vars_os().map(|(name, _)| name);
-    if let Some((wrong, meant)) = misuse::misspelt_variable(&Cli::command(), variables) {
-        bail!("environment variable {wrong} is unknown; did you mean {meant}?");
+    if let Some(misspelt) = misuse::in_environment(&Cli::command()) {
+        bail!("{misspelt}");
     }
     let log = cli.log;
     match cli.command {

@@ -45,9 +45,8 @@ fn misused(error: &clap::Error) -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let variables = std::env::vars_os().map(|(name, _)| name);
-    if let Some((wrong, meant)) = misuse::misspelt_variable(&Cli::command(), variables) {
-        bail!("environment variable {wrong} is unknown; did you mean {meant}?");
+    if let Some(misspelt) = misuse::in_environment(&Cli::command()) {
+        bail!("{misspelt}");
     }
     let call = match &cli.command {
         Command::Completions { shell } => {

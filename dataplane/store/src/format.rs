@@ -55,7 +55,10 @@ pub async fn format(device: &dyn BlockDevice, options: &FormatOptions) -> Result
         device.write(copy, vec![page.clone()], Placement::Log, false).await?;
         device.flush().await?;
     }
-    foreign::wipe(device).await?;
+    // Without force nothing was there.
+    if options.force {
+        foreign::wipe(device).await?;
+    }
     Ok(superblock)
 }
 
