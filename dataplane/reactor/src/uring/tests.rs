@@ -5,7 +5,7 @@ use crate::clock::KernelClock;
 use crate::{Executor, Handle};
 use cfs_wire::limits::PAGE;
 use futures_util::future::join_all;
-use rustix::fs::{FallocateFlags, MemfdFlags, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::ReadWriteFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::future::Future;
@@ -61,10 +61,21 @@ fn parts_written_at_an_offset_read_back() {
     });
 }
 
-/// Arena memory and heap memory, whole and in part, alone and together: the same bytes.
+/// A file of the system's directory for such: on most machines not in memory.
+fn temporary_file(ring: &Rc<Ring>) -> Rc<RingFile> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    ring.file(open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR).unwrap())
+}
+
 #[test]
 fn registered_and_other_memory_and_files_carry_the_same_bytes() {
-    run(8, async |ring, _| {
+    carries_the_same_bytes(file);
+    carries_the_same_bytes(temporary_file);
+}
+
+/// Arena memory and heap memory, whole and in part, alone and together.
+fn carries_the_same_bytes(file: fn(&Rc<Ring>) -> Rc<RingFile>) {
+    run(8, async move |ring, _| {
         let file = file(&ring);
         assert_eq!((file.is_registered(), ring.has_registered_buffers()), (true, true));
         let bytes: Vec<u8> = (0..3 * 4096u32).map(|index| (index / 7) as u8).collect();
@@ -89,6 +100,33 @@ fn registered_and_other_memory_and_files_carry_the_same_bytes() {
             let (read, buffer) = ring.read_at(&file, DmaBuf::zeroed(5 << 20), 4096).await;
             assert!(read == Ok(8192) && buffer[..8192] == bytes[4096..], "{read:?}");
         }
+    });
+}
+
+#[test]
+fn the_kernels_threads_are_bounded_while_all_files_are_in_memory() {
+    run(8, async |ring, _| {
+        let bound = || {
+            let mut bounds = [0, 0];
+            ring.core.borrow_mut().read_worker_bounds(&mut bounds);
+            bounds
+        };
+        let usual = bound();
+        let processors = std::thread::available_parallelism().unwrap().get() as u32;
+        let bounded = [(processors - 1).max(1), usual[1]];
+        let one = file(&ring);
+        let other = file(&ring);
+        assert_eq!(bound(), bounded);
+        // A device's node lies in memory too.
+        let device = ring.file(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap());
+        assert_eq!(bound(), usual);
+        drop(one);
+        assert_eq!(bound(), usual);
+        drop(device);
+        assert_eq!(bound(), bounded);
+        drop(other);
+        let _device = ring.file(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap());
+        assert_eq!(bound(), usual);
     });
 }
 
