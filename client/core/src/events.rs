@@ -6,9 +6,11 @@
 use crate::Client;
 use crate::calls::{self, NotMounted};
 use crate::inode::Inode;
+use crate::link::LinkError;
 use crate::session::Session;
 use crate::write::LEASE_DENIED;
 use bytes::Bytes;
+use cfs_reactor::clock::Instant;
 use cfs_reactor::sync::Notify;
 use cfs_wire::limits::RENEWALS_MAX;
 use cfs_wire::meta::{Event, EventsCall, EventsReply, MetaError, MetaOp, OP_EVENTS};
@@ -22,6 +24,15 @@ use std::time::Duration;
 
 /// Between attempts when the server does not answer at all.
 const POLL_PAUSE: Duration = Duration::from_millis(100);
+/// An outage as long as this is told of: programs have begun to hang by then.
+const OUTAGE_TOLD_AFTER: Duration = Duration::from_secs(5);
+
+/// The server has not answered since then.
+#[derive(Clone, Copy)]
+pub(crate) struct Outage {
+    since: Instant,
+    told: bool,
+}
 
 /// Which events of a session are under way and which were carried out.
 #[derive(Default)]
@@ -83,7 +94,16 @@ impl Client {
         let Ok(encoded) = body::encode(&call) else { return false };
         let sent = self.now();
         let timeout = hold + session.lease / 6;
-        let Ok(message) = self.event_link.call(OP_EVENTS, encoded, Bytes::new(), timeout).await else { return false };
+        let message = match self.event_link.call(OP_EVENTS, encoded, Bytes::new(), timeout).await {
+            Ok(message) => message,
+            Err(error) => {
+                self.unanswered(sent, &error);
+                return false;
+            }
+        };
+        if self.outage.take().is_some_and(|outage| outage.told) {
+            tracing::warn!(address = %self.meta.address(), "the server answers again");
+        }
         match body::decode::<Result<EventsReply, MetaError>>(&message.body) {
             Ok(Ok(reply)) if reply.alive => {
                 session.renewed(sent);
@@ -100,6 +120,17 @@ impl Client {
                 false
             }
         }
+    }
+
+    /// A poll that was sent at that time got no answer.
+    fn unanswered(&self, sent: Instant, error: &LinkError) {
+        let mut outage = self.outage.get().unwrap_or(Outage { since: sent, told: false });
+        if !outage.told && self.handle.now() - outage.since >= OUTAGE_TOLD_AFTER && !self.closed.get() {
+            let (address, window) = (self.meta.address(), self.config.retry_window);
+            tracing::warn!(%address, ?window, %error, "the server does not answer: programs wait for so long or twice");
+            outage.told = true;
+        }
+        self.outage.set(Some(outage));
     }
 
     fn start_events(self: &Rc<Self>, session: &Rc<Session>, progress: &Rc<Progress>, reply: EventsReply) {

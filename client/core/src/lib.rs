@@ -85,6 +85,8 @@ pub struct Client {
     wait_link: Link,
     session: RefCell<Rc<Session>>,
     session_replaced: Rc<Notify>,
+    /// While polls are not answered.
+    outage: Cell<Option<events::Outage>>,
     stamps: Stamps,
     inodes: RefCell<HashMap<Ino, Rc<Inode>>>,
     pages: RefCell<Pages>,
@@ -133,6 +135,7 @@ impl Client {
             wait_link: Link::new(handle, &fabric, address),
             session: RefCell::new(session),
             session_replaced: Notify::new(),
+            outage: Cell::new(None),
             stamps: Stamps::default(),
             inodes: RefCell::new(HashMap::default()),
             pages: RefCell::new(Pages::new(config.cache_bytes_max)),
@@ -167,6 +170,7 @@ impl Client {
         config: &ClientConfig,
     ) -> Result<Rc<Session>, ConnectError> {
         let deadline = handle.now() + config.retry_window;
+        let mut told = false;
         loop {
             match calls::mount(link, handle, config).await {
                 Ok(session) => return Ok(session),
@@ -175,7 +179,13 @@ impl Client {
                     let seconds = config.retry_window.as_secs();
                     return Err(ConnectError::Unanswered { address: address.clone(), seconds, detail });
                 }
-                Err(NotMounted::Unanswered(_)) => handle.sleep(std::time::Duration::from_millis(200)).await,
+                Err(NotMounted::Unanswered(detail)) => {
+                    if !std::mem::replace(&mut told, true) {
+                        let window = config.retry_window;
+                        tracing::warn!(%address, detail, ?window, "no server answers yet: it is tried for so long");
+                    }
+                    handle.sleep(std::time::Duration::from_millis(200)).await;
+                }
             }
         }
     }

@@ -10,11 +10,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Why an attempt gave no reply.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum LinkError {
     /// It may have been executed; it may be repeated. With the reason.
+    #[error("{0}")]
     Unanswered(String),
     /// It can never succeed.
+    #[error(transparent)]
     Refused(FabricError),
 }
 

@@ -6,6 +6,7 @@ use cfs_movers::rebuild::Refills;
 use cfs_store::segment::TargetState;
 use cfs_wire::blobs::BlobKind;
 use cfs_wire::data::Location;
+use cfs_wire::limits::NAME_BYTES_MAX;
 use cfs_wire::meta::{Attr, FileKind, MetaError, MetaOp, MetaReply, Name, ShardOp};
 use cfs_wire::{Errno, Ino, Policy, PolicyError, ShardId, Timestamp};
 use std::rc::Rc;
@@ -152,6 +153,13 @@ async fn resolve(node: &Node, path: &[u8]) -> Result<Ino, AdminError> {
             Ok(other) => return Err(path_error(path, format!("unexpected answer {other:?}"))),
             Err(MetaError::Errno(Errno::ENOENT)) => {
                 let detail = "not found; give the path inside the volume, not that of the mount";
+                return Err(path_error(path, detail));
+            }
+            Err(MetaError::Errno(Errno::ENOTDIR)) => {
+                return Err(path_error(path, "something on the way is not a directory; symlinks are not followed"));
+            }
+            Err(MetaError::Errno(Errno::ENAMETOOLONG)) => {
+                let detail = format!("a name of {} bytes; {NAME_BYTES_MAX} is the longest", name.len());
                 return Err(path_error(path, detail));
             }
             Err(error) => return Err(path_error(path, error)),

@@ -160,7 +160,12 @@ pub async fn format_replacement(
     let mut candidates = Vec::new();
     let mut superblocks = Vec::new();
     for (label, survivor) in survivors {
-        let Ok((superblock, roster)) = inspect(&**survivor).await else { continue };
+        let (superblock, roster) = match inspect(&**survivor).await {
+            Ok(found) => found,
+            // Not lost: what is asked for may be wrong.
+            Err(error) if error.is_anothers() => return Err(error.into()),
+            Err(_) => continue,
+        };
         candidates.push(Candidate { label: label.clone(), identity: superblock.identity, roster });
         superblocks.push((superblock, survivor));
     }

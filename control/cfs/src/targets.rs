@@ -6,7 +6,7 @@ use crate::node::{Attach, DeviceSlot, StartError};
 use cfs_device::BlockDevice;
 use cfs_reactor::Handle;
 use cfs_store::segment::TargetPool;
-use cfs_store::{Identity, Roster, StoreError, Superblock, TargetStore, inspect};
+use cfs_store::{Identity, Roster, Superblock, TargetStore, inspect};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::{ClusterId, NodeId, TargetId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,11 +95,7 @@ async fn inspect_all(slots: Vec<DeviceSlot>) -> Result<(Vec<Found>, Unusable), S
         };
         match inspect(&*device).await {
             Ok((superblock, roster)) => Ok(Ok(Found { label, device, superblock, roster })),
-            Err(
-                error @ (StoreError::NewerVersion { .. }
-                | StoreError::UnknownFeatures { .. }
-                | StoreError::Foreign { found: Some(_), .. }),
-            ) => Err(StartError::NotOurs(error.to_string())),
+            Err(error) if error.is_anothers() => Err(StartError::NotOurs(error.to_string())),
             Err(error) => Ok(Err((label, error.to_string()))),
         }
     });

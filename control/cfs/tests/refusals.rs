@@ -298,6 +298,13 @@ fn a_target_of_a_newer_format_is_refused_with_the_remedy() {
     let before: Vec<_> = targets.iter().map(|target| fingerprint(Path::new(target))).collect();
     let line = refused(&cluster.server("127.0.0.1:0"));
     assert!(line.contains(&targets[1]) && line.contains("version 2") && line.contains("use a newer cfs"), "{line}");
+    // Nor is it doubt enough of what is to be replaced.
+    let fresh = cluster.path("fresh");
+    let others = [&targets[1], &targets[2]];
+    let others = others.into_iter().flat_map(|target| ["--target", target]);
+    let arguments = ["replace", "0", fresh.to_str().unwrap()].into_iter().chain(others);
+    let line = refused(&cfs(&arguments.collect::<Vec<_>>()));
+    assert!(line.contains(&targets[1]) && line.contains("use a newer cfs") && !fresh.exists(), "{line}");
     let after: Vec<_> = targets.iter().map(|target| fingerprint(Path::new(target))).collect();
     assert!(after == before, "a target was changed");
 }

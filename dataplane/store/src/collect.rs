@@ -11,10 +11,12 @@ use crate::layout::{PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES, round_up};
 use crate::state::Entry;
 use crate::zones::{GARBAGE_SHARE_AHEAD, Stream, Tier, Zone, ZoneState};
 use cfs_reactor::sync::{OneshotReceiver, OneshotSender, oneshot};
+use cfs_wire::blobs::BlobInfo;
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{BlobId, Generation};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Blobs and payload read before they are handed to the writer.
 const BATCH_BLOBS: usize = 64;
@@ -32,6 +34,11 @@ const TOMBSTONES_MIN: usize = 64 << 10;
 /// After a search for such a zone that found none: as many more before the next.
 const TOMBSTONES_STEP: usize = 4096;
 
+/// How long a zone in which something can't be read is left alone.
+const STUCK_RETRY: Duration = Duration::from_secs(60);
+/// Damaged blobs remembered: the next read, scrub or collection finds the rest.
+const DAMAGED_MAX: usize = 1024;
+
 #[derive(Default)]
 pub(crate) struct Collector {
     running: Cell<bool>,
@@ -41,6 +48,8 @@ pub(crate) struct Collector {
     waiting: RefCell<Vec<OneshotSender<bool>>>,
     /// Zones freed since the target was opened.
     pub freed: Cell<u64>,
+    /// Blobs that were found damaged or unreadable, for whoever repairs them.
+    pub damaged: RefCell<Vec<BlobInfo>>,
     /// The device refused a discard: it is asked no more.
     no_discards: Cell<bool>,
 }
@@ -103,7 +112,9 @@ impl Core {
             if self.collect(zone, urgent).await {
                 return true;
             }
-            if !self.state.borrow().zones.get(zone).stuck || self.check_writable().is_err() {
+            let now = self.handle.now_coarse();
+            let stuck = self.state.borrow().zones.get(zone).stuck_until.is_some_and(|until| now < until);
+            if !stuck || self.check_writable().is_err() {
                 return false;
             }
         }
@@ -133,7 +144,7 @@ impl Core {
         let share = if urgent { GARBAGE_SHARE_URGENT } else { GARBAGE_SHARE_AHEAD };
         // Ahead of demand, benefit × age ÷ cost (Rosenblum and Ousterhout 1992): a young zone
         // will soon have more garbage. On demand only the gain counts.
-        state.zones.best_sealed(|zone| {
+        state.zones.best_sealed(self.handle.now_coarse(), |zone| {
             let garbage = u128::from(zone.garbage());
             let age = u128::from(newest.saturating_sub(zone.last_sequence)) + 1;
             match zone.garbage() >= (zone_bytes / share).max(1) {
@@ -153,7 +164,7 @@ impl Core {
             let cost = zone.live + u64::from(ZONE_HEADER_BYTES);
             (ended >= TOMBSTONES_PER_ZONE).then(|| ((ended as u128) << 32) / u128::from(cost))
         };
-        let victim = state.zones.best_sealed(gain);
+        let victim = state.zones.best_sealed(self.handle.now_coarse(), gain);
         let futile = if victim.is_some() { 0 } else { state.tombstones.len() + TOMBSTONES_STEP };
         self.collector.tombstones_futile.set(futile);
         victim
@@ -286,9 +297,22 @@ impl Core {
             Ok(_) => Ok(true),
             Err(error) if error.is_corrupt() => Ok(false),
             Err(error) => {
-                self.state.borrow_mut().zones.get_mut(zone).stuck = true;
+                self.is_stuck(zone, entry);
                 Err(error)
             }
+        }
+    }
+
+    /// A blob in the zone can't be read, of which there may be another copy on another target.
+    fn is_stuck(&self, zone: u32, entry: &Entry) {
+        self.state.borrow_mut().zones.get_mut(zone).stuck_until = Some(self.handle.now_coarse() + STUCK_RETRY);
+        self.note_damage(&entry.info);
+    }
+
+    pub fn note_damage(&self, info: &BlobInfo) {
+        let mut damaged = self.collector.damaged.borrow_mut();
+        if damaged.len() < DAMAGED_MAX {
+            damaged.push(*info);
         }
     }
 
@@ -298,7 +322,7 @@ impl Core {
             let payload = match self.read_for_move(entry).await {
                 Ok(payload) => payload,
                 Err(error) => {
-                    self.state.borrow_mut().zones.get_mut(zone).stuck = true;
+                    self.is_stuck(zone, entry);
                     unread = Err(error);
                     break;
                 }

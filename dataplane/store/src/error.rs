@@ -68,6 +68,17 @@ impl StoreError {
         matches!(self, StoreError::Corrupt { .. })
     }
 
+    /// Whether the device holds what is not ours to use or to do without: a newer program's target, or
+    /// something else altogether.
+    pub fn is_anothers(&self) -> bool {
+        matches!(
+            self,
+            StoreError::NewerVersion { .. }
+                | StoreError::UnknownFeatures { .. }
+                | StoreError::Foreign { found: Some(_), .. }
+        )
+    }
+
     /// Whether the device, not the request, is at fault.
     pub fn is_device_failure(&self) -> bool {
         matches!(self, StoreError::Device(_) | StoreError::Fenced { .. })

@@ -118,6 +118,7 @@ impl Core {
         let bytes = match self.read_any_copy(entry, pages.clone()).await {
             Err(error) if error.is_corrupt() => {
                 tracing::warn!(id = %entry.info.id, %error, "moving a damaged blob as it is");
+                self.note_damage(&entry.info);
                 self.read_raw(entry.place, pages).await?
             }
             other => other?,

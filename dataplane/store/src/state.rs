@@ -175,7 +175,7 @@ impl State {
     pub fn blob_put(&mut self, entry: Entry) {
         let older = self.index.get(&entry.info.id).map(|older| older.place);
         for place in older.into_iter().chain(self.duplicates.get(&entry.info.id).into_iter().flatten().copied()) {
-            self.zones.get_mut(place.zone).stuck = false;
+            self.zones.get_mut(place.zone).stuck_until = None;
         }
         self.blob_arrived(entry);
     }
@@ -310,7 +310,7 @@ impl State {
         self.duplicates.remove(&id);
         let Some(entry) = self.index.remove(&id) else { return };
         // What kept the zone from being collected may have been this blob.
-        self.zones.get_mut(entry.place.zone).stuck = false;
+        self.zones.get_mut(entry.place.zone).stuck_until = None;
         self.zones.release(entry.place.zone, entry.footprint());
         self.uncount(&entry.info);
         self.used = self.used.saturating_sub(entry.footprint());

@@ -260,6 +260,11 @@ impl TargetStore {
         self.core.check_structures(zones, mend, pace, found).await;
     }
 
+    /// What the collector found damaged, or could not read, since the last call.
+    pub fn take_damaged(&self) -> Vec<BlobInfo> {
+        self.core.collector.damaged.take()
+    }
+
     pub fn space(&self) -> Space {
         let capacity = self.core.capacity(Tier::Ordinary);
         let state = self.core.state.borrow();

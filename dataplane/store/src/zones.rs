@@ -4,6 +4,7 @@ use crate::layout::append::{TAILS_MAX, Tail, ZoneUse};
 use crate::layout::summary::Summary;
 use crate::layout::{ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
 use cfs_device::Placement;
+use cfs_reactor::clock::Instant;
 use cfs_wire::blobs::BlobKind;
 use cfs_wire::{BlobId, Generation};
 use smallvec::SmallVec;
@@ -187,8 +188,9 @@ pub struct Zone {
     /// What the summary takes of a sealed zone.
     pub summary_bytes: u32,
     pub last_sequence: u64,
-    /// A live blob in it can't be read, so it can't be collected.
-    pub stuck: bool,
+    /// A live blob in it can't be read, so it is not collected before this time: it may be readable
+    /// again, or have been put anew elsewhere.
+    pub stuck_until: Option<Instant>,
     /// Blobs appended here; those that have left since are recognised by their index entry.
     pub blobs: Vec<BlobId>,
     /// Tombstones whose record is here, likewise.
@@ -212,7 +214,7 @@ impl Zone {
             summary: Some(Summary::default()),
             summary_bytes: 0,
             last_sequence: 0,
-            stuck: false,
+            stuck_until: None,
             blobs: Vec::new(),
             tombstones: Vec::new(),
             deleted: Vec::new(),
@@ -247,7 +249,9 @@ impl ZoneTable {
     pub fn new(zones: Vec<Zone>, zone_bytes: u32) -> ZoneTable {
         let is_free = |zone: &Zone| matches!(zone.state, ZoneState::Free { .. });
         let free = (0..).zip(&zones).filter(|(_, zone)| is_free(zone)).map(|(number, _)| number).collect();
-        let reserve = Reserve::new(zones.len() as u32);
+        // What can't be written is no room, also not for what is kept back.
+        let usable = zones.iter().filter(|zone| zone.state != ZoneState::Unusable).count();
+        let reserve = Reserve::new(usable as u32);
         ZoneTable {
             zones,
             free,
@@ -287,7 +291,7 @@ impl ZoneTable {
         let zone = self.get(number);
         let cheap = zone.live <= zone_bytes / NEARLY_EMPTY_SHARE
             && zone.garbage() >= zone_bytes / GARBAGE_SHARE_AHEAD
-            && !zone.stuck;
+            && zone.stuck_until.is_none();
         let (sealed, lives) = (zone.state == ZoneState::Sealed, zone.live > 0);
         for (set, belongs) in [(&mut self.empty, !lives), (&mut self.nearly_empty, lives && cheap)] {
             match sealed && belongs {
@@ -310,8 +314,10 @@ impl ZoneTable {
     }
 
     /// Of the sealed zones that can be emptied the one with the highest score, the first of equals.
-    pub fn best_sealed(&self, score: impl Fn(&Zone) -> Option<u128>) -> Option<u32> {
-        let sealed = (0u32..).zip(&self.zones).filter(|(_, zone)| zone.state == ZoneState::Sealed && !zone.stuck);
+    pub fn best_sealed(&self, now: Instant, score: impl Fn(&Zone) -> Option<u128>) -> Option<u32> {
+        let can_be_emptied =
+            |zone: &Zone| zone.state == ZoneState::Sealed && zone.stuck_until.is_none_or(|until| now >= until);
+        let sealed = (0u32..).zip(&self.zones).filter(|(_, zone)| can_be_emptied(zone));
         let scored = sealed.filter_map(|(number, zone)| Some((score(zone)?, std::cmp::Reverse(number))));
         scored.max().map(|(_, std::cmp::Reverse(number))| number)
     }

@@ -10,6 +10,7 @@ use cfs_wire::{BlobId, ZoneNo};
 use common::crash::{Journal, check, work_until_error};
 use common::*;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The zone's header is damaged, and known from elsewhere.
 fn mended_header(zone: u32) -> CorruptRegion {
@@ -484,6 +485,71 @@ fn a_damaged_blob_is_moved_by_the_collector_and_stays_recognisable() {
         assert_eq!(store.get(BlobId(1), 4096, 5000).await.unwrap(), payload(1, 20_000).slice(4096..9096));
         expect_blob(&store, 2, 20_000, "neighbour").await;
         assert_eq!(scrubbed(&store).await, vec![info(1, BlobKind::Data, 20_000)]);
+    });
+}
+
+#[test]
+fn what_the_collector_cannot_read_is_reported_and_its_zone_is_collected_once_it_can_be_read() {
+    run(17, |handle| async move {
+        let disk = formatted(&handle, 32, 17).await;
+        let store = open(&disk, &handle).await;
+        // One in ten stays, so that no zone is empty.
+        let churn = async |first: u128, rounds: u128| {
+            for first in (0..rounds).map(|round| first + round * 10) {
+                for id in first..first + 10 {
+                    put(&store, id, BlobKind::Data, 20_000).await?;
+                }
+                delete(&store, &(first + 1..first + 10).collect::<Vec<_>>()).await?;
+            }
+            Ok::<_, StoreError>(())
+        };
+        disk.set_faults(Faults { read_error: 1.0, ..Faults::default() });
+        let refused = churn(1, 60).await.expect_err("nothing can be collected");
+        assert!(matches!(refused, StoreError::NoSpace { .. }), "{refused}");
+        let mut damaged = store.take_damaged();
+        damaged.sort_unstable_by_key(|info| info.id);
+        damaged.dedup();
+        assert!(damaged.len() > 3, "{damaged:?}");
+        assert!(damaged.iter().all(|found| *found == info(found.id.0, BlobKind::Data, 20_000)), "{damaged:?}");
+        assert_eq!(store.zones_collected(), 0);
+
+        disk.set_faults(Faults::default());
+        handle.sleep(Duration::from_secs(61)).await;
+        churn(1001, 30).await.expect("zones are collected again");
+        assert!(store.zones_collected() > 10);
+        assert_eq!(store.take_damaged(), vec![]);
+        for found in damaged {
+            if store.stat(found.id).is_some() {
+                expect_blob(&store, found.id.0, 20_000, "moved").await;
+            }
+        }
+    });
+}
+
+#[test]
+fn zones_that_cannot_be_written_are_no_room() {
+    run(19, |handle| async move {
+        let disk = formatted(&handle, 20, 19).await;
+        let store = open(&disk, &handle).await;
+        let before = store.space().capacity;
+        for zone in [3, 9, 15, 16] {
+            for copy in [header_range(zone), footer_range(zone)] {
+                disk.refuse_reads(copy);
+            }
+        }
+        let store = reopen(store, &disk, &handle).await;
+        let space = store.space();
+        assert_eq!((before - space.capacity) % 4, 0);
+        assert!(space.capacity < before && space.zones_free == 16, "{space:?} of {before}");
+        // All of it can be filled, and emptied again.
+        let length = 20_000;
+        let mut put_so_far = 0;
+        while store.space().free > 32_768 {
+            put_so_far += 1;
+            put(&store, put_so_far, BlobKind::Data, length).await.expect("there is room");
+        }
+        delete(&store, &(1..=put_so_far).collect::<Vec<_>>()).await.unwrap();
+        assert_eq!(store.space().live, 0);
     });
 }
 

@@ -344,6 +344,10 @@ impl BlobTarget for Watched {
         self.target.failure()
     }
 
+    fn take_damaged(&self) -> Vec<BlobInfo> {
+        self.target.take_damaged()
+    }
+
     fn scrub<'a>(
         &'a self,
         zones: Range<u32>,

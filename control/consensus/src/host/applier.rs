@@ -124,6 +124,9 @@ impl RaftStateMachine<Raft> for Applier {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
         let mark = Mark { applied: meta.last_log_id, membership: meta.last_membership.clone() };
+        // Entries that the snapshot contradicts are cut off by now, but not durably: after a crash they
+        // would be taken for what follows a state that has moved past them.
+        self.log.flush().await?;
         match snapshot {
             SnapshotData::Sink(sink) => sink.finish(mark.encode()).await.map_err(broken)?,
             SnapshotData::Source(source) => self.pump(source, mark.encode()).await.map_err(broken)?,

@@ -66,6 +66,8 @@ pub trait BlobTarget: 'static {
     fn space(&self) -> Space;
     /// Why the target takes no more writes, if so.
     fn failure(&self) -> Option<String>;
+    /// As [`TargetStore::take_damaged`].
+    fn take_damaged(&self) -> Vec<BlobInfo>;
     /// Reads everything that lives in these zones of the target, at no more than as many bytes per second as `pace`
     /// says each time, and hands over what does not verify as it is found.
     fn scrub<'a>(
@@ -177,6 +179,10 @@ impl BlobTarget for LocalTarget {
         self.0.is_failed()
     }
 
+    fn take_damaged(&self) -> Vec<BlobInfo> {
+        self.0.take_damaged()
+    }
+
     fn scrub<'a>(
         &'a self,
         zones: Range<u32>,
@@ -266,8 +272,14 @@ impl TargetPool {
         }
     }
 
-    /// In what damage was found since the last call.
+    /// In what damage was found since the last call, by the targets' collectors too.
     pub fn take_damaged(&self) -> BTreeSet<Damaged> {
+        for target in self.readable() {
+            // One that failed as a whole is rebuilt when it stays away.
+            for info in target.take_damaged().into_iter().filter(|_| target.failure().is_none()) {
+                self.note_damage(Damaged::of(&info));
+            }
+        }
         self.damaged.take()
     }
 

@@ -464,6 +464,9 @@ impl BlobTarget for Unwilling {
     fn failure(&self) -> Option<String> {
         self.target.failure()
     }
+    fn take_damaged(&self) -> Vec<BlobInfo> {
+        self.target.take_damaged()
+    }
     fn scrub<'a>(
         &'a self,
         zones: Range<u32>,
