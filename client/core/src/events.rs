@@ -68,6 +68,8 @@ impl Client {
 
     /// Polls until the session ends.
     async fn follow_session(self: &Rc<Self>, session: &Rc<Session>) {
+        // Whoever opened the session was answered.
+        self.answered();
         let progress = Rc::new(Progress::default());
         while !session.is_fenced() && !self.closed.get() {
             let advanced = progress.advanced.notified();
@@ -97,13 +99,11 @@ impl Client {
         let message = match self.event_link.call(OP_EVENTS, encoded, Bytes::new(), timeout).await {
             Ok(message) => message,
             Err(error) => {
-                self.unanswered(sent, &error);
+                self.unanswered(&error);
                 return false;
             }
         };
-        if self.outage.take().is_some_and(|outage| outage.told) {
-            tracing::warn!(address = %self.meta.address(), "the server answers again");
-        }
+        self.answered();
         match body::decode::<Result<EventsReply, MetaError>>(&message.body) {
             Ok(Ok(reply)) if reply.alive => {
                 session.renewed(sent);
@@ -122,10 +122,17 @@ impl Client {
         }
     }
 
-    /// A poll that was sent at that time got no answer.
-    fn unanswered(&self, sent: Instant, error: &LinkError) {
-        let mut outage = self.outage.get().unwrap_or(Outage { since: sent, told: false });
-        if !outage.told && self.handle.now() - outage.since >= OUTAGE_TOLD_AFTER && !self.closed.get() {
+    fn answered(&self) {
+        if self.outage.take().is_some_and(|outage| outage.told) {
+            tracing::warn!(address = %self.meta.address(), "the server answers again");
+        }
+    }
+
+    /// A poll got no answer, for however long it was held before.
+    fn unanswered(&self, error: &LinkError) {
+        let now = self.handle.now();
+        let mut outage = self.outage.get().unwrap_or(Outage { since: now, told: false });
+        if !outage.told && now - outage.since >= OUTAGE_TOLD_AFTER && !self.closed.get() {
             let (address, window) = (self.meta.address(), self.config.retry_window);
             tracing::warn!(%address, ?window, %error, "the server does not answer: programs wait for so long or twice");
             outage.told = true;

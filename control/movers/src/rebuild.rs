@@ -222,6 +222,8 @@ impl Rebuild {
                 }
             };
             match outcome {
+                // Somebody else was quicker, or there is no room where it is.
+                Ok(repaired) if repaired.rebuilt == 0 => {}
                 Ok(repaired) => {
                     tracing::info!(?damaged, ?repaired, "damage was repaired");
                     self.hold_back(repaired.bytes).await;

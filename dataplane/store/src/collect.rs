@@ -10,11 +10,13 @@ use crate::error::StoreError;
 use crate::layout::{PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES, round_up};
 use crate::state::Entry;
 use crate::zones::{GARBAGE_SHARE_AHEAD, Stream, Tier, Zone, ZoneState};
+use cfs_reactor::Instant;
 use cfs_reactor::sync::{OneshotReceiver, OneshotSender, oneshot};
 use cfs_wire::blobs::BlobInfo;
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{BlobId, Generation};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -49,7 +51,7 @@ pub(crate) struct Collector {
     /// Zones freed since the target was opened.
     pub freed: Cell<u64>,
     /// Blobs that were found damaged or unreadable, for whoever repairs them.
-    pub damaged: RefCell<Vec<BlobInfo>>,
+    pub damaged: RefCell<BTreeMap<BlobId, BlobInfo>>,
     /// The device refused a discard: it is asked no more.
     no_discards: Cell<bool>,
 }
@@ -67,7 +69,7 @@ impl Core {
     pub fn collect_in_background(self: &Rc<Self>) {
         // One that runs looks for the next zone itself, and at all of them each time.
         let runs = self.collector.running.get();
-        if !runs && self.check_writable().is_ok() && self.victim(false).is_some() {
+        if !runs && self.check_writable().is_ok() && self.victim(false, self.handle.now_coarse()).is_some() {
             self.start_collector();
         }
     }
@@ -108,13 +110,13 @@ impl Core {
     }
 
     async fn collect_one(self: &Rc<Self>, urgent: bool) -> bool {
-        while let Some(zone) = self.victim(urgent) {
+        // One time for all: each zone that turns out to be stuck is tried once, however long that takes.
+        let now = self.handle.now();
+        while let Some(zone) = self.victim(urgent, now) {
             if self.collect(zone, urgent).await {
                 return true;
             }
-            let now = self.handle.now_coarse();
-            let stuck = self.state.borrow().zones.get(zone).stuck_until.is_some_and(|until| now < until);
-            if !stuck || self.check_writable().is_err() {
+            if !self.state.borrow().zones.get(zone).is_stuck(now) || self.check_writable().is_err() {
                 return false;
             }
         }
@@ -128,23 +130,23 @@ impl Core {
     }
 
     /// The zone whose collection pays most.
-    fn victim(&self, urgent: bool) -> Option<u32> {
-        if let Some(nearly_empty) = self.state.borrow().zones.first_nearly_empty() {
+    fn victim(&self, urgent: bool, now: Instant) -> Option<u32> {
+        if let Some(nearly_empty) = self.state.borrow().zones.first_nearly_empty(now) {
             return Some(nearly_empty);
         }
         let is_low = self.state.borrow().zones.is_low();
-        let most_garbage = if urgent || is_low { self.victim_for_space(urgent) } else { None };
-        most_garbage.or_else(|| self.has_many_tombstones().then(|| self.victim_for_tombstones()).flatten())
+        let most_garbage = if urgent || is_low { self.victim_for_space(urgent, now) } else { None };
+        most_garbage.or_else(|| self.has_many_tombstones().then(|| self.victim_for_tombstones(now)).flatten())
     }
 
-    fn victim_for_space(&self, urgent: bool) -> Option<u32> {
+    fn victim_for_space(&self, urgent: bool, now: Instant) -> Option<u32> {
         let state = self.state.borrow();
         let zone_bytes = u64::from(self.superblock.zone_bytes);
         let newest = state.sequences.newest();
         let share = if urgent { GARBAGE_SHARE_URGENT } else { GARBAGE_SHARE_AHEAD };
         // Ahead of demand, benefit × age ÷ cost (Rosenblum and Ousterhout 1992): a young zone
         // will soon have more garbage. On demand only the gain counts.
-        state.zones.best_sealed(self.handle.now_coarse(), |zone| {
+        state.zones.best_sealed(now, |zone| {
             let garbage = u128::from(zone.garbage());
             let age = u128::from(newest.saturating_sub(zone.last_sequence)) + 1;
             match zone.garbage() >= (zone_bytes / share).max(1) {
@@ -157,14 +159,14 @@ impl Core {
 
     /// The zone that ends most tombstones for what has to be moved. Where there are more of them than
     /// [`TOMBSTONES_PER_ZONE`] some zone has as many.
-    fn victim_for_tombstones(&self) -> Option<u32> {
+    fn victim_for_tombstones(&self, now: Instant) -> Option<u32> {
         let state = self.state.borrow();
         let gain = |zone: &Zone| {
             let ended = zone.deleted.len();
             let cost = zone.live + u64::from(ZONE_HEADER_BYTES);
             (ended >= TOMBSTONES_PER_ZONE).then(|| ((ended as u128) << 32) / u128::from(cost))
         };
-        let victim = state.zones.best_sealed(self.handle.now_coarse(), gain);
+        let victim = state.zones.best_sealed(now, gain);
         let futile = if victim.is_some() { 0 } else { state.tombstones.len() + TOMBSTONES_STEP };
         self.collector.tombstones_futile.set(futile);
         victim
@@ -312,7 +314,7 @@ impl Core {
     pub fn note_damage(&self, info: &BlobInfo) {
         let mut damaged = self.collector.damaged.borrow_mut();
         if damaged.len() < DAMAGED_MAX {
-            damaged.push(*info);
+            damaged.insert(info.id, *info);
         }
     }
 

@@ -446,7 +446,7 @@ impl Core {
             zone.last_sequence = flight.sequence;
             state.sequences.settle(flight.sequence);
         }
-        let nearly_empty = state.zones.first_nearly_empty().is_some();
+        let nearly_empty = state.zones.first_nearly_empty(self.handle.now_coarse()).is_some();
         let is_low = state.zones.is_low();
         drop(state);
         if nearly_empty || (deletes && (is_low || self.has_many_tombstones())) {

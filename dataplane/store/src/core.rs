@@ -70,11 +70,14 @@ impl Core {
     /// A zone's last append may leave almost a blob's length unused, and a 16th more is kept
     /// so that collecting always finds garbage before space runs out.
     pub fn capacity(&self, tier: Tier) -> u64 {
-        let zones = u64::from(self.state.borrow().zones.reserve.fillable(tier));
+        let (zones, stranded) = {
+            let zones = &self.state.borrow().zones;
+            (u64::from(zones.reserve.fillable(tier)), zones.stranded)
+        };
         // The last page of the summary is filled in part only, and so is that of a header.
         let fixed = ZONE_HEADER_BYTES + ZONE_FOOTER_BYTES + 2 * PAGE_BYTES;
         let usable = self.superblock.zone_bytes.saturating_sub(fixed + self.superblock.payload_max());
-        zones * u64::from(usable) / 16 * 15
+        zones * u64::from(usable) / 16 * 15 + stranded
     }
 
     pub fn stamp(&self, stream: Stream, zone: u32, generation: Generation, offset: u32, sequence: u64) -> Stamp {

@@ -201,7 +201,7 @@ impl State {
             self.uncount(&older.info);
         }
         self.count(&info);
-        self.zones.get_mut(place.zone).live += footprint;
+        self.zones.charge(place.zone, footprint);
     }
 
     fn count(&mut self, info: &BlobInfo) {

@@ -262,7 +262,7 @@ impl TargetStore {
 
     /// What the collector found damaged, or could not read, since the last call.
     pub fn take_damaged(&self) -> Vec<BlobInfo> {
-        self.core.collector.damaged.take()
+        self.core.collector.damaged.take().into_values().collect()
     }
 
     pub fn space(&self) -> Space {

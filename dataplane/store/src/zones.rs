@@ -105,7 +105,10 @@ pub enum Tier {
 /// Zones kept back.
 #[derive(Clone, Copy, Debug)]
 pub struct Reserve {
+    /// Those that can be written.
     zones: u32,
+    /// Open zones that are not full.
+    streams: u32,
 }
 
 /// One to copy into, and one more because the first may be half full of stuck copies.
@@ -114,8 +117,10 @@ const COLLECTION_ZONES: u32 = 2;
 const TOMBSTONE_ZONES: u32 = 1;
 
 impl Reserve {
-    pub fn new(zones: u32) -> Reserve {
-        Reserve { zones }
+    /// `usable` of `zones` can be written.
+    pub fn new(zones: u32, usable: u32) -> Reserve {
+        let streams = if zones < ZONES_FOR_ALL_STREAMS { 3 } else { Stream::ALL.len() as u32 };
+        Reserve { zones: usable, streams }
     }
 
     /// Free zones that stay untouched by this tier.
@@ -138,8 +143,7 @@ impl Reserve {
     /// Zones that can be full of live blobs while the tier may still write: all but its floor
     /// and an open zone per stream.
     pub fn fillable(self, tier: Tier) -> u32 {
-        let streams = if self.zones < ZONES_FOR_ALL_STREAMS { 3 } else { Stream::ALL.len() as u32 };
-        self.zones.saturating_sub(self.floor(tier) + streams)
+        self.zones.saturating_sub(self.floor(tier) + self.streams)
     }
 }
 
@@ -221,6 +225,10 @@ impl Zone {
         }
     }
 
+    pub fn is_stuck(&self, now: Instant) -> bool {
+        self.stuck_until.is_some_and(|until| now < until)
+    }
+
     /// Bytes a collection would give back, not counting the unused end of the zone: that may
     /// be lost again in the next one.
     pub fn garbage(&self) -> u64 {
@@ -242,6 +250,8 @@ pub struct ZoneTable {
     /// Sealed zones that cost little more, for something lives there.
     nearly_empty: BTreeSet<u32>,
     pub reserve: Reserve,
+    /// Bytes alive in zones that can't be written: they take no room of the others.
+    pub stranded: u64,
     zone_bytes: u32,
 }
 
@@ -251,7 +261,7 @@ impl ZoneTable {
         let free = (0..).zip(&zones).filter(|(_, zone)| is_free(zone)).map(|(number, _)| number).collect();
         // What can't be written is no room, also not for what is kept back.
         let usable = zones.iter().filter(|zone| zone.state != ZoneState::Unusable).count();
-        let reserve = Reserve::new(usable as u32);
+        let reserve = Reserve::new(zones.len() as u32, usable as u32);
         ZoneTable {
             zones,
             free,
@@ -260,6 +270,7 @@ impl ZoneTable {
             empty: BTreeSet::new(),
             nearly_empty: BTreeSet::new(),
             reserve,
+            stranded: 0,
             zone_bytes,
         }
     }
@@ -276,6 +287,9 @@ impl ZoneTable {
     /// Something lives in the zone that did not.
     pub fn charge(&mut self, zone: u32, bytes: u64) {
         self.get_mut(zone).live += bytes;
+        if self.get(zone).state == ZoneState::Unusable {
+            self.stranded += bytes;
+        }
         self.note_nearly_empty(zone);
     }
 
@@ -283,6 +297,9 @@ impl ZoneTable {
     pub fn release(&mut self, zone: u32, bytes: u64) {
         let live = &mut self.get_mut(zone).live;
         *live = live.saturating_sub(bytes);
+        if self.get(zone).state == ZoneState::Unusable {
+            self.stranded = self.stranded.saturating_sub(bytes);
+        }
         self.note_nearly_empty(zone);
     }
 
@@ -309,14 +326,14 @@ impl ZoneTable {
     /// A sealed zone in which nothing lives, or so little that it is not worth waiting for its end:
     /// the memory and the opening time that all the dead in it cost are worth more. First those whose
     /// collection needs no room.
-    pub fn first_nearly_empty(&self) -> Option<u32> {
-        self.empty.first().or_else(|| self.nearly_empty.first()).copied()
+    pub fn first_nearly_empty(&self, now: Instant) -> Option<u32> {
+        let mut cheap = self.empty.iter().chain(&self.nearly_empty).copied();
+        cheap.find(|zone| !self.get(*zone).is_stuck(now))
     }
 
     /// Of the sealed zones that can be emptied the one with the highest score, the first of equals.
     pub fn best_sealed(&self, now: Instant, score: impl Fn(&Zone) -> Option<u128>) -> Option<u32> {
-        let can_be_emptied =
-            |zone: &Zone| zone.state == ZoneState::Sealed && zone.stuck_until.is_none_or(|until| now >= until);
+        let can_be_emptied = |zone: &Zone| zone.state == ZoneState::Sealed && !zone.is_stuck(now);
         let sealed = (0u32..).zip(&self.zones).filter(|(_, zone)| can_be_emptied(zone));
         let scored = sealed.filter_map(|(number, zone)| Some((score(zone)?, std::cmp::Reverse(number))));
         scored.max().map(|(_, std::cmp::Reverse(number))| number)

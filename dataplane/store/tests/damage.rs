@@ -554,6 +554,64 @@ fn zones_that_cannot_be_written_are_no_room() {
 }
 
 #[test]
+fn what_lives_in_zones_that_cannot_be_written_takes_no_room_of_the_others() {
+    const EXTENT: u32 = 6 * PAGE;
+    run(21, |handle| async move {
+        let disk = formatted(&handle, 20, 21).await;
+        let store = open(&disk, &handle).await;
+        for id in 1..=30 {
+            put(&store, id, BlobKind::Data, 20_000).await.unwrap();
+        }
+        let before = store.space();
+        // The header of one append, and what would say the same of it.
+        let header = at(0, FIRST + 3 * EXTENT);
+        disk.refuse_reads(header..header + u64::from(PAGE));
+        disk.refuse_reads(at(0, FIRST + 10 * EXTENT)..at(1, 0));
+        let store = reopen(store, &disk, &handle).await;
+        let after = store.space();
+        assert_eq!((1..=30).filter(|id| store.stat(BlobId(*id)).is_some()).count(), 29);
+        assert!(after.free >= before.free, "{before:?}, then {after:?}");
+        delete(&store, &(1..=30).collect::<Vec<_>>()).await.unwrap();
+        assert_eq!(store.space().live, 0);
+        assert!(store.space().capacity < before.capacity, "the zone is no room");
+    });
+}
+
+#[test]
+fn what_can_be_read_nowhere_keeps_the_collector_busy_once_a_minute_only() {
+    run(23, |handle| async move {
+        let disk = formatted(&handle, 16, 23).await;
+        let store = open(&disk, &handle).await;
+        // Two copies of one blob, the older in a zone in which nothing else lives.
+        let ids: Vec<u128> = (1..=12).collect();
+        for id in &ids {
+            put(&store, *id, BlobKind::Data, 20_000).await.unwrap();
+        }
+        disk.corrupt(at(0, FIRST + PAGE + 5), 1, 1);
+        put(&store, 1, BlobKind::Data, 20_000).await.unwrap();
+        disk.set_faults(Faults { read_error: 1.0, ..Faults::default() });
+        delete(&store, &ids[1..]).await.unwrap();
+        for _ in 0..3 {
+            handle.sleep(Duration::from_secs(20)).await;
+        }
+        let (reads, _) = disk.reads();
+        handle.sleep(Duration::from_secs(30)).await;
+        put(&store, 100, BlobKind::Data, 20_000).await.unwrap();
+        delete(&store, &[100]).await.unwrap();
+        assert!(disk.reads().0 - reads < 100, "{} reads", disk.reads().0 - reads);
+        assert_eq!(store.zones_collected(), 0);
+        assert_eq!(store.take_damaged(), vec![info(1, BlobKind::Data, 20_000)]);
+        disk.set_faults(Faults::default());
+        handle.sleep(Duration::from_secs(61)).await;
+        put(&store, 101, BlobKind::Data, 20_000).await.unwrap();
+        delete(&store, &[101]).await.unwrap();
+        handle.sleep(Duration::from_secs(1)).await;
+        assert!(store.zones_collected() > 0);
+        expect_blob(&store, 1, 20_000, "the newer copy").await;
+    });
+}
+
+#[test]
 fn a_further_copy_is_kept_when_its_zone_is_collected_while_the_newer_one_is_damaged() {
     const EXTENT: u32 = 6 * PAGE;
     run(13, |handle| async move {

@@ -280,12 +280,14 @@ impl Core {
     /// threads 4 KiB reads from tmpfs are an eighth slower than with one. Threads that wait for
     /// devices are left to the kernel, which adds one for each that waits.
     fn bound_workers(&mut self) {
-        let bound = match (self.files.on_devices, self.files.in_memory, self.files.usual_workers) {
-            (0, 1.., None) => {
+        let only_in_memory = self.files.on_devices == 0 && self.files.in_memory > 0;
+        let bound = match (only_in_memory, self.files.usual_workers) {
+            (true, None) => {
                 let processors = std::thread::available_parallelism().map_or(1, usize::from);
                 u32::try_from(processors - 1).unwrap_or(u32::MAX).max(1)
             }
-            (1.., _, Some(usual)) => usual,
+            // The bound is the thread's, which may have other rings after this one.
+            (false, Some(usual)) => usual,
             _ => return,
         };
         // The second bound is that of sockets; 0 leaves it as it is.
@@ -570,6 +572,8 @@ impl Drop for Core {
     fn drop(&mut self) {
         // The kernel takes a ring apart later; files are to be closed, and their locks gone, now.
         let closed = self.close();
+        self.files.in_memory = 0;
+        self.bound_workers();
         if self.free_files.is_some() {
             let _ = self.uring.submitter().unregister_files();
         }

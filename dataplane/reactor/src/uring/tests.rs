@@ -61,16 +61,19 @@ fn parts_written_at_an_offset_read_back() {
     });
 }
 
-/// A file of the system's directory for such: on most machines not in memory.
-fn temporary_file(ring: &Rc<Ring>) -> Rc<RingFile> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    ring.file(open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR).unwrap())
+/// A file beside the source: not in memory, or else reads into registered memory go untested.
+fn file_on_disk(ring: &Rc<Ring>) -> Rc<RingFile> {
+    let path = format!("{}/ring-test.{}", env!("CARGO_MANIFEST_DIR"), std::process::id());
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = open(&path, flags, Mode::RUSR | Mode::WUSR).unwrap();
+    std::fs::remove_file(path).unwrap();
+    ring.file(file)
 }
 
 #[test]
 fn registered_and_other_memory_and_files_carry_the_same_bytes() {
     carries_the_same_bytes(file);
-    carries_the_same_bytes(temporary_file);
+    carries_the_same_bytes(file_on_disk);
 }
 
 /// Arena memory and heap memory, whole and in part, alone and together.
@@ -105,7 +108,7 @@ fn carries_the_same_bytes(file: fn(&Rc<Ring>) -> Rc<RingFile>) {
 
 #[test]
 fn the_kernels_threads_are_bounded_while_all_files_are_in_memory() {
-    run(8, async |ring, _| {
+    run(256, async |ring, _| {
         let bound = || {
             let mut bounds = [0, 0];
             ring.core.borrow_mut().read_worker_bounds(&mut bounds);
@@ -114,6 +117,10 @@ fn the_kernels_threads_are_bounded_while_all_files_are_in_memory() {
         let usual = bound();
         let processors = std::thread::available_parallelism().unwrap().get() as u32;
         let bounded = [(processors - 1).max(1), usual[1]];
+        if bounded == usual {
+            eprintln!("skipped: the kernel's own bound is that of {processors} processors");
+            return;
+        }
         let one = file(&ring);
         let other = file(&ring);
         assert_eq!(bound(), bounded);
@@ -125,6 +132,7 @@ fn the_kernels_threads_are_bounded_while_all_files_are_in_memory() {
         drop(device);
         assert_eq!(bound(), bounded);
         drop(other);
+        assert_eq!(bound(), usual);
         let _device = ring.file(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap());
         assert_eq!(bound(), usual);
     });

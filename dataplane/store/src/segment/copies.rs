@@ -54,7 +54,11 @@ pub(super) async fn restore(
     let _turn = pool.restoring().acquire(1).await;
     let mut report = Repaired { checked: 1, ..Repaired::default() };
     let Copies { mut sound, holders } = find(pool, info, deep).await;
-    if holders.is_empty() || sound.len() >= wanted || is_deleted(pool, info, &holders) {
+    // A put heals a damaged copy in place: there may be no target without one, and where there is, the
+    // zone of the damaged one could still not be collected.
+    let mut damaged: Vec<_> = holders.iter().filter(|id| !sound.contains(*id)).filter_map(|id| pool.get(*id)).collect();
+    damaged.retain(|target| target.failure().is_none());
+    if holders.is_empty() || (sound.len() >= wanted && damaged.is_empty()) || is_deleted(pool, info, &holders) {
         return Ok(report);
     }
     let payload = match read(pool, info, &holders).await {
@@ -62,10 +66,7 @@ pub(super) async fn restore(
         read => read?,
     };
     let mut exclude = holders.clone();
-    // A put heals a damaged copy in place, and there may be no target without one.
-    let mut damaged: Vec<_> = holders.iter().filter(|id| !sound.contains(*id)).filter_map(|id| pool.get(*id)).collect();
-    damaged.retain(|target| target.failure().is_none());
-    while sound.len() < wanted {
+    while sound.len() < wanted || !damaged.is_empty() {
         let next = damaged.pop().or_else(|| pool.pick(1, &exclude).pop());
         let target = next.ok_or(NotRestored::NoTarget)?;
         exclude.push(target.id());
