@@ -1,10 +1,9 @@
 //! Which devices are this node's targets: judged by the rosters that the devices carry, and kept
 //! up to date on all of them.
 
-use cfs_device::BlockDevice;
 use cfs_movers::rebuild::Refills;
 use cfs_reactor::sync::Semaphore;
-use cfs_store::{Identity, Lacks, Member, Roster, write_roster};
+use cfs_store::{Identity, Lacks, Member, Roster, TargetStore};
 use cfs_wire::{ClusterId, DeviceId, TargetId};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
@@ -134,27 +133,30 @@ fn next(roster: &Roster, present: &BTreeSet<TargetId>, change: impl Fn(TargetId,
 
 /// The roster in force while the node runs, on every target that takes part.
 pub struct Membership {
-    devices: BTreeMap<TargetId, (Identity, Rc<dyn BlockDevice>)>,
+    stores: BTreeMap<TargetId, Rc<TargetStore>>,
     roster: RefCell<Roster>,
     /// One change at a time.
     turn: Rc<Semaphore>,
 }
 
 impl Membership {
-    /// Puts `roster`, with exactly `devices` taking part, on all of them. The error names the
+    /// Puts `roster`, with exactly `stores` taking part, on all of them. The error names the
     /// targets that did not take it: nothing may be done until it is on all that take part.
     pub async fn take_in(
-        devices: BTreeMap<TargetId, (Identity, Rc<dyn BlockDevice>)>,
+        stores: BTreeMap<TargetId, Rc<TargetStore>>,
         current: &BTreeMap<TargetId, Roster>,
         newest: &Roster,
     ) -> Result<Membership, BTreeMap<TargetId, String>> {
-        let roster = with_present(newest, &devices.keys().copied().collect());
-        let behind = devices.iter().filter(|(id, _)| current.get(id) != Some(&roster));
+        let roster = with_present(newest, &stores.keys().copied().collect());
+        let behind = stores.iter().filter(|(id, _)| current.get(id) != Some(&roster));
         let failed = write_to(behind, &roster).await;
         if !failed.is_empty() {
             return Err(failed);
         }
-        Ok(Membership { devices, roster: RefCell::new(roster), turn: Semaphore::new(1) })
+        for store in stores.values() {
+            store.know_roster(&roster);
+        }
+        Ok(Membership { stores, roster: RefCell::new(roster), turn: Semaphore::new(1) })
     }
 
     /// Whether every shard has had its first entry.
@@ -185,18 +187,18 @@ impl Membership {
 
     /// The next roster, with those that take part now.
     fn successor(&self, change: impl Fn(TargetId, &mut Member)) -> Roster {
-        let present = self.devices.keys().copied().collect();
+        let present = self.stores.keys().copied().collect();
         next(&self.roster.borrow(), &present, change)
     }
 
     /// Puts a roster on all targets. When none keeps it, it is to be told again: after the next
     /// start, or by the next search for what is lacking.
     async fn record(&self, after: Roster, what: &str) {
-        let failed = write_to(self.devices.iter(), &after).await;
+        let failed = write_to(self.stores.iter(), &after).await;
         for (target, error) in &failed {
             tracing::warn!(%target, %error, "a target did not take the record of {what}");
         }
-        if failed.len() < self.devices.len() {
+        if failed.len() < self.stores.len() {
             *self.roster.borrow_mut() = after;
         }
     }
@@ -205,7 +207,7 @@ impl Membership {
 impl Refills for Membership {
     fn lacking(&self) -> BTreeMap<TargetId, Lacks> {
         let roster = self.roster.borrow();
-        let lacks = self.devices.keys().filter_map(|id| Some((*id, roster.member(*id)?.lacks)));
+        let lacks = self.stores.keys().filter_map(|id| Some((*id, roster.member(*id)?.lacks)));
         lacks.filter(|(_, lacks)| *lacks != Lacks::NOTHING).collect()
     }
 
@@ -215,11 +217,11 @@ impl Refills for Membership {
 }
 
 async fn write_to<'a>(
-    devices: impl Iterator<Item = (&'a TargetId, &'a (Identity, Rc<dyn BlockDevice>))>,
+    stores: impl Iterator<Item = (&'a TargetId, &'a Rc<TargetStore>)>,
     roster: &Roster,
 ) -> BTreeMap<TargetId, String> {
-    let writes = devices.map(|(id, (identity, device))| async move {
-        let written = write_roster(&**device, identity, roster).await;
+    let writes = stores.map(|(id, store)| async move {
+        let written = store.write_roster(roster).await;
         written.err().map(|error| (*id, error.to_string()))
     });
     futures_util::future::join_all(writes).await.into_iter().flatten().collect()

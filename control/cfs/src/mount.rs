@@ -55,7 +55,8 @@ pub fn check_mountpoint(mountpoint: &Path) -> Result<()> {
     // Asked of the kernel: of a dead mount, or one whose server is away, there is no answer.
     if cfs_fuse::is_mounted(mountpoint) {
         bail!(
-            "a cfs file system is mounted on {0} already: umount {0}, or give another directory",
+            "a cfs file system is mounted on {0} already: umount {0} (umount -l {0} if it is dead and busy), or give \
+             another directory",
             mountpoint.display()
         );
     }

@@ -62,8 +62,8 @@ pub(crate) async fn open(handle: &Handle, slots: Vec<DeviceSlot>, attach: &Attac
     let mut open = recover_all(handle, found, &mut unusable).await;
     let membership = loop {
         check_enough(&open.keys().copied().collect(), &roster, &parameters, &unusable)?;
-        let devices = open.iter().map(|(id, target)| (*id, (target.identity, target.device.clone()))).collect();
-        let failed = match Membership::take_in(devices, &current, &roster).await {
+        let stores = open.iter().map(|(id, target)| (*id, target.store.clone())).collect();
+        let failed = match Membership::take_in(stores, &current, &roster).await {
             Ok(membership) => break Rc::new(membership),
             Err(failed) => failed,
         };
@@ -112,7 +112,6 @@ async fn inspect_all(slots: Vec<DeviceSlot>) -> Result<(Vec<Found>, Unusable), S
 struct Open {
     label: String,
     identity: Identity,
-    device: Rc<dyn BlockDevice>,
     store: Rc<TargetStore>,
 }
 
@@ -121,8 +120,8 @@ async fn recover_all(handle: &Handle, found: Vec<Found>, unusable: &mut Unusable
     let recoveries = found.into_iter().map(|found| async move {
         let Found { label, device, superblock, .. } = found;
         let identity = superblock.identity;
-        match TargetStore::open(device.clone(), handle, Some(identity)).await {
-            Ok(store) => Ok(Open { label, identity, device, store }),
+        match TargetStore::open(device, handle, Some(identity)).await {
+            Ok(store) => Ok(Open { label, identity, store }),
             Err(error) => Err((label, error.to_string())),
         }
     });

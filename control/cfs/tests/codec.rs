@@ -3,43 +3,21 @@
 
 mod common;
 
-use cfs_api::{AdminCall, AdminReply, client};
-use cfs_fabric::tcp::TcpFabric;
-use cfs_fabric::{Address, Fabric};
-use cfs_reactor::{Executor, clock::KernelClock, uring::Ring};
 use common::{Cluster, Running};
-use std::rc::Rc;
-use std::time::Duration;
-
-/// As `cfsctl status` shows it.
-fn codec_of(server: &Running) -> String {
-    let ring = Ring::new(32).unwrap();
-    let executor = Executor::new(Rc::new(KernelClock::new()));
-    let handle = executor.domain();
-    let (fabric, address) = (TcpFabric::new(ring.clone(), &handle), Address(server.address.clone()));
-    let reply = executor.run(&mut ring.driver(), Duration::ZERO, &handle, async move {
-        let connection = fabric.connect(&address).await.unwrap();
-        client::call(&*connection, &AdminCall::Status).await.unwrap()
-    });
-    match reply.unwrap() {
-        AdminReply::Status(status) => status.codec,
-        other => panic!("{other:?}"),
-    }
-}
 
 #[test]
 fn a_server_codes_by_what_it_was_told_and_says_so() {
     let cluster = Cluster::new();
-    assert_eq!(codec_of(&Running::start_with(&cluster, &["--codec", "portable"])), "scalar");
+    assert_eq!(Running::start_with(&cluster, &["--codec", "portable"]).status().codec, "scalar");
     #[cfg(target_arch = "x86_64")]
-    assert_eq!(codec_of(&Running::start(&cluster)), "simd");
+    assert_eq!(Running::start(&cluster).status().codec, "simd");
 }
 
 #[cfg(feature = "isal")]
 #[test]
 fn a_build_with_isa_l_uses_it_when_told() {
     let cluster = Cluster::new();
-    assert_eq!(codec_of(&Running::start_with(&cluster, &["--codec", "isal"])), "isa-l");
+    assert_eq!(Running::start_with(&cluster, &["--codec", "isal"]).status().codec, "isa-l");
 }
 
 #[cfg(not(feature = "isal"))]

@@ -9,6 +9,8 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 fn serve(targets: &[&str]) -> Output {
     let flags = targets.iter().flat_map(|target| ["--target", target]);
@@ -51,6 +53,31 @@ fn a_target_that_was_only_away_is_taken_back() {
     drop(Running::start(&cluster));
     fs::rename(&away, &targets[1]).unwrap();
     drop(Running::start(&cluster));
+}
+
+/// Whoever has a deleted file open reads and writes it as before; the next start would do without.
+#[test]
+fn a_target_that_is_deleted_or_cut_off_under_its_server_is_told_of() {
+    for delete in [true, false] {
+        let cluster = Cluster::new();
+        let server = Running::start(&cluster);
+        let status = server.status();
+        assert_eq!((status.health.as_str(), status.targets_up), ("ok", 3));
+        let target = &cluster.targets()[1];
+        match delete {
+            true => fs::remove_file(target).unwrap(),
+            false => fs::File::options().write(true).open(target).unwrap().set_len(1 << 20).unwrap(),
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let status = loop {
+            let status = server.status();
+            if status.health != "ok" || Instant::now() > deadline {
+                break status;
+            }
+            thread::sleep(Duration::from_millis(100));
+        };
+        assert_eq!((status.health.as_str(), status.targets_up), ("degraded", 2), "deleted: {delete}");
+    }
 }
 
 #[test]

@@ -446,7 +446,7 @@ fn a_read_only_disk_is_refused() {
     );
     let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
     let line = refused(&output);
-    assert!(line.contains("read-only"), "{line}");
+    assert!(line.contains("is read-only; make that writable"), "{line}");
     let script = format!(
         "mount --bind {dir} {dir} && mount -o remount,bind,ro {dir} && exec {CFS} dev --data {dir}/data /mnt",
         dir = cluster.dir.path().display(),
@@ -552,7 +552,7 @@ fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let line = refused(&cluster.server(&address));
-    assert!(line.contains(&address) && line.contains("in use"), "{line}");
+    assert!(line.contains(&address) && line.contains("in use") && line.contains("choose another port"), "{line}");
     // And the targets are as good as before.
     drop(Running::start(&cluster));
 }

@@ -12,7 +12,7 @@ use crate::rebuild::Refills;
 use crate::{MoverError, ShardCalls, all_shards, call, least_copies};
 use cfs_api::{CheckReport, CheckState};
 use cfs_store::segment::SegmentStore;
-use cfs_store::{Flaw, Lacks};
+use cfs_store::{Flaw, Lacks, Structure};
 use cfs_wire::blobs::{BlobInfo, BlobKind};
 use cfs_wire::data::Registration;
 use cfs_wire::meta::{AuditRecord, FileKind, ShardOp, ShardReply, registration_shard};
@@ -217,6 +217,9 @@ impl Check {
                 tracing::warn!(target = %target.id(), ?flaw, "the check found damage in what locates data");
                 report.degraded += 1;
                 report.repaired += u64::from(flaw.mended);
+                if let (Structure::Device, Some(reason)) = (flaw.structure, target.failure()) {
+                    report.problems.push(format!("target {}: {reason}", target.id()));
+                }
             }
         }
     }

@@ -207,6 +207,9 @@ impl Rebuild {
     /// Repairs what reads and scrubs found damaged. What can't be repaired now (a target is away and
     /// there is no other) is found again by the next read, scrub or check.
     pub async fn repair_damaged(&self) {
+        for target in self.store.pool().writable() {
+            target.look_at_device();
+        }
         for damaged in self.store.pool().take_damaged() {
             let outcome = match damaged {
                 Damaged::Segment(segment) => {

@@ -78,6 +78,9 @@ pub enum DeviceError {
     Invalid { device: String, operation: &'static str, offset: u64, length: u64, block: u32 },
     #[error("device {device} is gone")]
     Gone { device: String },
+    /// It is there for us only, or not all of it.
+    #[error("device {device} {why}; replace it, before the server is stopped")]
+    Detached { device: String, why: String },
     #[error("device {device} does not support {what}")]
     Unsupported { device: String, what: &'static str },
     #[error("{0}")]
@@ -109,6 +112,12 @@ pub trait BlockDevice: 'static {
     fn name(&self) -> &str;
 
     fn geometry(&self) -> DeviceGeometry;
+
+    /// Whether all of what was opened is still there. A file that was deleted serves whoever has it open,
+    /// and is gone with the process. A device that can't lose itself that way answers Ok.
+    fn attached(&self) -> DeviceResult<()> {
+        Ok(())
+    }
 
     /// Reads `length` bytes at `offset`, both multiples of the block size.
     fn read(&self, offset: u64, length: usize) -> LocalBoxFuture<'_, DeviceResult<DmaBuf>>;

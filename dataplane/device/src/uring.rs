@@ -27,7 +27,7 @@ use cfs_reactor::uring::{Errno, PARTS_MAX, Ring, RingFile};
 use cfs_reactor::{Handle, Instant};
 use cfs_wire::limits::{BLOB_BYTES_MAX, PAGE};
 use futures_util::future::LocalBoxFuture;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, FileType, fstat};
 use rustix::io::ReadWriteFlags;
 use std::cell::RefCell;
 use std::path::Path;
@@ -287,6 +287,19 @@ impl BlockDevice for UringDevice {
 
     fn geometry(&self) -> DeviceGeometry {
         self.geometry
+    }
+
+    fn attached(&self) -> DeviceResult<()> {
+        let detached = |why| Err(DeviceError::Detached { device: self.name.clone(), why });
+        match fstat(&*self.file) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile => Ok(()),
+            Ok(stat) if stat.st_nlink == 0 => detached("was deleted".to_owned()),
+            Ok(stat) if (stat.st_size as u64) < self.geometry.size => {
+                detached(format!("was cut off at {} of {} bytes", stat.st_size, self.geometry.size))
+            }
+            Ok(_) => Ok(()),
+            Err(errno) => detached(format!("can't be looked at: {errno}")),
+        }
     }
 
     fn read(&self, offset: u64, length: usize) -> LocalBoxFuture<'_, DeviceResult<DmaBuf>> {

@@ -219,9 +219,28 @@ fn a_file_cut_short_under_us_is_an_error_and_not_zeroes() {
     let path = directory.path().join("target");
     run(async move |ring, handle| {
         let device = UringDevice::open(&path, &ring, &handle, created(SIZE)).unwrap();
+        assert_eq!(device.attached(), Ok(()));
         std::fs::File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
+        let detached = device.attached().unwrap_err().to_string();
+        assert!(detached.contains(&format!("was cut off at 8192 of {SIZE} bytes")), "{detached}");
         let read = device.read(4096, 8192).await.map(|read| read.len());
         assert!(matches!(read, Err(DeviceError::Io { operation: "read", offset: 4096, length: 8192, .. })), "{read:?}");
+    });
+}
+
+#[test]
+fn a_file_deleted_under_us_is_noticed() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("target");
+    run(async move |ring, handle| {
+        let device = UringDevice::open(&path, &ring, &handle, created(SIZE)).unwrap();
+        // Moved it is still there.
+        let elsewhere = path.with_extension("moved");
+        std::fs::rename(&path, &elsewhere).unwrap();
+        assert_eq!(device.attached(), Ok(()));
+        std::fs::remove_file(&elsewhere).unwrap();
+        let detached = device.attached().unwrap_err().to_string();
+        assert!(detached.ends_with("was deleted; replace it, before the server is stopped"), "{detached}");
     });
 }
 

@@ -4,6 +4,7 @@ use crate::collect::Collector;
 use crate::commit::Lane;
 use crate::error::StoreError;
 use crate::flush::Flusher;
+use crate::layout::roster::Roster;
 use crate::layout::stamp::{Role, Stamp};
 use crate::layout::superblock::Superblock;
 use crate::layout::{PAGE_BYTES, ZONE_FOOTER_BYTES, ZONE_HEADER_BYTES};
@@ -32,6 +33,8 @@ pub(crate) struct Core {
     pub preparing: Cell<bool>,
     /// The zone whose header is being written again.
     pub mending: Cell<Option<u32>>,
+    /// The newest that is known to be on the device.
+    pub roster: RefCell<Option<Roster>>,
     /// Something changed that a task may wait for: a put ended, a zone was sealed or freed.
     pub changed: Rc<Notify>,
     pub failed: RefCell<Option<String>>,

@@ -44,7 +44,7 @@ pub enum StoreError {
         found.unwrap_or("something unknown")
     )]
     Foreign { device: String, found: Option<&'static str> },
-    #[error("device {device} is not formatted: run cfs format")]
+    #[error("device {device} is blank: check the path; cfs format and cfs replace make targets of blank devices")]
     Blank { device: String },
     #[error(
         "device {device}: both superblock copies are damaged ({detail}); restore from redundancy: format it with --force and let repair fill it"

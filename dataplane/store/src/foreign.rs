@@ -1,7 +1,7 @@
 //! What other programs' devices are told by, so that none is erased or taken for a lost target.
 
 use crate::error::StoreError;
-use crate::layout::superblock;
+use crate::layout::{AREA_BYTES, superblock};
 use crate::transfer;
 use cfs_device::{BlockDevice, Placement};
 use cfs_wire::limits::PAGE;
@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 /// What it is, where its magic is and the magic, as each format's own documentation has it. All of
 /// them lie in the area that a target keeps for its superblocks. The last ones are short, and found
 /// in formats above them too.
-const SIGNATURES: [(&str, usize, &[u8]); 16] = [
+const SIGNATURES: [(&str, usize, &[u8]); 23] = [
     ("an XFS file system", 0, b"XFSB"),
     ("a Btrfs file system", 0x1_0040, b"_BHRfS_M"),
     ("an F2FS file system", 0x400, &[0x10, 0x20, 0xF5, 0xF2]),
@@ -20,6 +20,13 @@ const SIGNATURES: [(&str, usize, &[u8]); 16] = [
     ("an LVM physical volume", 0x200, b"LABELONE"),
     ("a software RAID member", 0, &[0xFC, 0x4E, 0x2B, 0xA9]),
     ("a software RAID member", 0x1000, &[0xFC, 0x4E, 0x2B, 0xA9]),
+    ("a bcachefs file system", 0x1018, &[0xC6, 0x85, 0x73, 0xF6, 0x66, 0xCE, 0x90, 0xA9]),
+    ("a bcache device", 0x1018, &[0xC6, 0x85, 0x73, 0xF6, 0x4E, 0x1A, 0x45, 0xCA]),
+    ("a JFS file system", 0x8000, b"JFS1"),
+    ("a ReiserFS file system", 0x1_0034, b"ReIsEr"),
+    ("a UFS file system", 0x1_055C, &[0x19, 0x01, 0x54, 0x19]),
+    ("a UDF file system", 0x8001, b"BEA01"),
+    ("an exFAT file system", 3, b"EXFAT   "),
     ("a ZFS pool member", 0x2_0000, &[0x0C, 0xB1, 0xBA, 0]),
     ("a swap area", 0xFF6, b"SWAPSPACE2"),
     ("a qcow2 image", 0, b"QFI\xFB"),
@@ -52,6 +59,13 @@ async fn signatures(device: &dyn BlockDevice) -> Vec<(&'static str, u64)> {
 /// The format of a device that has no superblock of ours, if it is a known one.
 pub(crate) async fn recognised(device: &dyn BlockDevice) -> Option<&'static str> {
     signatures(device).await.first().map(|(name, _)| *name)
+}
+
+/// Whether nothing at all is where a target keeps its superblocks: a format that is not known has
+/// something there.
+pub(crate) async fn is_blank(device: &dyn BlockDevice) -> Result<bool, StoreError> {
+    let bytes = transfer::read(device, 0, AREA_BYTES as usize).await?;
+    Ok(bytes.iter().all(|byte| *byte == 0))
 }
 
 /// Erases what is left of other formats where a new target's superblocks don't lie: others would

@@ -126,8 +126,7 @@ pub(crate) async fn read_copies(device: &dyn BlockDevice) -> Result<Option<(Supe
     }
     // Blank superblocks do not make a blank device: other formats begin further behind.
     let found = foreign::recognised(device).await;
-    let blank = pages.iter().all(|page| page.iter().all(|byte| *byte == 0));
-    match found.is_none() && blank {
+    match found.is_none() && foreign::is_blank(device).await? {
         true => Ok(None),
         false => Err(StoreError::Foreign { device: device.name().to_owned(), found }),
     }

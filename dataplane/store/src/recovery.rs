@@ -119,6 +119,7 @@ pub(crate) async fn open(
         collector: Collector::default(),
         preparing: Cell::new(false),
         mending: Cell::new(None),
+        roster: RefCell::new(None),
         changed: Notify::new(),
         failed: RefCell::new(None),
         closed: Cell::new(false),

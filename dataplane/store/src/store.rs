@@ -5,8 +5,10 @@ use crate::commit::{Item, NewBlob, Request};
 use crate::core::Core;
 use crate::error::StoreError;
 use crate::layout::PAGE_BYTES;
+use crate::layout::roster::Roster;
 use crate::layout::superblock::{Identity, Superblock};
 use crate::recovery::{self, RecoveryReport};
+use crate::roster::write_roster;
 use crate::scrub::Scrubbed;
 use crate::state::{ShardCursor, footprint, index_bytes};
 use crate::structures::Flaw;
@@ -285,6 +287,23 @@ impl TargetStore {
     /// Zones the collector has freed since the target was opened.
     pub fn zones_collected(&self) -> u64 {
         self.core.collector.freed.get()
+    }
+
+    /// Makes `roster` durable here, and keeps to it: copies that say less are mended.
+    pub async fn write_roster(&self, roster: &Roster) -> Result<(), StoreError> {
+        write_roster(&*self.core.device, &self.core.superblock.identity, roster).await?;
+        self.know_roster(roster);
+        Ok(())
+    }
+
+    /// This roster is here already.
+    pub fn know_roster(&self, roster: &Roster) {
+        *self.core.roster.borrow_mut() = Some(roster.clone());
+    }
+
+    /// Looks whether the device is still all there; one that is not takes no more writes.
+    pub fn look_at_device(&self) {
+        self.core.detached();
     }
 
     /// Why the device takes no more writes, if so. Reads go on.

@@ -27,6 +27,8 @@ use std::time::Duration;
 /// What a structure is there for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Structure {
+    /// The device itself, or its end.
+    Device,
     /// A copy of the superblock.
     Superblock,
     /// A copy of the roster.
@@ -76,6 +78,9 @@ impl Core {
     ) {
         let mend = || mend && self.check_writable().is_ok();
         if zones.contains(&0) {
+            if self.detached() {
+                found(&Flaw { structure: Structure::Device, zone: None, mended: false });
+            }
             for structure in [Structure::Superblock, Structure::Roster] {
                 let (damaged, page) = match structure {
                     Structure::Superblock => self.damaged_superblocks().await,
@@ -104,6 +109,11 @@ impl Core {
         }
     }
 
+    /// Takes no more writes if the device, or a part of it, will not be there at the next opening.
+    pub fn detached(&self) -> bool {
+        self.device.attached().inspect_err(|error| self.fence(error)).is_err()
+    }
+
     /// Offsets of copies that do not say what they should, and what they should say.
     async fn damaged_superblocks(&self) -> (Vec<u64>, Option<Bytes>) {
         let page = transfer::aligned(&self.superblock.encode());
@@ -117,22 +127,26 @@ impl Core {
         (damaged, Some(page))
     }
 
-    /// The same of the roster, which others write: a copy is right when it verifies, and a damaged one
-    /// is to say what the other says. Written over a newer one meanwhile it does no harm, for that is
-    /// in the other place too. A target of which nobody has written a roster has none.
+    /// The same of the roster, which others write: a copy is right when it verifies and is not older than
+    /// the one that is known, and a damaged one is to say what the other says, or that one. Written
+    /// over a newer one meanwhile it does no harm, for that is in the other place too. A target of which
+    /// nobody has written a roster has none.
     async fn damaged_rosters(&self) -> (Vec<u64>, Option<Bytes>) {
         let holder = &self.superblock.identity;
+        let known = self.roster.borrow().clone();
+        let least = known.as_ref().map_or(0, |known| known.epoch);
+        let is_sound = |read: &[u8]| Roster::decode(read, holder).is_ok_and(|roster| roster.epoch >= least);
         let (mut damaged, mut page) = (Vec::new(), None);
         for copy in roster::COPIES {
-            match self.read_sound(copy, PAGE, |read| Roster::decode(read, holder).is_ok()).await {
+            match self.read_sound(copy, PAGE, is_sound).await {
                 Some(read) => page = Some(read),
                 None => damaged.push(copy),
             }
         }
-        if page.is_none() && self.holds_zeroes(&roster::COPIES).await {
+        if page.is_none() && known.is_none() && self.holds_zeroes(&roster::COPIES).await {
             damaged.clear();
         }
-        (damaged, page)
+        (damaged, page.or_else(|| known.map(|known| transfer::aligned(&known.encode(holder)))))
     }
 
     async fn holds_zeroes(&self, copies: &[u64]) -> bool {

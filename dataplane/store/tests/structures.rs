@@ -105,6 +105,39 @@ fn damage_to_what_locates_data_is_found_and_mended_before_an_opening_needs_it() 
     }
 }
 
+/// Who runs the target knows what it should say.
+#[test]
+fn a_roster_of_which_no_copy_is_left_is_written_again_from_what_is_known() {
+    for (seed, zeroes) in [(50, true), (51, false)] {
+        run(seed, move |handle| async move {
+            let (disk, store, _) = filled(&handle, seed).await;
+            let copies = [u64::from(PAGE), AREA - 2 * u64::from(PAGE)];
+            let device = disk.open(&handle);
+            let spoil = async || {
+                let spoilt = if zeroes { vec![0; PAGE as usize] } else { vec![0xD7; PAGE as usize] };
+                let page = cfs_reactor::buffer::DmaBuf::copy_of(&spoilt).freeze();
+                for copy in copies {
+                    device.write(copy, vec![page.clone()], cfs_device::Placement::Log, true).await.unwrap();
+                }
+            };
+            let flaw = |mended| Flaw { structure: Structure::Roster, zone: None, mended };
+            spoil().await;
+            // The twin: nobody says, and with zeroes there may never have been one.
+            let unknown = if zeroes { vec![] } else { vec![flaw(false); 2] };
+            assert_eq!(flaws(&store, true).await, unknown);
+            store.know_roster(&roster());
+            assert_eq!(flaws(&store, true).await, vec![flaw(true); 2]);
+            assert_eq!(flaws(&store, true).await, vec![]);
+            // An older one is damage too.
+            let newer = Roster { epoch: roster().epoch + 1, ..roster() };
+            store.know_roster(&newer);
+            assert_eq!(flaws(&store, true).await, vec![flaw(true); 2]);
+            let (_, found) = cfs_store::inspect(&*device).await.unwrap();
+            assert_eq!(found, Some(newer));
+        });
+    }
+}
+
 /// The twin: with both ends of a zone, or the only header of an append, damaged it is too late.
 #[test]
 fn damage_that_nobody_mends_costs_the_next_opening_what_it_located() {

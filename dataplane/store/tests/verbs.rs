@@ -120,7 +120,16 @@ fn formatting_refuses_what_it_would_destroy_and_names_the_remedy() {
         let device = disk.open(&handle);
         assert_eq!(probe(&*device).await, Ok(None));
         let blank = try_open(&disk, &handle).await.err().unwrap();
-        assert_eq!(blank.to_string(), "device test is not formatted: run cfs format");
+        assert!(blank.to_string().starts_with("device test is blank: check the path"), "{blank}");
+        // What is known by nothing is not erased either.
+        let scrap = cfs_reactor::buffer::DmaBuf::copy_of(&[&[0; 4095][..], &[7]].concat()).freeze();
+        for place in [4096, AREA / 2, AREA - 8192] {
+            device.write(place, vec![scrap.clone()], cfs_device::Placement::Log, true).await.unwrap();
+            let refused = format(&*device, &options()).await;
+            assert_eq!(refused, Err(StoreError::Foreign { device: "test".into(), found: None }), "at {place}");
+            let zeroes = cfs_reactor::buffer::DmaBuf::zeroed(4096).freeze();
+            device.write(place, vec![zeroes], cfs_device::Placement::Log, true).await.unwrap();
+        }
         let first = format(&*device, &options()).await.unwrap();
         assert_eq!(probe(&*device).await, Ok(Some(first)));
         assert_eq!((first.zones, first.zone_bytes, first.lanes), (16, ZONE, 64));

@@ -344,6 +344,10 @@ impl BlobTarget for Watched {
         self.target.failure()
     }
 
+    fn look_at_device(&self) {
+        self.target.look_at_device();
+    }
+
     fn take_damaged(&self) -> Vec<BlobInfo> {
         self.target.take_damaged()
     }

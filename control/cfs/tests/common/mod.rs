@@ -2,10 +2,16 @@
 //! and what a refusal looks like.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use cfs_api::{AdminCall, AdminReply, Status, client};
+use cfs_fabric::tcp::TcpFabric;
+use cfs_fabric::{Address, Fabric};
+use cfs_reactor::{Executor, clock::KernelClock, uring::Ring};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
 
 pub const CFS: &str = env!("CARGO_BIN_EXE_cfs");
 
@@ -97,6 +103,22 @@ impl Running {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim_end().strip_prefix("serving on ").unwrap_or_else(|| panic!("{line}")).to_owned();
         Running { child, address }
+    }
+
+    /// What `cfsctl status` shows.
+    pub fn status(&self) -> Status {
+        let ring = Ring::new(32).unwrap();
+        let executor = Executor::new(Rc::new(KernelClock::new()));
+        let handle = executor.domain();
+        let (fabric, address) = (TcpFabric::new(ring.clone(), &handle), Address(self.address.clone()));
+        let reply = executor.run(&mut ring.driver(), Duration::ZERO, &handle, async move {
+            let connection = fabric.connect(&address).await.unwrap();
+            client::call(&*connection, &AdminCall::Status).await.unwrap()
+        });
+        match reply.unwrap() {
+            AdminReply::Status(status) => status,
+            other => panic!("{other:?}"),
+        }
     }
 }
 

@@ -66,6 +66,8 @@ pub trait BlobTarget: 'static {
     fn space(&self) -> Space;
     /// Why the target takes no more writes, if so.
     fn failure(&self) -> Option<String>;
+    /// As [`TargetStore::look_at_device`].
+    fn look_at_device(&self);
     /// As [`TargetStore::take_damaged`].
     fn take_damaged(&self) -> Vec<BlobInfo>;
     /// Reads everything that lives in these zones of the target, at no more than as many bytes per second as `pace`
@@ -177,6 +179,10 @@ impl BlobTarget for LocalTarget {
 
     fn failure(&self) -> Option<String> {
         self.0.is_failed()
+    }
+
+    fn look_at_device(&self) {
+        self.0.look_at_device();
     }
 
     fn take_damaged(&self) -> Vec<BlobInfo> {

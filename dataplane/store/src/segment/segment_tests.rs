@@ -464,6 +464,9 @@ impl BlobTarget for Unwilling {
     fn failure(&self) -> Option<String> {
         self.target.failure()
     }
+    fn look_at_device(&self) {
+        self.target.look_at_device();
+    }
     fn take_damaged(&self) -> Vec<BlobInfo> {
         self.target.take_damaged()
     }
