@@ -111,6 +111,8 @@ pub struct Client {
     /// Fetches for read-ahead at once.
     read_ahead_turns: Rc<Semaphore>,
     upkeep_wanted: Rc<Notify>,
+    /// Nobody reads any more.
+    quiet: Rc<Notify>,
     open_inodes: RefCell<BTreeSet<Ino>>,
     page_care_wanted: Rc<Notify>,
     closed: Cell<bool>,
@@ -152,6 +154,7 @@ impl Client {
             invalidator: RefCell::new(None),
             read_ahead_turns: Semaphore::new(config.stores_in_flight.max(1)),
             upkeep_wanted: Notify::new(),
+            quiet: Notify::new(),
             open_inodes: RefCell::default(),
             page_care_wanted: Notify::new(),
             closed: Cell::new(false),

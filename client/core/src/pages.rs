@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use cfs_reactor::sync::Notify;
 use cfs_wire::Ino;
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
@@ -34,14 +35,39 @@ pub(crate) struct Pages {
     bytes: usize,
     bytes_max: usize,
     next_token: u64,
+    /// Since the last [`Pages::drop_unused`].
+    used: Cell<bool>,
 }
 
 impl Pages {
     pub fn new(bytes_max: usize) -> Pages {
-        Pages { slots: BTreeMap::new(), order: VecDeque::new(), bytes: 0, bytes_max, next_token: 0 }
+        Pages {
+            slots: BTreeMap::new(),
+            order: VecDeque::new(),
+            bytes: 0,
+            bytes_max,
+            next_token: 0,
+            used: Cell::new(false),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Drops all that is kept, if nothing was looked for since the last call; whether it did.
+    pub fn drop_unused(&mut self) -> bool {
+        if self.used.replace(false) || self.is_empty() {
+            return false;
+        }
+        self.slots.retain(|_, slot| matches!(slot, Slot::Loading { .. }));
+        self.order = VecDeque::new();
+        self.bytes = 0;
+        true
     }
 
     pub fn find(&self, ino: Ino, block: u64) -> Found {
+        self.used.set(true);
         match self.slots.get(&(ino, block)) {
             Some(Slot::Kept { bytes, .. }) => Found::Bytes(bytes.clone()),
             Some(Slot::Loading { done, .. }) => Found::Loading(done.notified()),
@@ -67,6 +93,7 @@ impl Pages {
             _ => return,
         };
         self.slots.remove(&key);
+        self.used.set(true);
         if let Some(bytes) = bytes {
             self.bytes += bytes.len();
             self.slots.insert(key, Slot::Kept { token, bytes });
@@ -147,6 +174,21 @@ mod tests {
         assert!(matches!(pages.find(ino, 1), Found::Nothing));
         assert!(matches!(pages.find(ino, 3), Found::Bytes(_)));
         assert_eq!(pages.bytes, 8);
+    }
+
+    #[test]
+    fn what_nobody_looks_for_is_dropped_and_what_is_on_its_way_is_not() {
+        let (mut pages, ino) = (Pages::new(16), Ino::from_u64(5));
+        fetch(&mut pages, ino, 0);
+        let token = pages.begin(ino, 1).unwrap();
+        assert!(!pages.drop_unused(), "it has just come");
+        assert!(matches!(pages.find(ino, 0), Found::Bytes(_)));
+        assert!(!pages.drop_unused(), "it was looked for");
+        assert!(pages.drop_unused());
+        assert!(matches!(pages.find(ino, 0), Found::Nothing));
+        assert!(pages.is_empty() && !pages.drop_unused());
+        pages.end(ino, 1, token, Some(Bytes::from_static(b"1234")));
+        assert!(matches!(pages.find(ino, 1), Found::Bytes(bytes) if bytes == "1234"));
     }
 
     fn fetch(pages: &mut Pages, ino: Ino, block: u64) {

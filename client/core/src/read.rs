@@ -186,6 +186,7 @@ impl Client {
                 let bytes = fetched.as_ref().ok().and_then(|(bytes, _)| cut(bytes));
                 pages.end(inode.ino, block, token, bytes);
             }
+            client.upkeep_wanted.notify_all();
         });
     }
 

@@ -60,6 +60,10 @@ impl Client {
                 ticks = ticks.wrapping_add(1);
                 if ticks.is_multiple_of(SWEEP_TICKS) {
                     client.sweep();
+                    // Of what is read again the kernel has a copy too.
+                    if client.pages.borrow_mut().drop_unused() {
+                        client.quiet.notify_all();
+                    }
                 }
             }
         });
@@ -70,6 +74,12 @@ impl Client {
             || !self.lingering.borrow().is_empty()
             || self.has_idle_reservation()
             || self.is_over_bounds()
+            || !self.pages.borrow().is_empty()
+    }
+
+    /// Ends when the client has dropped what it kept for reading again, because nobody reads.
+    pub async fn has_become_quiet(&self) {
+        self.quiet.notified().await;
     }
 
     fn is_over_bounds(&self) -> bool {

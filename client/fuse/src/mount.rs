@@ -10,6 +10,7 @@ use crate::perform::Performer;
 use crate::reader::Reader;
 use cfs_client::Client;
 use cfs_fabric::tcp::TcpFabric;
+use cfs_reactor::buffer::give_back;
 use cfs_reactor::clock::KernelClock;
 use cfs_reactor::mailbox::{Receiver, Sender, mailbox};
 use cfs_reactor::uring::Ring;
@@ -318,6 +319,13 @@ fn run_client(
             let client = Client::connect(&handle, fabric, &config.address, config.client).await?;
             let _ = ready.send(());
             drop(ready);
+            let quiet = client.clone();
+            handle.spawn(async move {
+                loop {
+                    quiet.has_become_quiet().await;
+                    give_back();
+                }
+            });
             if let Some(Order::Serve(session, pages)) = inbox.recv().await {
                 farewell.ended(serve(&handle, &ring, &client, session, pages, inbox, &farewell.gone).await);
                 // With it go its descriptors of the device.

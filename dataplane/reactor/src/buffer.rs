@@ -118,6 +118,25 @@ impl AsRef<[u8]> for DmaBuf {
     }
 }
 
+/// Gives memory that is not used back to the system: buffers that are kept for the next operations, and
+/// what the allocator keeps. Takes milliseconds: for a process that has become idle.
+pub fn give_back() {
+    for queue in POOL.iter() {
+        while queue.pop().is_some() {}
+    }
+    trim_heap();
+}
+
+#[cfg(target_env = "gnu")]
+#[allow(unsafe_code, reason = "glibc gives nothing back of what other threads than the first freed, unless asked")]
+fn trim_heap() {
+    // SAFETY: it touches free memory only, and locks what it walks.
+    unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn trim_heap() {}
+
 /// Whether this memory starts on a page boundary.
 pub fn is_page_aligned(bytes: &[u8]) -> bool {
     (bytes.as_ptr() as usize).is_multiple_of(PAGE)
