@@ -68,8 +68,12 @@ entries = [["nobody", "nogroup"], ["tests", "tests"], ["fsgqa", "fsgqa"]]
 TOML
     "$tools/bin/pjdfstest" -c "$work/pjdfstest.toml" -p "$PWD" | tee "$work/pjdfstest.$1"
     grep -q '^Summary: 0 failed' "$work/pjdfstest.$1"
-    # What ran must have run: of 398 cases some are skipped on every file system.
-    [ "$(grep -o '[0-9]* passed' "$work/pjdfstest.$1" | cut -d' ' -f1)" -ge 380 ]
+    # What ran must have run: of 398 cases some are skipped on every file system, and what ext4 passed
+    # in this run is not to be skipped here.
+    passed() { grep -o '[0-9]* passed' "$work/pjdfstest.$1" | cut -d' ' -f1; }
+    local least=380
+    if [ -e "$work/pjdfstest.ext4" ]; then least=$(passed ext4); fi
+    [ "$(passed "$1")" -ge "$least" ] || { echo "pjdfstest: $(passed "$1") passed, $least are wanted" >&2; return 1; }
 }
 
 workload_fsx() {
