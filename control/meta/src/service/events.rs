@@ -97,6 +97,12 @@ impl Events {
         ticket
     }
 
+    /// Whether the session has not yet acknowledged such an event.
+    pub fn is_under_way(&self, session: SessionId, event: &Event) -> bool {
+        let queues = self.queues.borrow();
+        queues.get(&session).is_some_and(|queue| queue.unacknowledged.iter().any(|queued| queued.event == *event))
+    }
+
     /// Answers one long poll. `alive` is asked again at the end: a fence ends the poll.
     pub async fn poll(&self, call: &EventsCall, hold: Duration, alive: impl Fn() -> bool) -> EventsReply {
         let deadline = self.handle.now() + hold;
@@ -244,6 +250,21 @@ mod tests {
             let last = events.poll(&call(number), hold, || true).await;
             assert_eq!(last, EventsReply { events: vec![], alive: true });
             assert!(ticket.is_acknowledged());
+        });
+    }
+
+    #[test]
+    fn an_event_is_under_way_from_its_queueing_to_its_acknowledgement() {
+        simulate(|handle| async move {
+            let events = Events::new(&handle);
+            let is_under_way = || [5, 6].map(|counter| events.is_under_way(SESSION, &invalidate(counter)));
+            assert_eq!(is_under_way(), [false, false]);
+            events.push(SESSION, invalidate(5));
+            assert_eq!(is_under_way(), [true, false]);
+            let number = events.poll(&call(0), Duration::ZERO, || true).await.events[0].0;
+            assert_eq!(is_under_way(), [true, false], "it was sent");
+            events.poll(&call(number), Duration::ZERO, || true).await;
+            assert_eq!(is_under_way(), [false, false]);
         });
     }
 

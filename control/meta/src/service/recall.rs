@@ -149,8 +149,12 @@ impl MetaService {
             // Asked again now and then: the client may have carried the event out just before
             // it got the lease.
             let due = asked.is_none_or(|(to, at)| to != holder || now.saturating_since(at) >= BLOCKED_RECHECK * 2);
+            // While it is still at the last one, another would only be one more, for as long as it takes.
             if due {
-                self.inner.events.push(holder, Event::RecallWrite { ino });
+                let recall = Event::RecallWrite { ino };
+                if !self.inner.events.is_under_way(holder, &recall) {
+                    self.inner.events.push(holder, recall);
+                }
                 asked = Some((holder, now));
             }
             let waits = shard.applied.is_awaited();
