@@ -1,0 +1,97 @@
+# What scenarios share. fail WHY ends one; WHY is in its result. Descriptor 3 is the host's.
+# shellcheck shell=dash
+address=127.0.0.1:7400
+mnt=/tmp/mnt
+server='' mount=''
+
+say() { echo "hwtest: $1"; }
+
+fail() {
+    for log in /tmp/server.log /tmp/mount.log; do
+        [ ! -e "$log" ] || tail -n 20 "$log"
+    done
+    echo "$1" >/tmp/why
+    exit 1
+}
+
+# The first tenth of a second at which a command succeeds, 60 s at most: emulation is slow.
+await() { # what it is for, command...
+    what=$1
+    shift
+    for _ in $(seq 600); do
+        ! "$@" >/dev/null 2>&1 || return 0
+        usleep 100000
+    done
+    fail "$what: not within 60 s"
+}
+
+# Controllers have other numbers at each boot; their serial numbers stay.
+controller() { # serial number; its directory in /sys
+    for found in /sys/class/nvme/nvme*; do
+        [ "$(tr -d ' ' <"$found/serial")" != "$1" ] || { echo "$found"; return; }
+    done
+    return 1
+}
+
+# The kernel's multipath hides the one of the controller behind another, which has the device file.
+namespace() { # serial number; the block device
+    for found in /sys/block/nvme*n1; do
+        [ -b "/dev/${found##*/}" ] || continue
+        [ "$(tr -d ' ' <"$found/device/serial")" != "$1" ] || { echo "/dev/${found##*/}"; return; }
+    done
+    return 1
+}
+
+load_nvme() { # serial number...
+    modprobe nvme || fail 'the module nvme cannot be loaded'
+    for serial in "$@"; do await "the namespace of $serial" namespace "$serial"; done
+}
+
+# The three disks of the cluster, as $targets.
+find_targets() {
+    load_nvme cfs0 cfs1 cfs2
+    targets="$(namespace cfs0) $(namespace cfs1) $(namespace cfs2)"
+    for target in $targets; do
+        # Without a volatile cache nothing here would depend on flushes.
+        cache=$(cat "/sys/block/${target##*/}/queue/write_cache")
+        [ "$cache" = 'write back' ] || fail "$target has the write cache '$cache'"
+    done
+}
+
+format() {
+    # shellcheck disable=SC2086  # one word for each target
+    cfs format --ec 2+1 $targets || fail 'cfs format'
+}
+
+serving() { grep -q '^serving on ' /tmp/server; }
+mounted() { grep -q " $mnt fuse" /proc/mounts; }
+
+start() {
+    flags=
+    for target in $targets; do flags="$flags --target $target"; done
+    # shellcheck disable=SC2086
+    cfs server --listen $address $flags >/tmp/server 2>>/tmp/server.log 3>&- &
+    server=$!
+    await 'cfs server' serving
+    mkdir -p $mnt
+    cfs mount --foreground $address $mnt >>/tmp/mount.log 2>&1 3>&- &
+    mount=$!
+    await 'cfs mount' mounted
+}
+
+stop() {
+    umount $mnt || fail 'umount'
+    wait "$mount" || fail "cfs mount ended with $?"
+    kill -TERM "$server"
+    wait "$server" || fail "cfs server ended with $?"
+}
+
+check() {
+    cfsctl --address $address check --deep >/tmp/check 2>&1 || { cat /tmp/check; fail 'check --deep'; }
+    [ "$(tail -n 1 /tmp/check)" = clean ] || { cat /tmp/check; fail 'check --deep is not clean'; }
+}
+
+# What file N of the crash scenario holds: some fit an inode, some are cut into segments.
+content() { # N
+    yes "the content of file $1" | head -c $(($1 * 7919 % 200000 + 1))
+}

@@ -1,0 +1,194 @@
+# Makes and boots the guest, for scripts/hwtest, which sources this file. Needs $root (the repository),
+# $work (a directory that is removed at the end), $limit (seconds for a boot), $verbose (empty: quiet);
+# say, fail and skip.
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # the caller's
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/cfs-tools/hwtest
+qemu=
+
+# QEMU 10 of the backports, for what 7.2 lacks (FDP), and because 7.2 conflicts with qemu-utils 10.
+# From lists of its own: the host's apt goes on knowing only what it knew.
+install_qemu() {
+    local codename lists=$work/apt
+    # shellcheck source=/dev/null
+    codename=$(. /etc/os-release; [ "${ID:-}" = debian ] && echo "${VERSION_CODENAME:-}") || return 1
+    mkdir -p "$lists/parts" "$lists/lists/partial"
+    cp /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list "$lists/parts" 2>/dev/null || true
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $codename-backports main" \
+        >"$lists/parts/hwtest-backports.list"
+    local apt=(apt-get -qq -o "Dir::Etc::SourceParts=$lists/parts" -o "Dir::State::Lists=$lists/lists")
+    "${apt[@]}" update &&
+        DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y --no-install-recommends -t "$codename-backports" \
+            qemu-system-x86 qemu-system-common qemu-utils
+}
+
+# What is missing is installed as root; a guest of QEMU itself needs no rights.
+install_tools() {
+    local package missing=()
+    for package in busybox-static cpio kmod xz-utils zstd binutils; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+    done
+    local no_qemu=
+    { command -v qemu-system-x86_64 && command -v qemu-img; } >/dev/null || no_qemu='qemu-system-x86'
+    [ ${#missing[@]} -gt 0 ] || [ -n "$no_qemu" ] || return 0
+    command -v apt-get >/dev/null || skip "${missing[*]} $no_qemu: missing, and apt-get, too"
+    [ "$(id -u)" = 0 ] || skip "as root, run: apt-get install ${missing[*]} $no_qemu"
+    say "installing ${missing[*]} $no_qemu"
+    if [ ${#missing[@]} -gt 0 ]; then
+        { apt-get update -qq &&
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >"$work/apt.log" 2>&1 ||
+            skip "cannot install ${missing[*]}: $(tail -n 1 "$work/apt.log")"
+    fi
+    [ -z "$no_qemu" ] || install_qemu >"$work/apt.log" 2>&1 || skip "cannot install QEMU: $(tail -n 1 "$work/apt.log")"
+}
+
+# Debian's kernel and its modules in $kernel, unpacked once: never installed. Remove $cache for a newer one.
+fetch_kernel() {
+    local package='' meta unpacked=$work/unpacked offset
+    kernel=$cache/kernel
+    [ ! -d "$kernel" ] || return 0
+    mkdir -p "$cache" "$unpacked"
+    for meta in linux-image-6.12-amd64 linux-image-amd64; do
+        package=$(LC_ALL=C apt-cache depends "$meta" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p')
+        [ -z "$package" ] || break
+    done
+    [ -n "$package" ] || skip "apt knows no kernel of Debian; as root, run: apt-get update"
+    say "downloading $package"
+    (cd "$work" && apt-get download -qq "$package") >"$work/apt.log" 2>&1 ||
+        skip "cannot download $package: $(tail -n 1 "$work/apt.log")"
+    dpkg-deb -x "$work/$package"_*.deb "$unpacked"
+    mkdir -p "$unpacked/kernel/lib"
+    mv "$unpacked"/boot/vmlinuz-* "$unpacked/kernel/vmlinuz"
+    # From Debian 13 on below usr.
+    mv "$unpacked"/lib/modules "$unpacked/kernel/lib/" 2>/dev/null || mv "$unpacked"/usr/lib/modules "$unpacked/kernel/lib/"
+    # Unpacked by the host instead of in emulation: 3 to 6 s of each boot. Bytes follow the frame.
+    offset=$(LC_ALL=C grep -abo -m 1 -P '\x28\xb5\x2f\xfd' "$unpacked/kernel/vmlinuz" | head -n 1 | cut -d: -f1)
+    if [ -n "$offset" ]; then
+        tail -c +$((offset + 1)) "$unpacked/kernel/vmlinuz" | zstd -dcq >"$unpacked/kernel/vmlinux" 2>/dev/null || true
+        [ "$(head -c 4 "$unpacked/kernel/vmlinux" | tr -d '\177')" = ELF ] && mv "$unpacked/kernel/vmlinux" "$unpacked/kernel/vmlinuz"
+    fi
+    depmod -b "$unpacked/kernel" "$(ls "$unpacked/kernel/lib/modules")"
+    mv -T "$unpacked/kernel" "$kernel"
+    rm -rf "$unpacked" "$work/$package"_*.deb
+}
+
+# A program of the host and the libraries it is linked to. A script or a static one has none.
+add_program() { # program, its path in the guest
+    local library
+    install -D "$1" "$guest$2"
+    while read -r library; do
+        [ -e "$guest$library" ] || install -D "$library" "$guest$library"
+    done < <(ldd "$1" 2>/dev/null | grep -o '/[^ ]*')
+    if head -c 4 "$1" | grep -q ELF; then strip --strip-debug "$guest$2"; fi
+}
+
+# A module and what it depends on, for busybox, which cannot unpack them.
+add_module() { # name
+    local kind file
+    while read -r kind file _; do
+        [ "$kind" = insmod ] || continue
+        install -D -m 644 "$file" "$guest/${file#"$kernel"/}"
+        case $file in
+        *.xz) xz -df "$guest/${file#"$kernel"/}" ;;
+        esac
+    done < <(modprobe -d "$kernel" -S "$release" --show-depends "$1")
+}
+
+# $work/initramfs: busybox, modules, the guest's scripts and the given programs.
+build_initramfs() { # program...
+    local program module guest=$work/guest release
+    release=$(ls "$kernel/lib/modules")
+    mkdir -p "$guest"/{bin,dev,proc,sys,tmp,hwtest}
+    install /bin/busybox "$guest/bin/busybox"
+    for program in $(busybox --list); do ln -s busybox "$guest/bin/$program" 2>/dev/null || true; done
+    for program in "$root"/hwtest/guest/*; do
+        busybox sh -n "$program" || fail "$program: is no shell script"
+        install "$program" "$guest/hwtest/"
+    done
+    mv "$guest/hwtest/init" "$guest/init"
+    for module in nvme ext4 crc32c_generic vfio-pci vfio_iommu_type1; do add_module "$module"; done
+    # depmod wants them; what is built in needs no loading.
+    touch "$guest/lib/modules/$release"/modules.{order,builtin,builtin.modinfo}
+    depmod -b "$guest" "$release"
+    for program in "$@"; do add_program "${program%=*}" "/bin/${program#*=}"; done
+    (cd "$guest" && find . | cpio -o -H newc -R +0:+0 --quiet) >"$work/initramfs"
+    rm -rf "$guest"
+}
+
+# Sparse, 512 MiB: more than enough for three targets. What a scenario's disks are kept in says what
+# ends with QEMU. In a raw file every completed write is in the host's page cache, and stays. In a
+# qcow2 file QEMU keeps the table of clusters in memory until the guest flushes: with QEMU ends every
+# write to a cluster that was new since the last flush. So a crash loses what was in the memory of
+# the guest, commands that were under way, and unflushed writes to new space; not tested are
+# unflushed writes that overwrite, torn blocks, reordering among what was not flushed, and what the
+# host's own crash would lose: for this the files need no flush by the host (cache=unsafe: the guest
+# still sees a volatile cache, and its flushes write the table).
+make_disks() { # format, name...
+    local format=$1 name
+    shift
+    disks=()
+    rm -f "$work"/*.raw "$work"/*.qcow2
+    for name in "$@"; do
+        local options=()
+        # As large as a block of the guest: no write shares a cluster with an older one.
+        [ "$format" = raw ] || options=(-o cluster_size=4096)
+        qemu-img create -q -f "$format" "${options[@]}" "$work/$name.$format" 512M
+        disks+=(-drive "file=$work/$name.$format,format=$format,if=none,id=$name,cache=unsafe,discard=unmap"
+            -device "nvme,serial=$name,id=controller-$name"
+            -device "nvme-ns,drive=$name,bus=controller-$name,nsid=1,logical_block_size=4096,physical_block_size=4096")
+    done
+}
+
+# Boots the guest with $disks. Its console is in $work/console, its results are in $work/results.
+start_guest() { # scenario, VARIABLE=value...
+    local scenario=$1 console=file,id=console,path=$work/console
+    shift
+    [ -z "$verbose" ] || console=stdio,id=console,signal=off,logfile=$work/console
+    : >"$work/console"
+    : >"$work/results"
+    # Software emulation even where /dev/kvm is: a host with PVM has it, and runs no such guest.
+    # The IOMMU comes first: what is made before it is not behind it.
+    qemu-system-x86_64 -M q35,kernel-irqchip=split -accel tcg -cpu max -smp 2 -m 2G \
+        -device intel-iommu,intremap=on,caching-mode=on \
+        -nodefaults -no-user-config -display none -no-reboot \
+        -chardev "$console" -serial chardev:console -serial "file:$work/results" \
+        "${disks[@]}" -kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
+        -append "console=ttyS0 loglevel=4 panic=-1 oops=panic intel_iommu=on iommu=pt hugepages=64 HWTEST_SCENARIO=$scenario $*" \
+        </dev/null 2>"$work/qemu.log" &
+    qemu=$!
+    deadline=$((SECONDS + limit))
+}
+
+end_guest() {
+    [ -n "$qemu" ] || return 0
+    kill -9 "$qemu" 2>/dev/null || true
+    wait "$qemu" 2>/dev/null || true
+    qemu=
+}
+
+guest_failed() { # why
+    end_guest
+    tail -n 60 "$work/console" >&2
+    cat "$work/qemu.log" >&2
+    fail "$1"
+}
+
+# Fails if the guest can't come to a good end any more.
+watch_guest() { # scenario
+    if grep -q 'Kernel panic' "$work/console"; then guest_failed "$1: the guest's kernel panicked"; fi
+    if grep -q 'DMAR:.*fault' "$work/console"; then guest_failed "$1: a device was at memory that it may not use"; fi
+    [ "$SECONDS" -lt "$deadline" ] || guest_failed "$1: not over within $limit s; CFS_HWTEST_LIMIT_S=N waits longer"
+}
+
+# The guest's result of a scenario, once it has powered off: $result.
+await_result() { # scenario
+    while kill -0 "$qemu" 2>/dev/null; do
+        watch_guest "$1"
+        sleep 0.2
+    done
+    watch_guest "$1"
+    wait "$qemu" || guest_failed "$1: QEMU ended with $?"
+    qemu=
+    result=$(tr -d '\r' <"$work/results" | sed -n "s/^hwtest-result $1 //p")
+    [ -n "$result" ] || guest_failed "$1: the guest ended without a result"
+}
