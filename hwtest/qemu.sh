@@ -4,7 +4,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # the caller's
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/cfs-tools/hwtest
-qemu=
+qemu='' follower=''
 
 # QEMU 10 of the backports, for what 7.2 lacks (FDP), and because 7.2 conflicts with qemu-utils 10.
 # From lists of its own: the host's apt goes on knowing only what it knew.
@@ -106,7 +106,7 @@ build_initramfs() { # program...
         install "$program" "$guest/hwtest/"
     done
     mv "$guest/hwtest/init" "$guest/init"
-    for module in nvme ext4 crc32c_generic vfio-pci vfio_iommu_type1; do add_module "$module"; done
+    for module in nvme virtio_blk ext4 crc32c_generic vfio-pci vfio_iommu_type1; do add_module "$module"; done
     # depmod wants them; what is built in needs no loading.
     touch "$guest/lib/modules/$release"/modules.{order,builtin,builtin.modinfo}
     depmod -b "$guest" "$release"
@@ -115,35 +115,40 @@ build_initramfs() { # program...
     rm -rf "$guest"
 }
 
-# Sparse, 512 MiB: more than enough for three targets. What a scenario's disks are kept in says what
-# ends with QEMU. In a raw file every completed write is in the host's page cache, and stays. In a
-# qcow2 file QEMU keeps the table of clusters in memory until the guest flushes: with QEMU ends every
-# write to a cluster that was new since the last flush. So a crash loses what was in the memory of
-# the guest, commands that were under way, and unflushed writes to new space; not tested are
-# unflushed writes that overwrite, torn blocks, reordering among what was not flushed, and what the
-# host's own crash would lose: for this the files need no flush by the host (cache=unsafe: the guest
-# still sees a volatile cache, and its flushes write the table).
-make_disks() { # format, name...
-    local format=$1 name
+# Sparse disks of 512 MiB, far more than the scenarios write, with a volatile write cache in the
+# guest's eyes. What a scenario's killing of QEMU loses depends on their kind:
+# nvme      A raw file. What was in the guest's memory is lost, and commands that were under way; every
+#           write that was answered is in the host's page cache, and stays, flushed or not. QEMU's NVMe
+#           ignores FUA, so nothing that loses unflushed writes can stand behind it.
+# volatile  virtio-blk on a qcow2 file, whose table of clusters QEMU keeps in memory until the guest
+#           flushes (virtio-blk knows no FUA: the kernel flushes instead). Lost is also every answered
+#           write since the last flush, where it was the first to its block.
+# Not tested by either: unflushed overwrites that are lost, torn blocks, a crash of the host.
+make_disks() { # nvme or volatile, name...
+    local kind=$1 name
     shift
     disks=()
-    rm -f "$work"/*.raw "$work"/*.qcow2
+    rm -f "$work"/*.disk
     for name in "$@"; do
-        local options=()
-        # As large as a block of the guest: no write shares a cluster with an older one.
-        [ "$format" = raw ] || options=(-o cluster_size=4096)
-        qemu-img create -q -f "$format" "${options[@]}" "$work/$name.$format" 512M
-        disks+=(-drive "file=$work/$name.$format,format=$format,if=none,id=$name,cache=unsafe,discard=unmap"
-            -device "nvme,serial=$name,id=controller-$name"
-            -device "nvme-ns,drive=$name,bus=controller-$name,nsid=1,logical_block_size=4096,physical_block_size=4096")
+        local file=$work/$name.disk
+        if [ "$kind" = nvme ]; then
+            truncate -s 512M "$file"
+            disks+=(-drive "file=$file,format=raw,if=none,id=$name,cache=writeback,discard=unmap"
+                -device "nvme,serial=$name,id=controller-$name"
+                -device "nvme-ns,drive=$name,bus=controller-$name,nsid=1,logical_block_size=4096,physical_block_size=4096")
+        else
+            # Clusters as large as a block of the guest: no write shares one with an older write.
+            qemu-img create -q -f qcow2 -o cluster_size=4096 "$file" 512M
+            disks+=(-drive "file=$file,format=qcow2,if=none,id=$name,cache=writeback,discard=unmap"
+                -device "virtio-blk-pci,serial=$name,drive=$name,logical_block_size=4096,physical_block_size=4096")
+        fi
     done
 }
 
 # Boots the guest with $disks. Its console is in $work/console, its results are in $work/results.
 start_guest() { # scenario, VARIABLE=value...
-    local scenario=$1 console=file,id=console,path=$work/console
+    local scenario=$1
     shift
-    [ -z "$verbose" ] || console=stdio,id=console,signal=off,logfile=$work/console
     : >"$work/console"
     : >"$work/results"
     # Software emulation even where /dev/kvm is: a host with PVM has it, and runs no such guest.
@@ -151,19 +156,31 @@ start_guest() { # scenario, VARIABLE=value...
     qemu-system-x86_64 -M q35,kernel-irqchip=split -accel tcg -cpu max -smp 2 -m 2G \
         -device intel-iommu,intremap=on,caching-mode=on \
         -nodefaults -no-user-config -display none -no-reboot \
-        -chardev "$console" -serial chardev:console -serial "file:$work/results" \
+        -serial "file:$work/console" -serial "file:$work/results" \
         "${disks[@]}" -kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
         -append "console=ttyS0 loglevel=4 panic=-1 oops=panic intel_iommu=on iommu=pt hugepages=64 HWTEST_SCENARIO=$scenario $*" \
         </dev/null 2>"$work/qemu.log" &
     qemu=$!
+    if [ -n "$verbose" ]; then
+        tail -f -n +1 --pid="$qemu" "$work/console" &
+        follower=$!
+    fi
     deadline=$((SECONDS + limit))
 }
 
 end_guest() {
     [ -n "$qemu" ] || return 0
     kill -9 "$qemu" 2>/dev/null || true
-    wait "$qemu" 2>/dev/null || true
+    reap_guest 2>/dev/null || true
+}
+
+reap_guest() { # the exit code of QEMU
+    local status=0
+    wait "$qemu" || status=$?
     qemu=
+    [ -z "$follower" ] || wait "$follower" || true
+    follower=
+    return "$status"
 }
 
 guest_failed() { # why
@@ -187,8 +204,7 @@ await_result() { # scenario
         sleep 0.2
     done
     watch_guest "$1"
-    wait "$qemu" || guest_failed "$1: QEMU ended with $?"
-    qemu=
+    reap_guest || guest_failed "$1: QEMU ended with $?"
     result=$(tr -d '\r' <"$work/results" | sed -n "s/^hwtest-result $1 //p")
     [ -n "$result" ] || guest_failed "$1: the guest ended without a result"
 }

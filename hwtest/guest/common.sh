@@ -33,24 +33,27 @@ controller() { # serial number; its directory in /sys
     return 1
 }
 
-# The kernel's multipath hides the one of the controller behind another, which has the device file.
-namespace() { # serial number; the block device
-    for found in /sys/block/nvme*n1; do
+# The kernel's multipath hides the namespace of a controller behind another, which has the device file.
+disk() { # serial number; the block device
+    for found in /sys/block/nvme*n1 /sys/block/vd*; do
         [ -b "/dev/${found##*/}" ] || continue
-        [ "$(tr -d ' ' <"$found/device/serial")" != "$1" ] || { echo "/dev/${found##*/}"; return; }
+        serial=$found/device/serial
+        [ -e "$serial" ] || serial=$found/serial
+        [ "$(tr -d ' ' <"$serial")" != "$1" ] || { echo "/dev/${found##*/}"; return; }
     done
     return 1
 }
 
-load_nvme() { # serial number...
+load_drivers() {
     modprobe nvme || fail 'the module nvme cannot be loaded'
-    for serial in "$@"; do await "the namespace of $serial" namespace "$serial"; done
+    modprobe virtio_blk || fail 'the module virtio_blk cannot be loaded'
+    for name in "$@"; do await "the disk $name" disk "$name"; done
 }
 
 # The three disks of the cluster, as $targets.
 find_targets() {
-    load_nvme cfs0 cfs1 cfs2
-    targets="$(namespace cfs0) $(namespace cfs1) $(namespace cfs2)"
+    load_drivers cfs0 cfs1 cfs2
+    targets="$(disk cfs0) $(disk cfs1) $(disk cfs2)"
     for target in $targets; do
         # Without a volatile cache nothing here would depend on flushes.
         cache=$(cat "/sys/block/${target##*/}/queue/write_cache")
