@@ -3,7 +3,9 @@
 # say, fail and skip.
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # the caller's
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/cfs-tools/hwtest
+kernel=${XDG_CACHE_HOME:-$HOME/.cache}/cfs-tools/hwtest/kernel
+# Beside it, to be renamed when it is complete.
+unpacked=$kernel.$$
 qemu='' follower=''
 
 # QEMU 10 of the backports, for what 7.2 lacks (FDP), and because 7.2 conflicts with qemu-utils 10.
@@ -16,7 +18,7 @@ install_qemu() {
     cp /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list "$lists/parts" 2>/dev/null || true
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $codename-backports main" \
         >"$lists/parts/hwtest-backports.list"
-    local apt=(apt-get -qq -o "Dir::Etc::SourceParts=$lists/parts" -o "Dir::State::Lists=$lists/lists")
+    local apt=(apt-get -qq -o APT::Update::Error-Mode=any -o "Dir::Etc::SourceParts=$lists/parts" -o "Dir::State::Lists=$lists/lists")
     "${apt[@]}" update &&
         DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y --no-install-recommends -t "$codename-backports" \
             qemu-system-x86 qemu-system-common qemu-utils
@@ -28,26 +30,31 @@ install_tools() {
     for package in busybox-static cpio kmod xz-utils zstd binutils; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
     done
-    local no_qemu=
-    { command -v qemu-system-x86_64 && command -v qemu-img; } >/dev/null || no_qemu='qemu-system-x86'
-    [ ${#missing[@]} -gt 0 ] || [ -n "$no_qemu" ] || return 0
-    command -v apt-get >/dev/null || skip "${missing[*]} $no_qemu: missing, and apt-get, too"
-    [ "$(id -u)" = 0 ] || skip "as root, run: apt-get install ${missing[*]} $no_qemu"
-    say "installing ${missing[*]} $no_qemu"
+    local qemu_packages=()
+    { command -v qemu-system-x86_64 && command -v qemu-img; } >/dev/null || qemu_packages=(qemu-system-x86 qemu-utils)
+    local all=("${missing[@]}" "${qemu_packages[@]}")
+    [ ${#all[@]} -gt 0 ] || return 0
+    command -v apt-get >/dev/null || skip "there is no apt-get to install ${all[*]}"
+    [ "$(id -u)" = 0 ] || skip "as root, run: apt-get install --no-install-recommends ${all[*]}"
+    say "installing ${all[*]}"
     if [ ${#missing[@]} -gt 0 ]; then
-        { apt-get update -qq &&
+        { apt-get update -qq -o APT::Update::Error-Mode=any &&
             DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >"$work/apt.log" 2>&1 ||
             skip "cannot install ${missing[*]}: $(tail -n 1 "$work/apt.log")"
     fi
-    [ -z "$no_qemu" ] || install_qemu >"$work/apt.log" 2>&1 || skip "cannot install QEMU: $(tail -n 1 "$work/apt.log")"
+    [ ${#qemu_packages[@]} -gt 0 ] || return 0
+    install_qemu >"$work/apt.log" 2>&1 || skip "cannot install QEMU: $(tail -n 1 "$work/apt.log")"
+    hash -r
+    command -v qemu-system-x86_64 >/dev/null || skip 'the QEMU that apt installed has no qemu-system-x86_64'
 }
 
-# Debian's kernel and its modules in $kernel, unpacked once: never installed. Remove $cache for a newer one.
+# Debian's kernel and its modules in $kernel, unpacked once: never installed. Remove $kernel for a newer one.
 fetch_kernel() {
-    local package='' meta unpacked=$work/unpacked offset
-    kernel=$cache/kernel
+    local package='' meta offset
     [ ! -d "$kernel" ] || return 0
-    mkdir -p "$cache" "$unpacked"
+    mkdir -p "$unpacked"
+    # An archive keeps no old kernels: what apt knew of may be gone.
+    [ "$(id -u)" != 0 ] || apt-get update -qq >"$work/apt.log" 2>&1 || true
     for meta in linux-image-6.12-amd64 linux-image-amd64; do
         package=$(LC_ALL=C apt-cache depends "$meta" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p')
         [ -z "$package" ] || break
@@ -62,17 +69,18 @@ fetch_kernel() {
     # From Debian 13 on below usr.
     mv "$unpacked"/lib/modules "$unpacked/kernel/lib/" 2>/dev/null || mv "$unpacked"/usr/lib/modules "$unpacked/kernel/lib/"
     # Unpacked by the host instead of in emulation: 3 to 6 s of each boot. Bytes follow the frame.
-    offset=$(LC_ALL=C grep -abo -m 1 -P '\x28\xb5\x2f\xfd' "$unpacked/kernel/vmlinuz" | head -n 1 | cut -d: -f1)
+    offset=$(LC_ALL=C grep -abo -m 1 -P '\x28\xb5\x2f\xfd' "$unpacked/kernel/vmlinuz" | head -n 1 | cut -d: -f1) || true
     if [ -n "$offset" ]; then
-        tail -c +$((offset + 1)) "$unpacked/kernel/vmlinuz" | zstd -dcq >"$unpacked/kernel/vmlinux" 2>/dev/null || true
-        [ "$(head -c 4 "$unpacked/kernel/vmlinux" | tr -d '\177')" = ELF ] && mv "$unpacked/kernel/vmlinux" "$unpacked/kernel/vmlinuz"
+        tail -c +$((offset + 1)) "$unpacked/kernel/vmlinuz" | zstd -dcq >"$unpacked/vmlinux" 2>/dev/null || true
+        if [ "$(head -c 4 "$unpacked/vmlinux" | tr -d '\177')" = ELF ]; then mv "$unpacked/vmlinux" "$unpacked/kernel/vmlinuz"; fi
     fi
     depmod -b "$unpacked/kernel" "$(ls "$unpacked/kernel/lib/modules")"
-    mv -T "$unpacked/kernel" "$kernel"
+    # Or another run was first.
+    mv -T "$unpacked/kernel" "$kernel" 2>/dev/null || [ -d "$kernel" ]
     rm -rf "$unpacked" "$work/$package"_*.deb
 }
 
-# A program of the host and the libraries it is linked to. A script or a static one has none.
+# Into $guest, the directory that becomes the initramfs: a program of the host and the libraries it is linked to. A script or a static one has none.
 add_program() { # program, its path in the guest
     local library
     install -D "$1" "$guest$2"
@@ -82,7 +90,7 @@ add_program() { # program, its path in the guest
     if head -c 4 "$1" | grep -q ELF; then strip --strip-debug "$guest$2"; fi
 }
 
-# A module and what it depends on, for busybox, which cannot unpack them.
+# Likewise a module of $release and what it depends on, for busybox, which cannot unpack them.
 add_module() { # name
     local kind file
     while read -r kind file _; do
@@ -158,7 +166,7 @@ start_guest() { # scenario, VARIABLE=value...
         -nodefaults -no-user-config -display none -no-reboot \
         -serial "file:$work/console" -serial "file:$work/results" \
         "${disks[@]}" -kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
-        -append "console=ttyS0 loglevel=4 panic=-1 oops=panic intel_iommu=on iommu=pt hugepages=64 HWTEST_SCENARIO=$scenario $*" \
+        -append "console=ttyS0 loglevel=4 panic=-1 oops=panic intel_iommu=on iommu=pt HWTEST_SCENARIO=$scenario $*" \
         </dev/null 2>"$work/qemu.log" &
     qemu=$!
     if [ -n "$verbose" ]; then
@@ -185,7 +193,7 @@ reap_guest() { # the exit code of QEMU
 
 guest_failed() { # why
     end_guest
-    tail -n 60 "$work/console" >&2
+    tail -n 200 "$work/console" >&2
     cat "$work/qemu.log" >&2
     fail "$1"
 }
@@ -193,7 +201,6 @@ guest_failed() { # why
 # Fails if the guest can't come to a good end any more.
 watch_guest() { # scenario
     if grep -q 'Kernel panic' "$work/console"; then guest_failed "$1: the guest's kernel panicked"; fi
-    if grep -q 'DMAR:.*fault' "$work/console"; then guest_failed "$1: a device was at memory that it may not use"; fi
     [ "$SECONDS" -lt "$deadline" ] || guest_failed "$1: not over within $limit s; CFS_HWTEST_LIMIT_S=N waits longer"
 }
 
@@ -205,6 +212,8 @@ await_result() { # scenario
     done
     watch_guest "$1"
     reap_guest || guest_failed "$1: QEMU ended with $?"
+    # The command that reached for it was answered with success all the same.
+    if grep -q 'DMAR:.*fault' "$work/console"; then guest_failed "$1: a device reached for memory that it may not use"; fi
     result=$(tr -d '\r' <"$work/results" | sed -n "s/^hwtest-result $1 //p")
     [ -n "$result" ] || guest_failed "$1: the guest ended without a result"
 }
