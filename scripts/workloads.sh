@@ -68,12 +68,14 @@ entries = [["nobody", "nogroup"], ["tests", "tests"], ["fsgqa", "fsgqa"]]
 TOML
     "$tools/bin/pjdfstest" -c "$work/pjdfstest.toml" -p "$PWD" | tee "$work/pjdfstest.$1"
     grep -q '^Summary: 0 failed' "$work/pjdfstest.$1"
-    # What ran must have run: of 398 cases some are skipped on every file system, and what ext4 passed
-    # in this run is not to be skipped here.
-    passed() { grep -o '[0-9]* passed' "$work/pjdfstest.$1" | cut -d' ' -f1; }
-    local least=380
-    if [ -e "$work/pjdfstest.ext4" ]; then least=$(passed ext4); fi
-    [ "$(passed "$1")" -ge "$least" ] || { echo "pjdfstest: $(passed "$1") passed, $least are wanted" >&2; return 1; }
+    # What ran must have run: of 398 cases some are skipped on every file system.
+    [ "$(grep -o '[0-9]* passed' "$work/pjdfstest.$1" | cut -d' ' -f1)" -ge 380 ]
+    # And what ran on ext4 in this run must run here, but for making as many links of a file as there
+    # may be: how many that is on a FUSE file system, pathconf does not know (shapes makes 70,000).
+    awk '$NF == "skipped" {print $1}' "$work/pjdfstest.$1" | grep -vx link::link_count_max | sort >"$work/skipped.$1"
+    if [ "$1" = cfs ] && [ -e "$work/skipped.ext4" ]; then
+        [ -z "$(comm -13 "$work/skipped.ext4" "$work/skipped.cfs" | tee /dev/stderr)" ]
+    fi
 }
 
 workload_fsx() {
