@@ -99,7 +99,7 @@ impl Client {
         let message = match self.event_link.call(OP_EVENTS, encoded, Bytes::new(), timeout).await {
             Ok(message) => message,
             Err(error) => {
-                self.unanswered(&error);
+                self.unanswered(sent + hold, &error);
                 return false;
             }
         };
@@ -128,10 +128,10 @@ impl Client {
         }
     }
 
-    /// A poll got no answer, for however long it was held before.
-    fn unanswered(&self, error: &LinkError) {
+    /// A poll got no answer, which was to come by that time, unless its connection broke before.
+    fn unanswered(&self, due: Instant, error: &LinkError) {
         let now = self.handle.now();
-        let mut outage = self.outage.get().unwrap_or(Outage { since: now, told: false });
+        let mut outage = self.outage.get().unwrap_or(Outage { since: due.min(now), told: false });
         if !outage.told && now - outage.since >= OUTAGE_TOLD_AFTER && !self.closed.get() {
             let (address, window) = (self.meta.address(), self.config.retry_window);
             tracing::warn!(%address, ?window, %error, "the server does not answer: programs wait for so long or twice");

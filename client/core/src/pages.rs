@@ -37,6 +37,8 @@ pub(crate) struct Pages {
     next_token: u64,
     /// Since the last [`Pages::drop_unused`].
     used: Cell<bool>,
+    /// Calls of that in a row in which nothing was.
+    idle: u32,
 }
 
 impl Pages {
@@ -48,6 +50,7 @@ impl Pages {
             bytes_max,
             next_token: 0,
             used: Cell::new(false),
+            idle: 0,
         }
     }
 
@@ -55,9 +58,10 @@ impl Pages {
         self.bytes == 0
     }
 
-    /// Drops all that is kept, if nothing was looked for since the last call; whether it did.
-    pub fn drop_unused(&mut self) -> bool {
-        if self.used.replace(false) || self.is_empty() {
+    /// Drops all that is kept if nothing was looked for during so many calls; whether it did.
+    pub fn drop_unused(&mut self, calls: u32) -> bool {
+        self.idle = if self.used.replace(false) { 0 } else { self.idle + 1 };
+        if self.idle < calls || self.is_empty() {
             return false;
         }
         self.slots.retain(|_, slot| matches!(slot, Slot::Loading { .. }));
@@ -181,12 +185,14 @@ mod tests {
         let (mut pages, ino) = (Pages::new(16), Ino::from_u64(5));
         fetch(&mut pages, ino, 0);
         let token = pages.begin(ino, 1).unwrap();
-        assert!(!pages.drop_unused(), "it has just come");
+        let drop_unused = |pages: &mut Pages| pages.drop_unused(2);
+        assert!(!drop_unused(&mut pages), "it has just come");
+        assert!(!drop_unused(&mut pages), "once is not enough");
         assert!(matches!(pages.find(ino, 0), Found::Bytes(_)));
-        assert!(!pages.drop_unused(), "it was looked for");
-        assert!(pages.drop_unused());
+        assert!(!drop_unused(&mut pages) && !drop_unused(&mut pages), "it was looked for");
+        assert!(drop_unused(&mut pages));
         assert!(matches!(pages.find(ino, 0), Found::Nothing));
-        assert!(pages.is_empty() && !pages.drop_unused());
+        assert!(pages.is_empty() && !drop_unused(&mut pages));
         pages.end(ino, 1, token, Some(Bytes::from_static(b"1234")));
         assert!(matches!(pages.find(ino, 1), Found::Bytes(bytes) if bytes == "1234"));
     }

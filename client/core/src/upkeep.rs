@@ -19,6 +19,8 @@ const INODES_MAX: usize = 100_000;
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// The memory bounds are looked at every so many ticks.
 const SWEEP_TICKS: u32 = 25;
+/// Sweeps, of 5 s, in which nobody read before what is kept for reading is dropped.
+const QUIET_SWEEPS: u32 = 4;
 
 /// An inode on which neither an open nor a commit can begin meanwhile.
 struct Turn {
@@ -60,8 +62,8 @@ impl Client {
                 ticks = ticks.wrapping_add(1);
                 if ticks.is_multiple_of(SWEEP_TICKS) {
                     client.sweep();
-                    // Of what is read again the kernel has a copy too.
-                    if client.pages.borrow_mut().drop_unused() {
+                    // Of what was read the kernel has a copy too; what was read ahead may still be.
+                    if client.pages.borrow_mut().drop_unused(QUIET_SWEEPS) {
                         client.quiet.notify_all();
                     }
                 }

@@ -41,9 +41,7 @@ fn status(node: &Node) -> Status {
     let repair = node.movers().rebuild.progress();
     let (shards, shards_led) = (node.parameters().shards, node.shards_led());
     let rebuilt = repair.refilling.is_empty() && repair.waiting == 0 && repair.lost == 0;
-    let check = node.check_state();
-    let sound = check.running || check.id == 0 || check.report.is_clean();
-    let whole = up == states.len() && rebuilt && shards_led == shards && sound;
+    let whole = up == states.len() && rebuilt && shards_led == shards && !node.was_check_unclean();
     let health = if whole { "ok" } else { "degraded" };
     Status {
         cluster: node.cluster().to_string(),

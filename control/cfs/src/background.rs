@@ -124,6 +124,7 @@ impl Movers {
         handle.spawn(self.clone().collecting(timer(), intervals.collect));
         handle.spawn(self.clone().packing(timer(), intervals));
         handle.spawn(self.clone().searching_orphans(timer(), intervals.orphans));
+        handle.spawn(self.clone().looking(timer(), intervals.repair));
         handle.spawn(self.clone().repairing(timer(), intervals.repair));
         handle.spawn(self.clone().rebuilding(timer(), intervals.repair));
         handle.spawn(self.clone().scrubbing(intervals.scrub));
@@ -155,6 +156,13 @@ impl Movers {
         loop {
             timer.sleep(pause).await;
             report("orphan search", self.orphans.round(self.registrar.epoch()).await);
+        }
+    }
+
+    async fn looking(self: Rc<Self>, timer: Handle, pause: Duration) {
+        loop {
+            timer.sleep(pause).await;
+            self.rebuild.look_at_devices();
         }
     }
 

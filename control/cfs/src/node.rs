@@ -217,6 +217,11 @@ impl Node {
         }
     }
 
+    /// As [`Check::was_unclean`].
+    pub fn was_check_unclean(&self) -> bool {
+        self.check.was_unclean()
+    }
+
     pub fn check_state(&self) -> CheckState {
         self.check.state()
     }

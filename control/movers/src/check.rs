@@ -18,7 +18,7 @@ use cfs_wire::data::Registration;
 use cfs_wire::meta::{AuditRecord, FileKind, ShardOp, ShardReply, registration_shard};
 use cfs_wire::{BlobId, Ino, SegmentId, ShardId};
 use references::{Known, References};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
@@ -75,6 +75,8 @@ pub struct Check {
     /// Of everything the log and the ordered stores consist of.
     metadata_copies: usize,
     state: RefCell<CheckState>,
+    /// The last one that ended found something wrong, or less than all redundancy; and whether it was deep.
+    unclean: Cell<Option<bool>>,
 }
 
 impl Check {
@@ -85,7 +87,12 @@ impl Check {
         refills: Rc<dyn Refills>,
         metadata_copies: usize,
     ) -> Rc<Check> {
-        Rc::new(Check { calls, store, refills, metadata_copies, state: RefCell::default() })
+        Rc::new(Check { calls, store, refills, metadata_copies, state: RefCell::default(), unclean: Cell::new(None) })
+    }
+
+    /// Whether a check since the start was not clean, and none as thorough has been since.
+    pub fn was_unclean(&self) -> bool {
+        self.unclean.get().is_some()
     }
 
     pub fn state(&self) -> CheckState {
@@ -117,6 +124,12 @@ impl Check {
         if report.is_clean() {
             let whole = self.store.pool().writable().iter().map(|target| target.id()).collect();
             self.refills.filled(whole, Lacks::ALL).await;
+        }
+        match report.is_clean() {
+            false => self.unclean.set(Some(deep)),
+            // One that does not read everything takes nothing back of one that did.
+            true if deep || self.unclean.get() == Some(false) => self.unclean.set(None),
+            true => {}
         }
         let mut state = self.state.borrow_mut();
         state.running = false;

@@ -204,12 +204,16 @@ impl Rebuild {
         *self.settled.borrow_mut() = Some(Settled { situation, again, pause });
     }
 
-    /// Repairs what reads and scrubs found damaged. What can't be repaired now (a target is away and
-    /// there is no other) is found again by the next read, scrub or check.
-    pub async fn repair_damaged(&self) {
+    /// Looks whether the devices are still all there.
+    pub fn look_at_devices(&self) {
         for target in self.store.pool().writable() {
             target.look_at_device();
         }
+    }
+
+    /// Repairs what reads and scrubs found damaged. What can't be repaired now (a target is away and
+    /// there is no other) is found again by the next read, scrub or check.
+    pub async fn repair_damaged(&self) {
         for damaged in self.store.pool().take_damaged() {
             let outcome = match damaged {
                 Damaged::Segment(segment) => {

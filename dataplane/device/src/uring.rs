@@ -27,7 +27,7 @@ use cfs_reactor::uring::{Errno, PARTS_MAX, Ring, RingFile};
 use cfs_reactor::{Handle, Instant};
 use cfs_wire::limits::{BLOB_BYTES_MAX, PAGE};
 use futures_util::future::LocalBoxFuture;
-use rustix::fs::{FallocateFlags, FileType, fstat};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, StatxFlags, statx};
 use rustix::io::ReadWriteFlags;
 use std::cell::RefCell;
 use std::path::Path;
@@ -291,14 +291,17 @@ impl BlockDevice for UringDevice {
 
     fn attached(&self) -> DeviceResult<()> {
         let detached = |why| Err(DeviceError::Detached { device: self.name.clone(), why });
-        match fstat(&*self.file) {
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile => Ok(()),
-            Ok(stat) if stat.st_nlink == 0 => detached("was deleted".to_owned()),
-            Ok(stat) if (stat.st_size as u64) < self.geometry.size => {
-                detached(format!("was cut off at {} of {} bytes", stat.st_size, self.geometry.size))
+        // What the kernel knows: a file system that would have to ask somebody is not waited for.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let wanted = StatxFlags::TYPE | StatxFlags::NLINK | StatxFlags::SIZE;
+        match statx(&*self.file, "", flags, wanted) {
+            Ok(stat) if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::RegularFile => Ok(()),
+            Ok(stat) if stat.stx_nlink == 0 => detached("was deleted".to_owned()),
+            Ok(stat) if stat.stx_size < self.geometry.size => {
+                detached(format!("was cut off at {} of {} bytes", stat.stx_size, self.geometry.size))
             }
-            Ok(_) => Ok(()),
-            Err(errno) => detached(format!("can't be looked at: {errno}")),
+            // What can't be looked at may be there all the same.
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 

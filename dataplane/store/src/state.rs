@@ -195,13 +195,13 @@ impl State {
         }
         let info = entry.info;
         if let Some(older) = self.index.insert(id, entry) {
-            self.zones.release(older.place.zone, older.footprint());
+            self.zones.release_blob(older.place.zone, older.footprint());
             self.duplicates.entry(id).or_default().push(older.place);
             // Copies of one blob say the same of it; on a disk that lies they need not.
             self.uncount(&older.info);
         }
         self.count(&info);
-        self.zones.charge(place.zone, footprint);
+        self.zones.charge_blob(place.zone, footprint);
     }
 
     fn count(&mut self, info: &BlobInfo) {
@@ -311,7 +311,7 @@ impl State {
         let Some(entry) = self.index.remove(&id) else { return };
         // What kept the zone from being collected may have been this blob.
         self.zones.get_mut(entry.place.zone).stuck_until = None;
-        self.zones.release(entry.place.zone, entry.footprint());
+        self.zones.release_blob(entry.place.zone, entry.footprint());
         self.uncount(&entry.info);
         self.used = self.used.saturating_sub(entry.footprint());
     }

@@ -146,7 +146,9 @@ impl Core {
         if page.is_none() && known.is_none() && self.holds_zeroes(&roster::COPIES).await {
             damaged.clear();
         }
-        (damaged, page.or_else(|| known.map(|known| transfer::aligned(&known.encode(holder)))))
+        // The newest by now: reading took its time.
+        let known = self.roster.borrow().as_ref().map(|known| transfer::aligned(&known.encode(holder)));
+        (damaged, page.or(known))
     }
 
     async fn holds_zeroes(&self, copies: &[u64]) -> bool {

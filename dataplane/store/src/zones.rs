@@ -250,7 +250,7 @@ pub struct ZoneTable {
     /// Sealed zones that cost little more, for something lives there.
     nearly_empty: BTreeSet<u32>,
     pub reserve: Reserve,
-    /// Bytes alive in zones that can't be written: they take no room of the others.
+    /// Bytes of blobs in zones that can't be written: they take no room of the others.
     pub stranded: u64,
     zone_bytes: u32,
 }
@@ -287,9 +287,6 @@ impl ZoneTable {
     /// Something lives in the zone that did not.
     pub fn charge(&mut self, zone: u32, bytes: u64) {
         self.get_mut(zone).live += bytes;
-        if self.get(zone).state == ZoneState::Unusable {
-            self.stranded += bytes;
-        }
         self.note_nearly_empty(zone);
     }
 
@@ -297,10 +294,23 @@ impl ZoneTable {
     pub fn release(&mut self, zone: u32, bytes: u64) {
         let live = &mut self.get_mut(zone).live;
         *live = live.saturating_sub(bytes);
+        self.note_nearly_empty(zone);
+    }
+
+    /// As [`ZoneTable::charge`], of a blob, which counts against the capacity.
+    pub fn charge_blob(&mut self, zone: u32, bytes: u64) {
+        if self.get(zone).state == ZoneState::Unusable {
+            self.stranded += bytes;
+        }
+        self.charge(zone, bytes);
+    }
+
+    /// As [`ZoneTable::release`], of a blob.
+    pub fn release_blob(&mut self, zone: u32, bytes: u64) {
         if self.get(zone).state == ZoneState::Unusable {
             self.stranded = self.stranded.saturating_sub(bytes);
         }
-        self.note_nearly_empty(zone);
+        self.release(zone, bytes);
     }
 
     fn note_nearly_empty(&mut self, number: u32) {

@@ -15,6 +15,10 @@ use cfs_wire::{Ino, SessionId};
 use std::rc::Rc;
 use std::time::Duration;
 
+/// A recall that is not acknowledged is sent once more after this: what is in the way of its
+/// acknowledgement may have begun before the holder got the lease.
+const RECALL_AGAIN: Duration = Duration::from_secs(10);
+
 impl MetaService {
     /// Recalls what an operation is about to change. `None`: nobody else talks to the shard.
     pub(super) async fn recall_for(
@@ -118,6 +122,7 @@ impl MetaService {
         let started = self.inner.handle.now();
         let term = self.inner.proposer.leads(shard.id);
         let mut asked: Option<(SessionId, Instant)> = None;
+        let mut pushed = started;
         // Time in which nothing of what was proposed was applied: the holder could not commit either.
         let mut stood_still = Duration::ZERO;
         loop {
@@ -149,11 +154,14 @@ impl MetaService {
             // Asked again now and then: the client may have carried the event out just before
             // it got the lease.
             let due = asked.is_none_or(|(to, at)| to != holder || now.saturating_since(at) >= BLOCKED_RECHECK * 2);
-            // While it is still at the last one, another would only be one more, for as long as it takes.
+            // While it is still at the last one, another would only be one more, for as long as it takes;
+            // but that may be from before it got the lease, its acknowledgement held up by others.
             if due {
                 let recall = Event::RecallWrite { ino };
-                if !self.inner.events.is_under_way(holder, &recall) {
+                let again = now.saturating_since(pushed) >= RECALL_AGAIN;
+                if again || !self.inner.events.is_under_way(holder, &recall) {
                     self.inner.events.push(holder, recall);
+                    pushed = now;
                 }
                 asked = Some((holder, now));
             }
