@@ -11,7 +11,7 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7400";
 /// the documentation and the decoder agree on.
 pub const KEYS: [(&str, &str); 8] = [
     ("listen", "address to listen on, host:port; loopback only until enrolment and mTLS exist"),
-    ("targets", "paths of this node's targets: files or block devices, formatted by `cfs format`"),
+    ("targets", "this node's targets, formatted by `cfs format`: paths of files or block devices, or nvme:PCI-ADDRESS"),
     ("log", "log filter, such as info or cfs_store=debug"),
     ("spin_us", "microseconds a reactor polls before it sleeps; 0 sleeps at once"),
     ("session_lease_ms", "milliseconds after which a silent client loses its leases"),

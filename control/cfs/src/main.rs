@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod created;
 mod dev;
+mod devices;
 mod mount;
 mod server;
 mod signals;

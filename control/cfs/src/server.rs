@@ -2,6 +2,7 @@
 //! thread of its own.
 
 use crate::created::Created;
+use crate::devices::{self, is_driven};
 use anyhow::{Context, Result, anyhow, bail};
 use cfs::format::{FormatSpec, format_cluster, format_replacement};
 use cfs::node::{DeviceSlot, Node, NodeConfig, NodeSetup};
@@ -156,10 +157,13 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
             config.rebuild.bytes_per_second = u64::from(rate) << 20;
         }
         config.segments.backend = settings.backend()?;
-        let devices = settings.targets.iter().map(|path| slot(path, &ring, &handle)).collect::<Result<_, _>>()?;
+        let mut slots = Vec::new();
+        for path in &settings.targets {
+            slots.push(slot(path, &ring, &handle).await?);
+        }
         let fabric = TcpFabric::new(ring.clone(), &handle);
         let listen = Address(settings.listen.clone());
-        let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices, config, attach: None };
+        let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices: slots, config, attach: None };
         let node = Node::start(setup).await?;
         if let Some(client) = &settings.dead_client
             && let Err(error) = node.meta().fence_client(client).await
@@ -179,10 +183,9 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
 /// # Errors
 /// It is in use, or may not be written to: it is not lost, and a start without it would make it lag
 /// behind.
-fn slot(path: &Path, ring: &Rc<Ring>, handle: &Handle) -> Result<DeviceSlot, DeviceError> {
-    let device = UringDevice::open(path, ring, handle, OpenOptions { read_only: false, create_size: None });
-    let device = match device {
-        Ok(device) => Ok(device as Rc<dyn BlockDevice>),
+async fn slot(path: &Path, ring: &Rc<Ring>, handle: &Handle) -> Result<DeviceSlot, DeviceError> {
+    let device = match devices::open(path, ring, handle, OpenOptions::default()).await {
+        Ok(device) => Ok(device),
         Err(error @ (DeviceError::InUse(_) | DeviceError::NotPermitted(_))) => return Err(error),
         Err(error) => Err(error.to_string()),
     };
@@ -226,7 +229,7 @@ pub fn format_files(paths: &[PathBuf], size: Option<u64>, spec: FormatSpec) -> R
     let _progress = Progress::of(format!("formatting {} targets", paths.len()));
     on_reactor(Duration::ZERO, move |handle, ring| async move {
         let mut created = Created::default();
-        let outcome = match open_or_create(&paths, size, &handle, &ring, &mut created) {
+        let outcome = match open_or_create(&paths, size, &handle, &ring, &mut created).await {
             Ok(devices) => format_cluster(&handle, &devices, &spec).await.map_err(anyhow::Error::from),
             Err(error) => Err(error),
         };
@@ -234,7 +237,7 @@ pub fn format_files(paths: &[PathBuf], size: Option<u64>, spec: FormatSpec) -> R
     })
 }
 
-fn open_or_create(
+async fn open_or_create(
     paths: &[PathBuf],
     size: Option<u64>,
     handle: &Handle,
@@ -243,6 +246,10 @@ fn open_or_create(
 ) -> Result<Vec<Rc<dyn BlockDevice>>> {
     let mut devices: Vec<Rc<dyn BlockDevice>> = Vec::new();
     for path in paths {
+        if is_driven(path) {
+            devices.push(devices::open(path, ring, handle, OpenOptions::default()).await?);
+            continue;
+        }
         check_not_dangling(path)?;
         // One that is empty was left by a format that was cut short.
         let is_empty = std::fs::metadata(path).map(|found| found.is_file() && found.len() == 0).ok();
@@ -253,7 +260,8 @@ fn open_or_create(
             (Some(true), None) => bail!("{} is empty; give --size to make a target of it", path.display()),
             (Some(_), _) => {}
         }
-        devices.push(UringDevice::open(path, ring, handle, OpenOptions { read_only: false, create_size })?);
+        let options = OpenOptions { read_only: false, create_size };
+        devices.push(devices::open(path, ring, handle, options).await?);
     }
     Ok(devices)
 }
@@ -291,13 +299,16 @@ pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, forc
     let _progress = Progress::of(format!("formatting {} in the place of target {id}", path.display()));
     on_reactor(Duration::ZERO, move |handle, ring| async move {
         check_not_dangling(&path)?;
-        let is_file = std::fs::metadata(&path).map(|found| !found.file_type().is_block_device()).ok();
+        let is_file = match is_driven(&path) {
+            true => Some(false),
+            false => std::fs::metadata(&path).map(|found| !found.file_type().is_block_device()).ok(),
+        };
         if is_file == Some(true) {
             bail!("{} exists; move it away first: replacing erases what it holds", path.display());
         }
         let mut others: Vec<(String, Rc<dyn BlockDevice>)> = Vec::new();
-        for survivor in survivors.iter().filter(|survivor| survivor.exists()) {
-            let device = UringDevice::open(survivor, &ring, &handle, OpenOptions::default())?;
+        for survivor in survivors.iter().filter(|survivor| survivor.exists() || is_driven(survivor)) {
+            let device = devices::open(survivor, &ring, &handle, OpenOptions::default()).await?;
             others.push((survivor.display().to_string(), device));
         }
         let Some((_, other)) = others.first() else { bail!("no other target of the cluster is there") };
@@ -306,7 +317,8 @@ pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, forc
         if create_size.is_some() {
             created.create(&path)?;
         }
-        let outcome = match UringDevice::open(&path, &ring, &handle, OpenOptions { read_only: false, create_size }) {
+        let options = OpenOptions { read_only: false, create_size };
+        let outcome = match devices::open(&path, &ring, &handle, options).await {
             Ok(fresh) => format_replacement(&handle, &*fresh, &others, id, force).await.map_err(anyhow::Error::from),
             Err(error) => Err(error.into()),
         };

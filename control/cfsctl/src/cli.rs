@@ -44,6 +44,11 @@ pub enum Command {
         #[command(subcommand)]
         action: PolicyAction,
     },
+    /// Give NVMe controllers of this machine to vfio-pci, for targets `nvme:PCI-ADDRESS`, or back
+    Device {
+        #[command(subcommand)]
+        action: DeviceAction,
+    },
     /// Compare all metadata with all data; exit code 3 when something is wrong
     Check {
         /// Restore missing redundancy
@@ -57,6 +62,20 @@ pub enum Command {
     Completions { shell: clap_complete::Shell },
     /// Write man pages
     Man { dir: PathBuf },
+}
+
+#[derive(Subcommand)]
+pub enum DeviceAction {
+    /// Take a controller from the kernel; refused while anything uses its namespaces
+    Bind {
+        /// Such as 0000:01:00.0
+        address: String,
+    },
+    /// Give it back to the kernel's driver
+    Unbind {
+        /// Such as 0000:01:00.0
+        address: String,
+    },
 }
 
 #[derive(Subcommand)]

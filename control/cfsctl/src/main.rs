@@ -4,6 +4,7 @@
 
 mod cli;
 mod connection;
+mod device;
 mod show;
 
 use anyhow::{Context, Result, bail};
@@ -11,8 +12,9 @@ use cfs_api::misuse;
 use cfs_api::progress::Progress;
 use cfs_api::{AdminCall, AdminReply, CheckReport, CheckState};
 use clap::{CommandFactory, Parser};
-use cli::{Cli, Command};
+use cli::{Cli, Command, DeviceAction};
 use connection::Server;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -59,6 +61,14 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
             clap_mangen::generate_to(Cli::command(), dir)
                 .with_context(|| format!("cannot write man pages to {}", dir.display()))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Device { action } => {
+            let done = match action {
+                DeviceAction::Bind { address } => device::bind(Path::new("/"), address)?,
+                DeviceAction::Unbind { address } => device::unbind(Path::new("/"), address)?,
+            };
+            show::device(&done, cli.json)?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Check { repair, deep } => return check(cli, *repair, *deep),

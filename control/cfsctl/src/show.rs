@@ -1,5 +1,6 @@
 //! Tables for people; JSON as the API types are.
 
+use crate::device::Bound;
 use anyhow::{Context, Result};
 use cfs_api::{AdminReply, CheckReport, Repair};
 use comfy_table::{Table, presets};
@@ -20,6 +21,14 @@ pub fn reply(reply: &AdminReply, json: bool) -> Result<()> {
         return print(format!("{value}\n").as_bytes());
     }
     print(format!("{}\n", table(reply)).as_bytes())
+}
+
+pub fn device(bound: &Bound, json: bool) -> Result<()> {
+    if json {
+        return print(format!("{}\n", serde_json::to_string_pretty(bound)?).as_bytes());
+    }
+    let target = bound.target.as_deref().map(|target| format!("; its target is {target}")).unwrap_or_default();
+    print(format!("{} is driven by {}{target}\n", bound.address, bound.driver).as_bytes())
 }
 
 /// One line on stderr: `cfsctl: WHY`, or `{"error":"WHY"}`.

@@ -9,6 +9,8 @@
 
 pub mod conformance;
 pub mod mem;
+#[allow(unsafe_code, reason = "shares memory with devices")]
+pub mod nvme;
 pub mod uring;
 
 use bytes::Bytes;
@@ -79,7 +81,10 @@ pub enum DeviceError {
     #[error("device {device} is gone")]
     Gone { device: String },
     /// It is there for us only, or not all of it.
-    #[error("device {device} {why}; replace it, before the server is stopped")]
+    #[error(
+        "device {device} {why}: let the others take over what it holds (cfsctl check --repair), then stop the server \
+         and replace it"
+    )]
     Detached { device: String, why: String },
     #[error("device {device} does not support {what}")]
     Unsupported { device: String, what: &'static str },

@@ -4,7 +4,7 @@
 //! the memory and keep the alignment of their offset. Memory goes back to where it came from:
 //! the arena that rings register with the kernel while it lasts, else a bounded pool.
 
-use crate::arena::Block;
+use crate::arena::{self, Block};
 use bytes::Bytes;
 use cfs_wire::limits::PAGE;
 use crossbeam_queue::ArrayQueue;
@@ -116,6 +116,12 @@ impl AsRef<[u8]> for DmaBuf {
     fn as_ref(&self) -> &[u8] {
         self
     }
+}
+
+/// The memory that buffers come from first, for devices that are to reach it: where it begins, and its
+/// length. It is made if need be and never given back; `None` if there is not enough.
+pub fn device_memory() -> Option<(*mut u8, usize)> {
+    arena::establish()
 }
 
 /// Gives memory that is not used back to the system: buffers that are kept for the next operations, and

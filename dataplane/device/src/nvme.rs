@@ -1,0 +1,307 @@
+//! NVMe controllers driven from user space: our own driver, polled, without the kernel in the path.
+//!
+//! Start at [`NvmeDevice::open`], which takes a namespace of a controller. Below it are the
+//! controller and its one pair of I/O queues ([`controller`]), what became of every command
+//! ([`commands`]), the rings ([`queue`]) and the format of it all ([`spec`]). The driver reaches the
+//! hardware through [`bus::Bus`] only: VFIO on a real one, a model in tests.
+//!
+//! It knows no interrupts and takes no locks: a controller belongs to one executor. Data moves
+//! between the device and memory of the arena without a copy; what lies elsewhere, or not on pages,
+//! is copied there first.
+
+pub mod bus;
+mod commands;
+mod controller;
+pub mod model;
+mod queue;
+pub mod spec;
+pub mod vfio;
+
+pub use controller::NvmeError;
+
+use crate::{BlockDevice, DeviceError, DeviceGeometry, DeviceResult, Placement, check_range, check_write};
+use bus::{Bus, SharedMemory};
+use bytes::Bytes;
+use cfs_reactor::Handle;
+use cfs_reactor::buffer::DmaBuf;
+use cfs_reactor::sync::Semaphore;
+use commands::Outcome;
+use controller::{Controller, Data, PAGE, TRANSFER_MAX};
+use futures_util::future::{LocalBoxFuture, try_join_all};
+use smallvec::SmallVec;
+use spec::{Command, io};
+use std::rc::Rc;
+
+/// Addresses of pages; most transfers are of a page or a few.
+type Pages = SmallVec<[u64; 8]>;
+
+/// Memory to which the device reaches, for what lies elsewhere: a shard of a segment at once.
+const BOUNCE_BYTES: usize = 1 << 20;
+
+/// How often a command is sent again that the controller says may succeed then.
+const RETRIES_MAX: u32 = 3;
+
+/// A namespace of an NVMe controller.
+pub struct NvmeDevice<B: Bus> {
+    name: String,
+    bus: Rc<B>,
+    controller: Rc<Controller<B>>,
+    namespace: u32,
+    geometry: DeviceGeometry,
+    /// For what the device can't reach where it is.
+    bounce: SharedMemory,
+    /// Whose turn it is with that.
+    bouncing: Rc<Semaphore>,
+}
+
+/// What an error speaks of.
+#[derive(Clone, Copy)]
+struct Request {
+    operation: &'static str,
+    offset: u64,
+    length: u64,
+}
+
+impl<B: Bus> NvmeDevice<B> {
+    /// Takes the controller over, whatever it was doing, and opens one of its namespaces.
+    pub async fn open(bus: B, namespace: u32, handle: &Handle) -> Result<Rc<NvmeDevice<B>>, NvmeError> {
+        let bus = Rc::new(bus);
+        let controller = Controller::open(bus.clone(), handle).await?;
+        let opened = async {
+            let identity = controller.identify().await?;
+            Ok::<_, NvmeError>((identity, controller.namespace(namespace).await?))
+        };
+        let (identity, found) = match opened.await {
+            Ok(found) => found,
+            Err(error) => {
+                controller.close();
+                return Err(error);
+            }
+        };
+        let spec::Controller { model, serial, firmware, .. } = &identity;
+        let name = format!("nvme:{}/{namespace}", bus.name());
+        tracing::info!(device = name, model, serial, firmware, ?found, "NVMe controller is driven from user space");
+        let transfer_max = identity.transfer_max.map_or(TRANSFER_MAX, |most| most.min(TRANSFER_MAX));
+        let geometry = DeviceGeometry {
+            size: found.blocks.saturating_mul(found.block_bytes.into()),
+            block: found.block_bytes,
+            transfer_max: transfer_max as u32,
+            volatile_cache: identity.volatile_cache,
+            discards: identity.deallocates,
+        };
+        let bounce = bus.allocate(BOUNCE_BYTES)?;
+        let bouncing = Semaphore::new(1);
+        Ok(Rc::new(NvmeDevice { name, bus, controller, namespace, geometry, bounce, bouncing }))
+    }
+
+    /// How often the controller was reset because it did not answer.
+    pub fn resets(&self) -> u64 {
+        self.controller.resets()
+    }
+
+    fn failed(&self, request: Request, outcome: Outcome) -> DeviceError {
+        let Request { operation, offset, length } = request;
+        let device = self.name.clone();
+        let detail = match outcome {
+            Outcome::Gone => return DeviceError::Gone { device },
+            Outcome::TimedOut => "it was not answered, also not after a reset".to_owned(),
+            Outcome::Completed(status) => status.to_string(),
+        };
+        DeviceError::Io { device, operation, offset, length, detail }
+    }
+
+    /// One command to its end, again where the controller says that this may help.
+    async fn run<K: 'static>(
+        &self,
+        request: Request,
+        command: Command,
+        data: Data<'_>,
+        mut kept: K,
+    ) -> DeviceResult<K> {
+        let mut retries = 0;
+        loop {
+            let (outcome, back) = self.controller.execute(command, data, kept).await;
+            kept = back;
+            match outcome {
+                Outcome::Completed(status) if status.is_success() => return Ok(kept),
+                Outcome::Completed(status) if status.may_be_retried() && retries < RETRIES_MAX => retries += 1,
+                outcome => return Err(self.failed(request, outcome)),
+            }
+        }
+    }
+
+    fn transfer(&self, opcode: u8, offset: u64, length: usize, flags: u32) -> Command {
+        let block = u64::from(self.geometry.block);
+        let blocks = (length as u64 / block) as u32;
+        Command::new(opcode, self.namespace).with_blocks(offset / block, blocks, flags)
+    }
+
+    /// Where the device finds each page of these parts, if it reaches them all and pages describe them.
+    fn pages_of<'a>(&self, parts: impl Iterator<Item = &'a [u8]>) -> Option<Pages> {
+        let mut pages = Pages::new();
+        let mut ended = false;
+        for part in parts.filter(|part| !part.is_empty()) {
+            let start = self.bus.device_address(part)?;
+            if ended || !start.is_multiple_of(PAGE as u64) {
+                return None;
+            }
+            pages.extend((0..part.len().div_ceil(PAGE)).map(|page| start + (page * PAGE) as u64));
+            ended = !part.len().is_multiple_of(PAGE);
+        }
+        Some(pages)
+    }
+
+    /// The transfers of a range: how far each is from its beginning, and its length.
+    fn pieces(&self, length: usize, most: usize) -> impl Iterator<Item = (usize, usize)> + use<B> {
+        (0..length).step_by(most).map(move |start| (start, most.min(length - start)))
+    }
+
+    fn transfer_max(&self) -> usize {
+        self.geometry.transfer_max as usize
+    }
+
+    async fn read_whole(&self, offset: u64, length: usize) -> DeviceResult<DmaBuf> {
+        let request = Request { operation: "read", offset, length: length as u64 };
+        check_range(&self.name, &self.geometry, request.operation, offset, request.length)?;
+        let mut buffer = DmaBuf::uninitialised(length);
+        if length == 0 {
+            return Ok(buffer);
+        }
+        let Some(pages) = self.pages_of(std::iter::once(&buffer[..])) else {
+            for (start, length) in self.pieces(length, BOUNCE_BYTES.min(self.transfer_max())) {
+                let turn = self.bouncing.acquire(1).await;
+                let command = self.transfer(io::READ, offset + start as u64, length, 0);
+                let _turn = self.run(request, command, Data::Pages(&self.bounce_pages(length)), turn).await?;
+                self.bounce.copy_out(0, &mut buffer[start..start + length]);
+            }
+            return Ok(buffer);
+        };
+        if length <= self.transfer_max() {
+            return self.run(request, self.transfer(io::READ, offset, length, 0), Data::Pages(&pages), buffer).await;
+        }
+        let buffer = Rc::new(buffer);
+        let reads = self.pieces(length, self.transfer_max()).map(|(start, length)| {
+            let pages = &pages[start / PAGE..(start + length).div_ceil(PAGE)];
+            let command = self.transfer(io::READ, offset + start as u64, length, 0);
+            self.run(request, command, Data::Pages(pages), buffer.clone())
+        });
+        drop(try_join_all(reads).await?);
+        Ok(Rc::into_inner(buffer).expect("all that read into it have ended"))
+    }
+
+    async fn write_whole(&self, offset: u64, parts: Vec<Bytes>, fua: bool) -> DeviceResult<()> {
+        let length = check_write(&self.name, &self.geometry, offset, &parts)? as usize;
+        let request = Request { operation: "write", offset, length: length as u64 };
+        let flags = if fua && self.geometry.volatile_cache { io::FUA } else { 0 };
+        let Some(pages) = self.pages_of(parts.iter().map(|part| &part[..])) else {
+            return self.write_copied(request, parts, flags).await;
+        };
+        let writes = self.pieces(length, self.transfer_max()).map(|(start, length)| {
+            let pages = &pages[start / PAGE..(start + length).div_ceil(PAGE)];
+            let command = self.transfer(io::WRITE, offset + start as u64, length, flags);
+            self.run(request, command, Data::Pages(pages), parts.clone())
+        });
+        try_join_all(writes).await.map(|_| ())
+    }
+
+    /// Parts that the device does not reach, or that pages do not describe.
+    async fn write_copied(&self, request: Request, parts: Vec<Bytes>, flags: u32) -> DeviceResult<()> {
+        let mut parts = parts.into_iter();
+        let mut part = Bytes::new();
+        for (start, length) in self.pieces(request.length as usize, BOUNCE_BYTES.min(self.transfer_max())) {
+            let turn = self.bouncing.acquire(1).await;
+            let mut filled = 0;
+            while filled < length {
+                if part.is_empty() {
+                    part = parts.next().expect("the parts are as long as their sum");
+                }
+                let piece = part.split_to(part.len().min(length - filled));
+                self.bounce.copy_in(filled, &piece);
+                filled += piece.len();
+            }
+            let command = self.transfer(io::WRITE, request.offset + start as u64, length, flags);
+            let _turn = self.run(request, command, Data::Pages(&self.bounce_pages(length)), turn).await?;
+        }
+        Ok(())
+    }
+
+    fn bounce_pages(&self, length: usize) -> Pages {
+        (0..length).step_by(PAGE).map(|page| self.bounce.device_address(page)).collect()
+    }
+
+    async fn sync(&self) -> DeviceResult<()> {
+        if !self.geometry.volatile_cache {
+            return Ok(());
+        }
+        let request = Request { operation: "flush", offset: 0, length: 0 };
+        self.run(request, Command::new(io::FLUSH, self.namespace), Data::None, ()).await
+    }
+
+    async fn deallocate(&self, offset: u64, length: u64) -> DeviceResult<()> {
+        let request = Request { operation: "discard", offset, length };
+        check_range(&self.name, &self.geometry, request.operation, offset, length)?;
+        if length == 0 || !self.geometry.discards {
+            return Ok(());
+        }
+        let block = u64::from(self.geometry.block);
+        let (first, blocks) = (offset / block, length / block);
+        // Figure 43 of the command set: attributes, length and first block of each range.
+        let ranges = (0..blocks).step_by(u32::MAX as usize).map(|start| {
+            let count = (blocks - start).min(u32::MAX.into()) as u32;
+            [&[0; 4][..], &count.to_le_bytes(), &(first + start).to_le_bytes()].concat()
+        });
+        let ranges: Vec<Vec<u8>> = ranges.collect();
+        for ranges in ranges.chunks(io::RANGES_MAX) {
+            let command = Command::new(io::DATASET_MANAGEMENT, self.namespace);
+            let command = command.with(10, ranges.len() as u32 - 1).with(11, io::DEALLOCATE);
+            self.run(request, command, Data::Inline(&ranges.concat()), ()).await?;
+        }
+        Ok(())
+    }
+}
+
+impl<B: Bus> Drop for NvmeDevice<B> {
+    fn drop(&mut self) {
+        self.controller.close();
+    }
+}
+
+impl<B: Bus> BlockDevice for NvmeDevice<B> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn geometry(&self) -> DeviceGeometry {
+        self.geometry
+    }
+
+    fn read(&self, offset: u64, length: usize) -> LocalBoxFuture<'_, DeviceResult<DmaBuf>> {
+        Box::pin(self.read_whole(offset, length))
+    }
+
+    fn write(
+        &self,
+        offset: u64,
+        parts: Vec<Bytes>,
+        _placement: Placement,
+        fua: bool,
+    ) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        Box::pin(self.write_whole(offset, parts, fua))
+    }
+
+    fn flush(&self) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        Box::pin(self.sync())
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        Box::pin(self.deallocate(offset, length))
+    }
+
+    fn settle(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        Box::pin(async move { check_range(&self.name, &self.geometry, "settle", offset, length) })
+    }
+}
+
+#[cfg(test)]
+#[path = "nvme_tests.rs"]
+mod tests;

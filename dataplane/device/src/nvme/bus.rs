@@ -1,0 +1,102 @@
+//! The seam below the driver: a PCI function's registers, and memory that the function reaches.
+//! Behind it are a real device through VFIO ([`super::vfio`]) and a model ([`super::model`]).
+
+use crate::DeviceResult;
+use std::any::Any;
+use std::ptr::NonNull;
+
+/// One NVMe controller as the bus shows it. Registers and memory are of one thread.
+pub trait Bus: 'static {
+    /// A name for messages: the PCI address.
+    fn name(&self) -> &str;
+
+    /// Length of BAR 0 in bytes.
+    fn register_bytes(&self) -> usize;
+
+    /// A register of BAR 0; what it reads when the device is gone is all ones.
+    fn read32(&self, offset: usize) -> u32;
+
+    /// Everything written to memory before is there for the device when it sees the value.
+    fn write32(&self, offset: usize, value: u32);
+
+    /// Zeroed memory for queues, of whole pages, that the device reaches for as long as the bus is
+    /// open.
+    fn allocate(&self, bytes: usize) -> DeviceResult<SharedMemory>;
+
+    /// Where the device finds these bytes, if it reaches them: so with memory of the arena.
+    fn device_address(&self, bytes: &[u8]) -> Option<u64>;
+
+    /// Ends the device's access to memory, for good: it may not even answer.
+    fn cut_off(&self);
+
+    fn read64(&self, offset: usize) -> u64 {
+        u64::from(self.read32(offset)) | u64::from(self.read32(offset + 4)) << 32
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        self.write32(offset, value as u32);
+        self.write32(offset + 4, (value >> 32) as u32);
+    }
+}
+
+/// Memory that a device reads and writes too, so that nothing of it is ever borrowed: it is copied
+/// in and out, each access checked to lie inside.
+pub struct SharedMemory {
+    start: NonNull<u8>,
+    bytes: usize,
+    device_address: u64,
+    /// Keeps the memory.
+    _owner: Box<dyn Any>,
+}
+
+impl SharedMemory {
+    /// # Safety
+    /// `bytes` bytes at `start`, aligned to a page, stay valid for reads and writes while `owner` lives,
+    /// and nobody but the device makes references to them.
+    pub unsafe fn new(start: NonNull<u8>, bytes: usize, device_address: u64, owner: Box<dyn Any>) -> SharedMemory {
+        SharedMemory { start, bytes, device_address, _owner: owner }
+    }
+
+    /// Where the device finds the byte at `offset`.
+    pub fn device_address(&self, offset: usize) -> u64 {
+        assert!(offset < self.bytes, "{offset} lies outside of {} bytes", self.bytes);
+        self.device_address + offset as u64
+    }
+
+    fn place<T>(&self, offset: usize) -> *mut T {
+        let inside = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.bytes);
+        assert!(inside && offset.is_multiple_of(align_of::<T>()), "{offset} does not fit into {} bytes", self.bytes);
+        // SAFETY: inside the memory, as just checked.
+        unsafe { self.start.as_ptr().add(offset).cast() }
+    }
+
+    pub fn write<T: Copy>(&self, offset: usize, value: T) {
+        // SAFETY: inside, aligned (`start` is to a page), and nobody has a reference to it.
+        unsafe { self.place::<T>(offset).write_volatile(value) }
+    }
+
+    /// For values of which every pattern of bits is one.
+    pub fn read<T: bytemuck::AnyBitPattern>(&self, offset: usize) -> T {
+        // SAFETY: as above; and whatever the device wrote is a `T`.
+        unsafe { self.place::<T>(offset).read_volatile() }
+    }
+
+    pub fn copy_in(&self, offset: usize, from: &[u8]) {
+        let inside = offset.checked_add(from.len()).is_some_and(|end| end <= self.bytes);
+        assert!(inside, "{} bytes at {offset} do not fit into {}", from.len(), self.bytes);
+        // SAFETY: inside, as just checked; no reference to this memory exists, so `from` is elsewhere.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.start.as_ptr().add(offset), from.len()) }
+    }
+
+    pub fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        let inside = offset.checked_add(into.len()).is_some_and(|end| end <= self.bytes);
+        assert!(inside, "{} bytes at {offset} do not fit into {}", into.len(), self.bytes);
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr().add(offset), into.as_mut_ptr(), into.len()) }
+    }
+
+    pub fn clear(&self) {
+        // SAFETY: all of the memory, to which no reference exists.
+        unsafe { std::ptr::write_bytes(self.start.as_ptr(), 0, self.bytes) }
+    }
+}

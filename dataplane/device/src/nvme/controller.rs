@@ -1,0 +1,539 @@
+//! One controller: brought up, polled, and brought up again when it does not answer.
+//!
+//! The executor is told nothing by the device: while commands are under way a task of its own looks
+//! for completions each turn, and rings the doorbell once for all that was queued in the turn. When
+//! nothing has completed for a while it looks only now and then, so that a slow device leaves the
+//! core to others.
+//!
+//! A command that is not answered in time costs the controller a reset, which is the one thing that
+//! ends all its work on our memory; what was under way is then asked for again.
+
+use super::bus::{Bus, SharedMemory};
+use super::commands::{Commands, Harvest, Outcome};
+use super::queue::QueuePair;
+use super::spec::{
+    Capabilities, Command, Controller as Identity, IDENTIFY_BYTES, Namespace, NamespaceError, Status, admin,
+    configuration, register, status,
+};
+use crate::DeviceError;
+use cfs_reactor::sync::{Mutex, Notify, Permit, Semaphore};
+use cfs_reactor::{Handle, Instant};
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+const ADMIN_QUEUE: u16 = 0;
+const ADMIN_ENTRIES: u16 = 16;
+const IO_QUEUE: u16 = 1;
+/// Deeper than any depth at which a device still becomes faster; their pages of addresses take 1 MiB.
+const IO_ENTRIES_MAX: u16 = 256;
+/// The controller's page, and ours.
+pub(super) const PAGE: usize = 4096;
+/// Addresses in a page of them.
+const LIST_ENTRIES: usize = PAGE / 8;
+/// Bytes that a command moves at most, whatever the device allows: as many pages as one page of addresses
+/// names.
+pub(super) const TRANSFER_MAX: u64 = (LIST_ENTRIES * PAGE) as u64;
+
+/// Commands queued without the controller being told, at most: it idles meanwhile.
+const RING_AT: u16 = 16;
+/// Turns without a completion before polling makes pauses. A turn takes some 100 ns.
+const FRUITLESS_TURNS: u32 = 2000;
+/// The pause: as short as the kernel's timers are sharp.
+const POLL_PAUSE: Duration = Duration::from_micros(50);
+/// How often commands are looked at for their age.
+const AGE_CHECK: Duration = Duration::from_secs(1);
+/// A command that takes longer is not going to be answered: what Linux gives one.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for an admin command.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an aborted command may take to say so.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a controller may take to get its caches in order.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+const STATUS_PAUSE: Duration = Duration::from_millis(1);
+/// A command is asked for so often after resets.
+const AGAIN_MAX: u8 = 2;
+
+/// Why a controller can't be used.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NvmeError {
+    #[error("NVMe controller {device} is gone from the bus")]
+    Gone { device: String },
+    #[error("NVMe controller {device} does not become {state} within {seconds} s (status register {status:#x})")]
+    NotReady { device: String, state: &'static str, seconds: u64, status: u32 },
+    #[error("NVMe controller {device} has failed (status register {status:#x}); power-cycle it")]
+    Fatal { device: String, status: u32 },
+    #[error("NVMe controller {device} {what}, which this driver does not support")]
+    Unsupported { device: String, what: &'static str },
+    #[error("NVMe controller {device} refuses to {what}: {status}")]
+    Refused { device: String, what: &'static str, status: Status },
+    #[error("NVMe controller {device} does not answer when asked to {what}")]
+    Silent { device: String, what: &'static str },
+    #[error("namespace {namespace} of NVMe controller {device} can't be used: {why}")]
+    Namespace { device: String, namespace: u32, why: NamespaceError },
+    #[error(transparent)]
+    Bus(#[from] DeviceError),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Running,
+    /// Being brought up: commands wait for it.
+    Resetting,
+    Gone,
+    /// Closed by us.
+    Closed,
+}
+
+pub(super) struct Controller<B: Bus> {
+    bus: Rc<B>,
+    handle: Handle,
+    capabilities: Capabilities,
+    admin: Mutex<QueuePair>,
+    /// Answers of identify.
+    answers: SharedMemory,
+    io: RefCell<QueuePair>,
+    commands: RefCell<Commands>,
+    /// A page of addresses for each command.
+    lists: SharedMemory,
+    /// Places for commands.
+    places: Rc<Semaphore>,
+    state: Cell<State>,
+    /// Commands came, or it was closed.
+    work: Rc<Notify>,
+    resets: Cell<u64>,
+    command_timeout: Duration,
+}
+
+/// What a command works on.
+#[derive(Clone, Copy)]
+pub(super) enum Data<'a> {
+    None,
+    /// The device's addresses of whole pages, one after the other in the transfer.
+    Pages(&'a [u64]),
+    /// Bytes that are copied to where the page of addresses would be.
+    Inline(&'a [u8]),
+}
+
+impl<B: Bus> Controller<B> {
+    /// Resets the controller, whatever state it is in, and makes its queues.
+    pub async fn open(bus: Rc<B>, handle: &Handle) -> Result<Rc<Controller<B>>, NvmeError> {
+        let device = || bus.name().to_owned();
+        let unsupported = |what| Err(NvmeError::Unsupported { device: device(), what });
+        let capabilities = Capabilities(bus.read64(register::CAPABILITIES));
+        if capabilities.0 == u64::MAX {
+            return Err(NvmeError::Gone { device: device() });
+        }
+        if !capabilities.has_nvm_commands() {
+            return unsupported("has no NVM command set");
+        }
+        if capabilities.page_bytes_min() > PAGE as u64 {
+            return unsupported("works with pages larger than 4 KiB only");
+        }
+        let entries = IO_ENTRIES_MAX.min(capabilities.queue_entries_max().min(u16::MAX.into()) as u16);
+        let admin_entries = ADMIN_ENTRIES.min(entries);
+        if entries < 2 {
+            return unsupported("has queues of one entry");
+        }
+        let doorbells = register::DOORBELLS + 4 * capabilities.doorbell_stride();
+        if bus.register_bytes() < doorbells {
+            return unsupported("has too few registers");
+        }
+        let places = entries - 1;
+        let controller = Rc::new(Controller {
+            admin: Mutex::new(QueuePair::new(&*bus, ADMIN_QUEUE, admin_entries, capabilities)?),
+            answers: bus.allocate(IDENTIFY_BYTES)?,
+            io: RefCell::new(QueuePair::new(&*bus, IO_QUEUE, entries, capabilities)?),
+            commands: RefCell::new(Commands::new(places)),
+            lists: bus.allocate(usize::from(places) * PAGE)?,
+            places: Semaphore::new(places.into()),
+            state: Cell::new(State::Resetting),
+            work: Notify::new(),
+            resets: Cell::new(0),
+            command_timeout: COMMAND_TIMEOUT,
+            capabilities,
+            handle: handle.clone(),
+            bus,
+        });
+        controller.bring_up().await?;
+        controller.state.set(State::Running);
+        let polled = controller.clone();
+        handle.spawn(async move { polled.poll_until_closed().await });
+        Ok(controller)
+    }
+
+    fn device(&self) -> String {
+        self.bus.name().to_owned()
+    }
+
+    /// How often the controller was reset because it did not answer.
+    pub fn resets(&self) -> u64 {
+        self.resets.get()
+    }
+
+    pub async fn identify(&self) -> Result<Identity, NvmeError> {
+        let command = Command::new(admin::IDENTIFY, 0).with(10, admin::CONTROLLER);
+        let answer = self.identify_by(command, "identify itself").await?;
+        Ok(Identity::parse(&answer, self.capabilities.page_bytes_min()))
+    }
+
+    pub async fn namespace(&self, namespace: u32) -> Result<Namespace, NvmeError> {
+        let command = Command::new(admin::IDENTIFY, namespace).with(10, admin::NAMESPACE);
+        let answer = self.identify_by(command, "identify a namespace").await?;
+        Namespace::parse(&answer).map_err(|why| NvmeError::Namespace { device: self.device(), namespace, why })
+    }
+
+    async fn identify_by(&self, command: Command, what: &'static str) -> Result<[u8; IDENTIFY_BYTES], NvmeError> {
+        let mut queue = self.admin.lock().await;
+        self.admin_command(&mut queue, command.with_data([self.answers.device_address(0), 0]), what).await?;
+        let mut answer = [0; IDENTIFY_BYTES];
+        self.answers.copy_out(0, &mut answer);
+        Ok(answer)
+    }
+
+    /// One command at a time; its answer is looked for and not waited for.
+    async fn admin_command(
+        &self,
+        queue: &mut QueuePair,
+        command: Command,
+        what: &'static str,
+    ) -> Result<u32, NvmeError> {
+        queue.push(command);
+        queue.ring(&*self.bus);
+        let deadline = self.handle.now() + ADMIN_TIMEOUT;
+        let mut turns = 0;
+        let completion = loop {
+            if let Some(completion) = queue.take() {
+                queue.acknowledge(&*self.bus);
+                break completion;
+            }
+            if self.handle.now() >= deadline {
+                return Err(NvmeError::Silent { device: self.device(), what });
+            }
+            self.pause(&mut turns).await;
+        };
+        match completion.status() {
+            status if status.is_success() => Ok(completion.result()),
+            status => Err(NvmeError::Refused { device: self.device(), what, status }),
+        }
+    }
+
+    async fn pause(&self, turns: &mut u32) {
+        *turns = turns.saturating_add(1);
+        match *turns < FRUITLESS_TURNS {
+            true => self.handle.yield_now().await,
+            false => self.handle.sleep(POLL_PAUSE).await,
+        }
+    }
+
+    /// Disables the controller, which ends all that it does, and enables it with empty queues.
+    async fn bring_up(&self) -> Result<(), NvmeError> {
+        self.disable().await?;
+        let mut queue = self.admin.lock().await;
+        queue.start_again();
+        let [submissions, completions] = queue.device_addresses();
+        let last = u32::from(queue.entries() - 1);
+        self.bus.write32(register::ADMIN_QUEUE_SIZES, last | last << 16);
+        self.bus.write64(register::ADMIN_SUBMISSIONS, submissions);
+        self.bus.write64(register::ADMIN_COMPLETIONS, completions);
+        self.bus.write32(register::CONFIGURATION, configuration::ENABLE | configuration::ENTRY_SIZES);
+        self.wait_for(status::READY, status::READY, "ready").await?;
+        // One pair is wanted; the controller may grant more, and no less.
+        let queues = Command::new(admin::SET_FEATURES, 0).with(10, admin::NUMBER_OF_QUEUES).with(11, 0);
+        self.admin_command(&mut queue, queues, "give a queue").await?;
+        let (id, last, [submissions, completions]) = {
+            let mut io = self.io.borrow_mut();
+            io.start_again();
+            (u32::from(io.id()), u32::from(io.entries() - 1), io.device_addresses())
+        };
+        const CONTIGUOUS: u32 = 1;
+        // Without interrupts: completions are looked for.
+        let create = Command::new(admin::CREATE_COMPLETION_QUEUE, 0).with_data([completions, 0]);
+        let create = create.with(10, id | last << 16).with(11, CONTIGUOUS);
+        self.admin_command(&mut queue, create, "make a completion queue").await?;
+        let create = Command::new(admin::CREATE_SUBMISSION_QUEUE, 0).with_data([submissions, 0]);
+        let create = create.with(10, id | last << 16).with(11, CONTIGUOUS | id << 16);
+        self.admin_command(&mut queue, create, "make a submission queue").await?;
+        Ok(())
+    }
+
+    async fn disable(&self) -> Result<(), NvmeError> {
+        if self.bus.read32(register::CONFIGURATION) & configuration::ENABLE != 0 {
+            self.bus.write32(register::CONFIGURATION, 0);
+        }
+        self.wait_for(status::READY, 0, "disabled").await
+    }
+
+    /// Waits until the bits of the status register that `mask` names are `wanted`.
+    async fn wait_for(&self, mask: u32, wanted: u32, state: &'static str) -> Result<(), NvmeError> {
+        let within = Duration::from_millis(self.capabilities.ready_within_ms());
+        let deadline = self.handle.now() + within;
+        loop {
+            let status = self.bus.read32(register::STATUS);
+            if status == status::GONE {
+                return Err(NvmeError::Gone { device: self.device() });
+            }
+            // One that has failed may still be disabled, which brings it back.
+            if status & status::FATAL != 0 && wanted != 0 {
+                return Err(NvmeError::Fatal { device: self.device(), status });
+            }
+            if status & mask == wanted {
+                return Ok(());
+            }
+            if self.handle.now() >= deadline {
+                let seconds = within.as_secs();
+                return Err(NvmeError::NotReady { device: self.device(), state, seconds, status });
+            }
+            self.handle.sleep(STATUS_PAUSE).await;
+        }
+    }
+
+    /// Sends a command and waits for its end. `kept`: what `data` lies in; it comes back with the outcome,
+    /// and if nobody waits for that any more, it stays with the controller for as long as that may touch it.
+    pub async fn execute<K: 'static>(self: &Rc<Self>, command: Command, data: Data<'_>, kept: K) -> (Outcome, K) {
+        let place = self.places.acquire(1).await;
+        if matches!(self.state.get(), State::Gone | State::Closed) {
+            return (Outcome::Gone, kept);
+        }
+        let id = self.commands.borrow_mut().take();
+        let command = match data {
+            Data::None => command,
+            Data::Pages(pages) => command.with_data(self.describe(id, pages)),
+            Data::Inline(bytes) => {
+                let list = usize::from(id) * PAGE;
+                self.lists.copy_in(list, bytes);
+                command.with_data([self.lists.device_address(list), 0])
+            }
+        };
+        let command = self.commands.borrow_mut().start(id, command, self.handle.now_coarse());
+        if self.state.get() == State::Running {
+            let mut io = self.io.borrow_mut();
+            io.push(command);
+            if io.unrung() >= RING_AT {
+                io.ring(&*self.bus);
+            }
+        }
+        if self.commands.borrow().under_way() == 1 {
+            self.work.notify_all();
+        }
+        UnderWay { controller: self, id, kept: Some((kept, place)) }.await
+    }
+
+    /// Where the controller finds the pages: both, or the first and a page of the others' addresses.
+    fn describe(&self, id: u16, pages: &[u64]) -> [u64; 2] {
+        match *pages {
+            [] => unreachable!("a transfer has a page"),
+            [only] => [only, 0],
+            [first, second] => [first, second],
+            [first, ref others @ ..] => {
+                assert!(others.len() <= LIST_ENTRIES, "{} pages are more than one list takes", pages.len());
+                let list = usize::from(id) * PAGE;
+                for (index, page) in others.iter().enumerate() {
+                    self.lists.write(list + 8 * index, page.to_le());
+                }
+                [first, self.lists.device_address(list)]
+            }
+        }
+    }
+
+    async fn poll_until_closed(self: Rc<Self>) {
+        let mut fruitless = 0;
+        let mut next_check = self.handle.now() + AGE_CHECK;
+        while self.state.get() == State::Running {
+            let work = self.work.notified();
+            if self.commands.borrow().under_way() == 0 {
+                work.await;
+                fruitless = 0;
+                next_check = self.handle.now() + AGE_CHECK;
+            }
+            match self.turn() {
+                Ok(true) => fruitless = 0,
+                Ok(false) => {}
+                Err(made_up) => {
+                    tracing::error!(
+                        device = self.bus.name(),
+                        command = made_up,
+                        "the controller answers what nobody asked"
+                    );
+                    self.reset().await;
+                }
+            }
+            if self.handle.now_coarse() >= next_check {
+                next_check = self.handle.now() + AGE_CHECK;
+                self.look_after_the_old().await;
+            }
+            self.pause(&mut fruitless).await;
+        }
+        if self.state.get() == State::Closed
+            && let Err(error) = self.shut_down().await
+        {
+            tracing::info!(%error, "the NVMe controller was not shut down in order");
+        }
+    }
+
+    /// No command is taken any more; what is under way may or may not be carried out.
+    pub fn close(&self) {
+        if self.state.get() != State::Gone {
+            self.state.set(State::Closed);
+        }
+        self.work.notify_all();
+    }
+
+    /// Tells the controller that its power may go.
+    async fn shut_down(&self) -> Result<(), NvmeError> {
+        let configuration = self.bus.read32(register::CONFIGURATION) & !configuration::SHUTDOWN_MASK;
+        self.bus.write32(register::CONFIGURATION, configuration | configuration::SHUTDOWN);
+        let deadline = self.handle.now() + SHUTDOWN_TIMEOUT;
+        while self.bus.read32(register::STATUS) & status::SHUTDOWN_MASK != status::SHUTDOWN_COMPLETE {
+            if self.handle.now() >= deadline {
+                return Err(NvmeError::Silent { device: self.device(), what: "shut down" });
+            }
+            self.handle.sleep(STATUS_PAUSE).await;
+        }
+        self.disable().await
+    }
+
+    /// Rings for what was queued and takes what completed. True if anything did; an identifier of no
+    /// command if the controller made one up.
+    fn turn(&self) -> Result<bool, u16> {
+        let mut harvest = Harvest::default();
+        let mut made_up = None;
+        let mut any = false;
+        {
+            let (mut io, mut commands) = (self.io.borrow_mut(), self.commands.borrow_mut());
+            io.ring(&*self.bus);
+            while let Some(completion) = io.take() {
+                any = true;
+                if !commands.complete(&completion, &mut harvest) {
+                    made_up = Some(completion.id());
+                    break;
+                }
+            }
+            io.acknowledge(&*self.bus);
+        }
+        deliver(harvest);
+        made_up.map_or(Ok(any), Err)
+    }
+
+    /// Aborts commands that take too long, and resets the controller if that does not end them.
+    async fn look_after_the_old(&self) {
+        let Some(since) = self.timed_out() else { return };
+        if self.bus.read32(register::STATUS) == status::GONE {
+            return self.gone();
+        }
+        let device = self.bus.name();
+        tracing::warn!(device, commands = ?since, "NVMe commands take too long: they are aborted");
+        {
+            let mut queue = self.admin.lock().await;
+            for id in since {
+                let abort = Command::new(admin::ABORT, 0).with(10, u32::from(IO_QUEUE) | u32::from(id) << 16);
+                if let Err(error) = self.admin_command(&mut queue, abort, "abort a command").await {
+                    tracing::warn!(%error, "a command was not aborted");
+                    break;
+                }
+            }
+        }
+        let deadline = self.handle.now() + ABORT_TIMEOUT;
+        while self.timed_out().is_some() && self.handle.now() < deadline {
+            if self.turn().is_err() {
+                break;
+            }
+            self.handle.sleep(STATUS_PAUSE).await;
+        }
+        if self.timed_out().is_some() {
+            self.reset().await;
+        }
+    }
+
+    /// The commands that take too long, if any do.
+    fn timed_out(&self) -> Option<Vec<u16>> {
+        let before =
+            Instant::from_nanos(self.handle.now().as_nanos().saturating_sub(self.command_timeout.as_nanos() as u64));
+        let old = self.commands.borrow().older_than(before);
+        (!old.is_empty()).then_some(old)
+    }
+
+    async fn reset(&self) {
+        self.state.set(State::Resetting);
+        self.resets.set(self.resets.get() + 1);
+        tracing::warn!(device = self.bus.name(), "the NVMe controller is reset");
+        if let Err(error) = self.bring_up().await {
+            tracing::error!(%error, "the NVMe controller does not come back");
+            return self.gone();
+        }
+        if self.state.get() == State::Closed {
+            return;
+        }
+        let mut harvest = Harvest::default();
+        let again = self.commands.borrow_mut().after_reset(self.handle.now(), AGAIN_MAX, &mut harvest);
+        let mut io = self.io.borrow_mut();
+        for command in again {
+            io.push(command);
+        }
+        drop(io);
+        self.state.set(State::Running);
+        deliver(harvest);
+    }
+
+    fn gone(&self) {
+        self.bus.cut_off();
+        if self.state.get() != State::Closed {
+            self.state.set(State::Gone);
+        }
+        let mut harvest = Harvest::default();
+        self.commands.borrow_mut().end_all(&mut harvest);
+        deliver(harvest);
+    }
+}
+
+/// Wakes and releases with no borrow held.
+fn deliver(harvest: Harvest) {
+    for waker in harvest.wakers {
+        waker.wake();
+    }
+}
+
+impl<B: Bus> Drop for Controller<B> {
+    fn drop(&mut self) {
+        // What commands under way work on goes with us.
+        self.bus.cut_off();
+    }
+}
+
+/// A command that the controller has.
+struct UnderWay<'a, B: Bus, K: 'static> {
+    controller: &'a Rc<Controller<B>>,
+    id: u16,
+    /// Taken when the command ends.
+    kept: Option<(K, Permit)>,
+}
+
+// Moving the future moves only the handles to what is kept.
+impl<B: Bus, K: 'static> Unpin for UnderWay<'_, B, K> {}
+
+impl<B: Bus, K: 'static> Future for UnderWay<'_, B, K> {
+    type Output = (Outcome, K);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(outcome) = self.controller.commands.borrow_mut().poll(self.id, context.waker()) else {
+            return Poll::Pending;
+        };
+        let (kept, _place) = self.kept.take().expect("a command is polled to its end once");
+        Poll::Ready((outcome, kept))
+    }
+}
+
+impl<B: Bus, K: 'static> Drop for UnderWay<'_, B, K> {
+    fn drop(&mut self) {
+        if let Some(kept) = self.kept.take() {
+            let kept: Box<dyn Any> = Box::new(kept);
+            let released = self.controller.commands.borrow_mut().orphan(self.id, kept);
+            drop(released);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+use super::model::{Counts, Model, ModelOptions};
+use super::spec::{NamespaceError, Status};
+use super::*;
+use crate::conformance::{self, pattern};
+use cfs_reactor::Executor;
+use cfs_reactor::clock::SimClock;
+use futures_util::future::join_all;
+use std::future::Future;
+use std::time::Duration;
+
+type Device = Rc<NvmeDevice<Rc<Model>>>;
+
+/// A story with a device on a model, on virtual time.
+fn run<T: 'static, F: Future<Output = T> + 'static>(
+    options: ModelOptions,
+    seed: u64,
+    story: impl FnOnce(Device, Rc<Model>, Handle) -> F + 'static,
+) -> T {
+    let executor = Executor::new(Rc::new(SimClock::new(seed)));
+    let handle = executor.domain();
+    let main = {
+        let handle = handle.clone();
+        async move {
+            let model = Model::new(options, seed);
+            model.serve(&handle);
+            let device = NvmeDevice::open(model.clone(), 1, &handle).await.expect("opens");
+            story(device, model, handle.clone()).await
+        }
+    };
+    executor.run_simulated(&handle, main).expect("no deadlock").expect("not cancelled")
+}
+
+async fn refusal(options: ModelOptions, namespace: u32, handle: &Handle) -> NvmeError {
+    let model = Model::new(options, 1);
+    model.serve(handle);
+    NvmeDevice::open(model, namespace, handle).await.err().expect("is refused")
+}
+
+#[test]
+fn the_driver_conforms_on_controllers_of_every_kind() {
+    let usual = ModelOptions::default();
+    let kinds = [
+        usual.clone(),
+        ModelOptions { block_shift: 9, blocks: 32_768, ..usual.clone() },
+        ModelOptions { transfer_shift: 1, ..usual.clone() },
+        ModelOptions { transfer_shift: 0, ..usual.clone() },
+        ModelOptions { queue_entries_max: 2, ..usual.clone() },
+        ModelOptions { queue_entries_max: 5, volatile_cache: false, ..usual.clone() },
+        ModelOptions { deallocates: false, ..usual },
+    ];
+    for (seed, options) in (1..).zip(kinds) {
+        let counts = run(options, seed, move |device, model, _| async move {
+            conformance::all(device, seed).await;
+            model.counts()
+        });
+        assert_eq!((counts.memory_faults, counts.resets), (0, 0), "seed {seed}: {counts:?}");
+        assert!(counts.commands > 250, "seed {seed}: {counts:?}");
+    }
+}
+
+#[test]
+fn commands_of_one_turn_share_a_doorbell() {
+    run(ModelOptions::default(), 3, |device, model, _| async move {
+        let before = model.counts();
+        let reads = (0..64).map(|index| device.read(index * 4096, 4096));
+        assert!(join_all(reads).await.iter().all(Result::is_ok));
+        let (rung, commands) = {
+            let after = model.counts();
+            (after.doorbells - before.doorbells, after.commands - before.commands)
+        };
+        assert_eq!(commands, 64);
+        assert!(rung < 40, "{rung} doorbells for {commands} commands");
+    });
+}
+
+#[test]
+fn a_write_is_forced_and_a_flush_sent_only_where_there_is_a_volatile_cache() {
+    for volatile_cache in [true, false] {
+        let options = ModelOptions { volatile_cache, ..ModelOptions::default() };
+        let counts = run(options, 4, |device, model, _| async move {
+            device.write(0, vec![pattern(1, 4096)], Placement::Log, true).await.unwrap();
+            device.write(4096, vec![pattern(2, 4096)], Placement::Log, false).await.unwrap();
+            device.flush().await.unwrap();
+            model.counts()
+        });
+        let expected = if volatile_cache { (1, 1) } else { (0, 0) };
+        assert_eq!((counts.forced_writes, counts.flushes), expected, "volatile cache: {volatile_cache}");
+    }
+}
+
+#[test]
+fn an_error_of_the_device_names_its_status_and_what_may_be_retried_is() {
+    run(ModelOptions::default(), 5, |device, model, _| async move {
+        model.fail_next(io::READ, Status::UNRECOVERED_READ);
+        let error = device.read(8192, 4096).await.err().unwrap();
+        let said = error.to_string();
+        assert!(said.contains("nvme:model/1") && said.contains("read of 4096 bytes at 8192"), "{said}");
+        assert!(said.contains("unrecovered read error (type 0x2, code 0x81)"), "{said}");
+        model.fail_next(io::WRITE, Status::WRITE_FAULT);
+        let written = device.write(0, vec![pattern(1, 4096)], Placement::Data, false).await;
+        assert!(written.unwrap_err().to_string().contains("write fault"));
+        // The controller says that it may be better later.
+        model.fail_next(io::READ, Status::NOT_READY);
+        assert!(device.read(8192, 4096).await.is_ok());
+        for _ in 0..=RETRIES_MAX {
+            model.fail_next(io::READ, Status::NOT_READY);
+        }
+        assert!(device.read(8192, 4096).await.err().unwrap().to_string().contains("not ready"));
+        assert_eq!(device.resets(), 0);
+    });
+}
+
+#[test]
+fn what_is_not_answered_is_aborted_or_the_controller_reset_and_asked_again() {
+    for aborts in [true, false] {
+        let options = ModelOptions { aborts, ..ModelOptions::default() };
+        run(options, 6, move |device, model, handle| async move {
+            let bytes = pattern(7, 12_288);
+            device.write(0, vec![bytes.clone()], Placement::Data, false).await.unwrap();
+            model.swallow_next(1);
+            let start = handle.now();
+            // One of them, which one is drawn.
+            let reads = join_all((0..40).map(|_| device.read(0, 12_288))).await;
+            assert!(reads.into_iter().all(|read| read.unwrap()[..] == bytes[..]));
+            let took = handle.now() - start;
+            assert!((Duration::from_secs(30)..Duration::from_secs(60)).contains(&took), "{took:?}");
+            assert_eq!((device.resets(), model.counts().resets), if aborts { (0, 0) } else { (1, 1) });
+            assert_eq!(&device.read(0, 12_288).await.unwrap()[..], &bytes[..]);
+        });
+    }
+}
+
+#[test]
+fn what_is_never_answered_is_an_error_in_the_end_and_costs_the_others_nothing() {
+    let options = ModelOptions { aborts: false, ..ModelOptions::default() };
+    run(options, 8, |device, model, handle| async move {
+        let reading = device.clone();
+        model.swallow_next(u32::MAX);
+        let read = handle.spawn(async move { reading.read(0, 4096).await.map(|_| ()) });
+        let error = read.await.unwrap().unwrap_err().to_string();
+        assert!(error.contains("not answered, also not after a reset"), "{error}");
+        assert_eq!(device.resets(), 3);
+        model.swallow_next(0);
+        device.write(0, vec![pattern(9, 4096)], Placement::Data, true).await.unwrap();
+        assert_eq!(&device.read(0, 4096).await.unwrap()[..], &pattern(9, 4096)[..]);
+    });
+}
+
+#[test]
+fn a_read_that_nobody_waits_for_keeps_its_memory_until_it_is_answered() {
+    run(ModelOptions::default(), 10, |device, model, handle| async move {
+        device.write(0, vec![Bytes::from_owner(DmaBuf::copy_of(&[0x55; 4096]))], Placement::Data, false).await.unwrap();
+        for _ in 0..200 {
+            let reading = device.clone();
+            let doomed = handle.spawn(async move { reading.read(0, 4096).await.map(|_| ()) });
+            handle.yield_now().await;
+            doomed.abort();
+            // Of the same pool and size: the memory just dropped, had it been given back.
+            let canaries: Vec<DmaBuf> = (0..4).map(|_| DmaBuf::copy_of(&[0xAA; 4096])).collect();
+            handle.sleep(Duration::from_millis(1)).await;
+            assert!(canaries.iter().all(|canary| canary.iter().all(|byte| *byte == 0xAA)));
+        }
+        assert_eq!(model.counts().memory_faults, 0);
+    });
+}
+
+#[test]
+fn a_device_pulled_out_is_gone_and_answers_everything_so() {
+    run(ModelOptions::default(), 11, |device, model, handle| async move {
+        let writing = device.clone();
+        model.swallow_next(1);
+        let write = handle.spawn(async move { writing.write(0, vec![pattern(1, 4096)], Placement::Data, false).await });
+        handle.sleep(Duration::from_millis(1)).await;
+        model.pull_out();
+        assert!(write.await.unwrap().unwrap_err().is_gone());
+        assert!(device.read(0, 4096).await.err().unwrap().is_gone());
+        assert!(device.flush().await.unwrap_err().is_gone());
+    });
+}
+
+#[test]
+fn a_device_that_is_dropped_is_shut_down() {
+    run(ModelOptions::default(), 12, |device, model, handle| async move {
+        device.write(0, vec![pattern(1, 4096)], Placement::Data, false).await.unwrap();
+        assert!(!model.was_shut_down());
+        drop(device);
+        handle.sleep(Duration::from_secs(1)).await;
+        assert!(model.was_shut_down());
+        // Another one takes the controller over, with what was written.
+        let device = NvmeDevice::open(model.clone(), 1, &handle).await.unwrap();
+        assert_eq!(&device.read(0, 4096).await.unwrap()[..], &pattern(1, 4096)[..]);
+        assert_eq!(model.counts(), Counts { memory_faults: 0, ..model.counts() });
+    });
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_by_name() {
+    let executor = Executor::new(Rc::new(SimClock::new(1)));
+    let handle = executor.domain();
+    let story = {
+        let handle = handle.clone();
+        async move {
+            let usual = ModelOptions::default();
+            let absent = refusal(usual.clone(), 2, &handle).await;
+            let why = NamespaceError::Absent;
+            assert_eq!(absent, NvmeError::Namespace { device: "model".into(), namespace: 2, why });
+            let large = refusal(ModelOptions { block_shift: 16, blocks: 16, ..usual.clone() }, 1, &handle).await;
+            assert!(large.to_string().contains("65536 bytes") && large.to_string().contains("nvme format"), "{large}");
+            let metadata = refusal(ModelOptions { metadata_bytes: 8, ..usual.clone() }, 1, &handle).await;
+            assert!(metadata.to_string().contains("8 bytes of metadata"), "{metadata}");
+            let model = Model::new(usual, 1);
+            model.pull_out();
+            let gone = NvmeDevice::open(model, 1, &handle).await.err().unwrap();
+            assert_eq!(gone, NvmeError::Gone { device: "model".into() });
+        }
+    };
+    executor.run_simulated(&handle, story).unwrap().unwrap();
+}
