@@ -308,7 +308,12 @@ pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, forc
         }
         let mut others: Vec<(String, Rc<dyn BlockDevice>)> = Vec::new();
         for survivor in survivors.iter().filter(|survivor| survivor.exists() || is_driven(survivor)) {
-            let device = devices::open(survivor, &ring, &handle, OpenOptions::default()).await?;
+            let device = match devices::open(survivor, &ring, &handle, OpenOptions::default()).await {
+                Ok(device) => device,
+                // Another one that is lost.
+                Err(DeviceError::Open(_) | DeviceError::Gone { .. }) if is_driven(survivor) => continue,
+                Err(error) => return Err(error.into()),
+            };
             others.push((survivor.display().to_string(), device));
         }
         let Some((_, other)) = others.first() else { bail!("no other target of the cluster is there") };

@@ -30,12 +30,17 @@ pub fn bind(root: &Path, address: &str) -> Result<Bound> {
                 "there is no IOMMU before {address}: switch it on in the firmware and with intel_iommu=on or amd_iommu=on"
             );
         }
-        check_unused(root, &function)?;
+        if !root.join("sys/bus/pci/drivers/vfio-pci").exists() {
+            bail!("the kernel has no driver vfio-pci yet: load it with modprobe vfio-pci");
+        }
+        let unused = open_exclusively(root, &function)?;
         give(root, &function, &address, "vfio-pci")?;
+        drop(unused);
     }
     let driver = driver(&function).unwrap_or_default();
     if driver != "vfio-pci" {
-        bail!("vfio-pci did not take {address}: load it with modprobe vfio-pci, and see dmesg");
+        give(root, &function, &address, "")?;
+        bail!("vfio-pci did not take {address}, and it was given back: see dmesg");
     }
     Ok(Bound { target: Some(format!("nvme:{address}")), address, driver })
 }
@@ -43,7 +48,9 @@ pub fn bind(root: &Path, address: &str) -> Result<Bound> {
 /// Gives the controller back to the kernel's driver.
 pub fn unbind(root: &Path, address: &str) -> Result<Bound> {
     let (function, address) = controller(root, address)?;
-    if driver(&function).as_deref() == Some("vfio-pci") {
+    // Without a driver it was left so, and may be tied to vfio-pci.
+    if matches!(driver(&function).as_deref(), None | Some("vfio-pci")) {
+        check_not_driven(root, &function, &address)?;
         give(root, &function, &address, "")?;
     }
     match driver(&function) {
@@ -68,21 +75,36 @@ fn driver(function: &Path) -> Option<String> {
     Some(fs::read_link(function.join("driver")).ok()?.file_name()?.to_string_lossy().into_owned())
 }
 
-/// Refuses a controller of which anything uses a namespace.
-fn check_unused(root: &Path, function: &Path) -> Result<()> {
+/// Refuses a controller that a server drives: taking it away would wait for that server, and could not be
+/// given up.
+fn check_not_driven(root: &Path, function: &Path, address: &str) -> Result<()> {
+    let group = fs::read_link(function.join("iommu_group")).ok();
+    let Some(group) = group.as_deref().and_then(Path::file_name) else { return Ok(()) };
+    match fs::OpenOptions::new().read(true).write(true).open(root.join("dev/vfio").join(group)) {
+        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+            bail!("{address} is in use: a server drives it, or another controller of its IOMMU group; stop it first")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// All namespaces of a controller, so that nobody else begins to use one; refused if anything does.
+fn open_exclusively(root: &Path, function: &Path) -> Result<Vec<fs::File>> {
+    let mut opened = Vec::new();
     for controller in directories(&function.join("nvme"))? {
         for namespace in directories(&controller)?.into_iter().filter(|path| path.join("size").exists()) {
             let name = namespace.file_name().unwrap_or_default().to_string_lossy();
             let device = root.join("dev").join(block_device(&name));
-            if let Err(error) = fs::OpenOptions::new().read(true).custom_flags(EXCLUSIVELY).open(&device) {
-                bail!(
+            match fs::OpenOptions::new().read(true).custom_flags(EXCLUSIVELY).open(&device) {
+                Ok(file) => opened.push(file),
+                Err(error) => bail!(
                     "{} is in use ({error}): unmount it, or stop what uses it (lsblk {0}, swapon --show), first",
                     device.display()
-                );
+                ),
             }
         }
     }
-    Ok(())
+    Ok(opened)
 }
 
 /// The block device of a namespace as its controller names it: behind the kernel's multipath (`nvme0c1n1`)
@@ -139,6 +161,7 @@ mod tests {
         for wrong in ["0000:02:00.0", "../..", "x"] {
             assert!(refused(wrong).contains("there is no PCI function"), "{wrong}");
         }
+        fs::create_dir(root.path().join("sys/bus/pci/drivers/vfio-pci")).unwrap();
         // Of a namespace that can't be opened alone.
         fs::create_dir_all(function.join("nvme/nvme0/nvme0n1")).unwrap();
         fs::write(function.join("nvme/nvme0/nvme0n1/size"), "1").unwrap();
@@ -158,14 +181,17 @@ mod tests {
     #[test]
     fn the_kernel_is_told_in_its_order_and_believed_only_if_it_did_it() {
         let (root, function) = machine();
-        let refused = format!("{:#}", bind(root.path(), "01:00.0").err().expect("nobody took it"));
-        assert!(refused.contains("vfio-pci did not take 0000:01:00.0"), "{refused}");
+        let refused = || format!("{:#}", bind(root.path(), "01:00.0").err().expect("nobody took it"));
+        assert!(refused().contains("modprobe vfio-pci"));
+        assert!(!function.join("driver_override").exists());
+        fs::create_dir(root.path().join("sys/bus/pci/drivers/vfio-pci")).unwrap();
+        let why = refused();
+        assert!(why.contains("vfio-pci did not take 0000:01:00.0, and it was given back"), "{why}");
         let read = |path: PathBuf| fs::read_to_string(path).unwrap();
-        assert_eq!(read(function.join("driver_override")), "vfio-pci\n");
+        assert_eq!(read(function.join("driver_override")), "\n");
         assert_eq!(read(function.join("driver/unbind")), "0000:01:00.0");
         assert_eq!(read(root.path().join("sys/bus/pci/drivers_probe")), "0000:01:00.0");
         fs::remove_file(function.join("driver")).unwrap();
-        fs::create_dir(root.path().join("sys/bus/pci/drivers/vfio-pci")).unwrap();
         symlink(root.path().join("sys/bus/pci/drivers/vfio-pci"), function.join("driver")).unwrap();
         let bound = bind(root.path(), "0000:01:00.0").unwrap();
         assert_eq!((bound.driver.as_str(), bound.target.as_deref()), ("vfio-pci", Some("nvme:0000:01:00.0")));

@@ -44,7 +44,6 @@ const RETRIES_MAX: u32 = 3;
 /// A namespace of an NVMe controller.
 pub struct NvmeDevice<B: Bus> {
     name: String,
-    bus: Rc<B>,
     controller: Rc<Controller<B>>,
     namespace: u32,
     geometry: DeviceGeometry,
@@ -52,6 +51,7 @@ pub struct NvmeDevice<B: Bus> {
     bounce: SharedMemory,
     /// Whose turn it is with that.
     bouncing: Rc<Semaphore>,
+    bus: Rc<B>,
 }
 
 /// What an error speaks of.
@@ -66,6 +66,7 @@ impl<B: Bus> NvmeDevice<B> {
     /// Takes the controller over, whatever it was doing, and opens one of its namespaces.
     pub async fn open(bus: B, namespace: u32, handle: &Handle) -> Result<Rc<NvmeDevice<B>>, NvmeError> {
         let bus = Rc::new(bus);
+        let bounce = bus.allocate(BOUNCE_BYTES)?;
         let controller = Controller::open(bus.clone(), handle).await?;
         let opened = async {
             let identity = controller.identify().await?;
@@ -89,7 +90,6 @@ impl<B: Bus> NvmeDevice<B> {
             volatile_cache: identity.volatile_cache,
             discards: identity.deallocates,
         };
-        let bounce = bus.allocate(BOUNCE_BYTES)?;
         let bouncing = Semaphore::new(1);
         Ok(Rc::new(NvmeDevice { name, bus, controller, namespace, geometry, bounce, bouncing }))
     }

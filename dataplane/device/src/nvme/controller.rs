@@ -91,7 +91,6 @@ enum State {
 }
 
 pub(super) struct Controller<B: Bus> {
-    bus: Rc<B>,
     handle: Handle,
     capabilities: Capabilities,
     admin: Mutex<QueuePair>,
@@ -108,6 +107,8 @@ pub(super) struct Controller<B: Bus> {
     work: Rc<Notify>,
     resets: Cell<u64>,
     command_timeout: Duration,
+    /// After all memory that it was given.
+    bus: Rc<B>,
 }
 
 /// What a command works on.
@@ -459,6 +460,9 @@ impl<B: Bus> Controller<B> {
     }
 
     async fn reset(&self) {
+        if self.state.get() == State::Closed {
+            return;
+        }
         self.state.set(State::Resetting);
         self.resets.set(self.resets.get() + 1);
         tracing::warn!(device = self.bus.name(), "the NVMe controller is reset");

@@ -28,7 +28,6 @@ const GROUP_GET_STATUS: Opcode = opcode::none(VFIO, 103);
 const GROUP_SET_CONTAINER: Opcode = opcode::none(VFIO, 104);
 const GROUP_GET_DEVICE_FD: Opcode = opcode::none(VFIO, 106);
 const DEVICE_GET_REGION_INFO: Opcode = opcode::none(VFIO, 108);
-const DEVICE_RESET: Opcode = opcode::none(VFIO, 111);
 const IOMMU_MAP_DMA: Opcode = opcode::none(VFIO, 113);
 const IOMMU_UNMAP_DMA: Opcode = opcode::none(VFIO, 114);
 
@@ -166,29 +165,26 @@ fn link_name(link: PathBuf) -> Option<String> {
 
 /// The IOMMU group of a function that is bound to vfio-pci, or why it can't be driven.
 fn group_of(sys: &Path, address: &PciAddress) -> DeviceResult<String> {
-    let refused = |why: String| Err(DeviceError::Open(format!("cannot drive PCI function {address}: {why}")));
+    let refusal = |why: &str| format!("cannot drive PCI function {address}: {why}");
+    // What is there is not lost: it is not ours, or not ours yet.
+    let refused = |why: &str| Err(DeviceError::NotPermitted(refusal(why)));
     let function = sys.join("bus/pci/devices").join(&address.0);
     let Ok(class) = std::fs::read_to_string(function.join("class")) else {
-        return refused("there is none; lspci -D lists what there is".to_owned());
+        return Err(DeviceError::Open(refusal("there is none; lspci -D lists what there is")));
     };
     if class.trim() != CLASS_NVME {
-        return refused(format!("it is no NVMe controller (its class is {})", class.trim()));
+        return refused(&format!("it is no NVMe controller (its class is {})", class.trim()));
     }
     match link_name(function.join("driver")).as_deref() {
         Some("vfio-pci") => {}
         other => {
             let owner = other.map_or("no driver".to_owned(), |driver| format!("the driver {driver}"));
-            // It is not lost: it is only not ours yet.
-            return Err(DeviceError::NotPermitted(format!(
-                "cannot drive PCI function {address}: {owner} has it; give it to vfio-pci with: cfsctl device bind {address}"
-            )));
+            return refused(&format!("{owner} has it; give it to vfio-pci with: cfsctl device bind {address}"));
         }
     }
     match link_name(function.join("iommu_group")) {
         Some(group) => Ok(group),
-        None => refused(
-            "there is no IOMMU; switch it on in the firmware and with intel_iommu=on or amd_iommu=on".to_owned(),
-        ),
+        None => refused("there is no IOMMU; switch it on in the firmware and with intel_iommu=on or amd_iommu=on"),
     }
 }
 
@@ -202,16 +198,8 @@ struct Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        let mut unmap = UnmapDma {
-            bytes: size_of::<UnmapDma>() as u32,
-            flags: 0,
-            device_address: self.device_address,
-            size: self.bytes as u64,
-        };
-        // SAFETY: the structure that the request takes.
-        let unmapped = unsafe { request(&*self.container, IOMMU_UNMAP_DMA, (&raw mut unmap).cast()) };
         // What the device still reaches is left to it.
-        if unmapped.is_ok() {
+        if unmap(&*self.container, self.device_address, self.bytes).is_ok() {
             // SAFETY: mapped by `allocate`, and its one owner goes.
             let _ = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
         }
@@ -239,6 +227,10 @@ impl VfioBus {
         let failed = |what: &str, errno: Errno| {
             DeviceError::Open(format!("cannot drive PCI function {address}: {what}: {errno}"))
         };
+        // This machine is not set up for it: the device is not lost.
+        let refused = |what: &str, errno: Errno| {
+            DeviceError::NotPermitted(format!("cannot drive PCI function {address}: {what}: {errno}"))
+        };
         let group_path = format!("/dev/vfio/{group}");
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let group = open(&group_path, flags, Mode::empty()).map_err(|errno| match errno {
@@ -248,13 +240,13 @@ impl VfioBus {
             Errno::ACCESS | Errno::PERM => DeviceError::NotPermitted(format!(
                 "cannot open {group_path}: {errno}; run as root, or give this user the file"
             )),
-            errno => failed(&format!("cannot open {group_path} (without an IOMMU this is not supported)"), errno),
+            errno => refused(&format!("cannot open {group_path} (without an IOMMU this is not supported)"), errno),
         })?;
         let container = open("/dev/vfio/vfio", flags, Mode::empty())
-            .map_err(|errno| failed("cannot open /dev/vfio/vfio (modprobe vfio-pci)", errno))?;
+            .map_err(|errno| refused("cannot open /dev/vfio/vfio (modprobe vfio-pci)", errno))?;
         match (number(&container, GET_API_VERSION, 0), number(&container, CHECK_EXTENSION, TYPE1_V2)) {
             (Ok(0), Ok(1..)) => {}
-            _ => return Err(failed("this kernel's VFIO has no IOMMU of type 1", Errno::NOTSUP)),
+            _ => return Err(refused("this kernel's VFIO has no IOMMU of type 1", Errno::NOTSUP)),
         }
         let mut status = GroupStatus { bytes: size_of::<GroupStatus>() as u32, flags: 0 };
         // SAFETY: the structure that the request takes.
@@ -262,15 +254,15 @@ impl VfioBus {
             .map_err(|errno| failed("its group", errno))?;
         if status.flags & GROUP_VIABLE == 0 {
             let why = "the kernel uses others of its IOMMU group; give them to vfio-pci too";
-            return Err(failed(why, Errno::BUSY));
+            return Err(refused(why, Errno::BUSY));
         }
         let mut raw = std::os::fd::AsRawFd::as_raw_fd(&container);
         // SAFETY: the request takes the address of a descriptor.
         unsafe { request(&group, GROUP_SET_CONTAINER, (&raw mut raw).cast()) }
-            .map_err(|errno| failed("joining its group", errno))?;
-        number(&container, SET_IOMMU, TYPE1_V2).map_err(|errno| failed("its IOMMU", errno))?;
+            .map_err(|errno| refused("joining its group", errno))?;
+        number(&container, SET_IOMMU, TYPE1_V2).map_err(|errno| refused("its IOMMU", errno))?;
 
-        let Some((arena, arena_bytes)) = device_memory() else { return Err(failed("memory for I/O", Errno::NOMEM)) };
+        let Some((arena, arena_bytes)) = device_memory() else { return Err(refused("memory for I/O", Errno::NOMEM)) };
         map(&container, arena as u64, ARENA_AT, arena_bytes).map_err(|errno| locked_memory(address, errno))?;
         let name = CString::new(address.0.as_str()).expect("an address has no zero byte");
         // SAFETY: the request takes a string, which it reads.
@@ -302,12 +294,14 @@ impl VfioBus {
         Ok(bus)
     }
 
-    fn command(&self, change: impl Fn(u16) -> u16) -> rustix::io::Result<()> {
+    /// Changes the command register; what it is then.
+    fn command(&self, change: impl Fn(u16) -> u16) -> rustix::io::Result<u16> {
         let at = self.configuration_at + PCI_COMMAND;
         let mut bytes = [0; 2];
         pread(&self.device, &mut bytes, at)?;
         pwrite(&self.device, &change(u16::from_le_bytes(bytes)).to_le_bytes(), at)?;
-        Ok(())
+        pread(&self.device, &mut bytes, at)?;
+        Ok(u16::from_le_bytes(bytes))
     }
 
     fn register(&self, offset: usize) -> *mut u32 {
@@ -319,7 +313,7 @@ impl VfioBus {
 
 fn locked_memory(address: &PciAddress, errno: Errno) -> DeviceError {
     let remedy = "raise the limit of locked memory (ulimit -l, LimitMEMLOCK=)";
-    DeviceError::Open(format!("cannot drive PCI function {address}: giving it memory: {errno}; {remedy}"))
+    DeviceError::NotPermitted(format!("cannot drive PCI function {address}: giving it memory: {errno}; {remedy}"))
 }
 
 fn map(container: impl AsFd, memory: u64, device_address: u64, bytes: usize) -> rustix::io::Result<()> {
@@ -328,6 +322,12 @@ fn map(container: impl AsFd, memory: u64, device_address: u64, bytes: usize) -> 
     // SAFETY: the structure that the request takes. The memory it names is ours, mapped for as long as the
     // device may reach it.
     unsafe { request(container, IOMMU_MAP_DMA, (&raw mut map).cast()) }.map(|_| ())
+}
+
+fn unmap(container: impl AsFd, device_address: u64, bytes: usize) -> rustix::io::Result<()> {
+    let mut unmap = UnmapDma { bytes: size_of::<UnmapDma>() as u32, flags: 0, device_address, size: bytes as u64 };
+    // SAFETY: the structure that the request takes.
+    unsafe { request(container, IOMMU_UNMAP_DMA, (&raw mut unmap).cast()) }.map(|_| ())
 }
 
 fn region(device: impl AsFd, index: u32) -> rustix::io::Result<RegionInfo> {
@@ -387,9 +387,17 @@ impl Bus for VfioBus {
     }
 
     fn cut_off(&self) {
-        // One that is gone from the bus reaches nothing anyway.
-        let _ = self.command(|command| command & !PCI_BUS_MASTER);
-        let _ = number(&self.device, DEVICE_RESET, 0);
+        // Not by a reset, which may take a minute: the kernel does that when the device is closed.
+        match self.command(|command| command & !PCI_BUS_MASTER) {
+            // One that is gone from the bus reads all ones, and reaches nothing anyway.
+            Ok(now) if now & PCI_BUS_MASTER == 0 || now == u16::MAX => {}
+            _ => {
+                tracing::error!(device = self.name, "the controller does not let go of memory: it is taken from it");
+                if let Err(errno) = unmap(&*self.container, ARENA_AT, self.arena.1) {
+                    tracing::error!(device = self.name, %errno, "the controller reaches memory still");
+                }
+            }
+        }
     }
 }
 
