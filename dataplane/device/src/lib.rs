@@ -1,9 +1,10 @@
 //! The block device seam: what the store writes to, and its back ends.
 //!
 //! A [`BlockDevice`] reads and writes aligned ranges, flushes its volatile cache, and discards.
-//! Back ends: [`uring`] (regular files and block devices, O_DIRECT) and [`mem`] (in memory,
-//! seeded, with every fault a device can have). A device belongs to one executor. What every
-//! back end must do is written down as tests in [`conformance`].
+//! Back ends: [`uring`] (regular files and block devices, O_DIRECT), [`nvme`] (NVMe controllers
+//! driven from user space) and [`mem`] (in memory, seeded, with every fault a device can have). A
+//! device belongs to one executor. What every back end must do is written down as tests in
+//! [`conformance`].
 //!
 //! It knows nothing of zones, blobs or checksums; those are the store's.
 
