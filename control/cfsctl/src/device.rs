@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_is_told_in_its_order_and_believed_only_if_it_did_it() {
+    fn the_kernel_is_told_and_believed_only_if_it_did_it() {
         let (root, function) = machine();
         let refused = || format!("{:#}", bind(root.path(), "01:00.0").err().expect("nobody took it"));
         assert!(refused().contains("modprobe vfio-pci"));

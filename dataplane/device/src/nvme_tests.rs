@@ -1,4 +1,4 @@
-use super::model::{Counts, Model, ModelOptions};
+use super::model::{Model, ModelOptions};
 use super::spec::{NamespaceError, Status};
 use super::*;
 use crate::conformance::{self, pattern};
@@ -131,7 +131,7 @@ fn what_is_not_answered_is_aborted_or_the_controller_reset_and_asked_again() {
 }
 
 #[test]
-fn what_is_never_answered_is_an_error_in_the_end_and_costs_the_others_nothing() {
+fn what_is_never_answered_is_an_error_in_the_end_and_the_controller_works_on() {
     let options = ModelOptions { aborts: false, ..ModelOptions::default() };
     run(options, 8, |device, model, handle| async move {
         let reading = device.clone();
@@ -189,7 +189,7 @@ fn a_device_that_is_dropped_is_shut_down() {
         // Another one takes the controller over, with what was written.
         let device = NvmeDevice::open(model.clone(), 1, &handle).await.unwrap();
         assert_eq!(&device.read(0, 4096).await.unwrap()[..], &pattern(1, 4096)[..]);
-        assert_eq!(model.counts(), Counts { memory_faults: 0, ..model.counts() });
+        assert_eq!(model.counts().memory_faults, 0);
     });
 }
 

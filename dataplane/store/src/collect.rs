@@ -299,14 +299,14 @@ impl Core {
             Ok(_) => Ok(true),
             Err(error) if error.is_corrupt() => Ok(false),
             Err(error) => {
-                self.is_stuck(zone, entry);
+                self.note_stuck(zone, entry);
                 Err(error)
             }
         }
     }
 
     /// A blob in the zone can't be read, of which there may be another copy on another target.
-    fn is_stuck(&self, zone: u32, entry: &Entry) {
+    fn note_stuck(&self, zone: u32, entry: &Entry) {
         self.state.borrow_mut().zones.get_mut(zone).stuck_until = Some(self.handle.now_coarse() + STUCK_RETRY);
         self.note_damage(&entry.info);
     }
@@ -324,7 +324,7 @@ impl Core {
             let payload = match self.read_for_move(entry).await {
                 Ok(payload) => payload,
                 Err(error) => {
-                    self.is_stuck(zone, entry);
+                    self.note_stuck(zone, entry);
                     unread = Err(error);
                     break;
                 }

@@ -8,7 +8,6 @@ use std::fmt;
 pub mod register {
     /// CAP, 64 bits.
     pub const CAPABILITIES: usize = 0x00;
-    pub const VERSION: usize = 0x08;
     /// CC.
     pub const CONFIGURATION: usize = 0x14;
     /// CSTS.
@@ -74,9 +73,7 @@ impl Capabilities {
 }
 
 pub mod admin {
-    pub const DELETE_SUBMISSION_QUEUE: u8 = 0x00;
     pub const CREATE_SUBMISSION_QUEUE: u8 = 0x01;
-    pub const DELETE_COMPLETION_QUEUE: u8 = 0x04;
     pub const CREATE_COMPLETION_QUEUE: u8 = 0x05;
     pub const IDENTIFY: u8 = 0x06;
     pub const ABORT: u8 = 0x08;
@@ -227,9 +224,7 @@ impl Status {
     pub const INVALID_OPCODE: Status = Status(0x01);
     pub const INVALID_FIELD: Status = Status(0x02);
     pub const DATA_TRANSFER_ERROR: Status = Status(0x04);
-    pub const INTERNAL: Status = Status(0x06);
     pub const ABORTED_BY_REQUEST: Status = Status(0x07);
-    pub const ABORTED_QUEUE_DELETED: Status = Status(0x08);
     pub const LBA_OUT_OF_RANGE: Status = Status(0x80);
     pub const NOT_READY: Status = Status(0x82);
     /// Media and data integrity errors (figure 99).

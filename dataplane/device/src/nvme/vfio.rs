@@ -68,6 +68,7 @@ unsafe impl Ioctl for Request {
         self.argument
     }
 
+    // SAFETY: looks at nothing behind the pointer.
     unsafe fn output_from_ptr(output: IoctlOutput, _: *mut c_void) -> rustix::io::Result<i32> {
         Ok(output)
     }
