@@ -21,7 +21,7 @@ const CONTENDED: Duration = Duration::from_secs(5);
 /// How long a change of another client waits for pages that are being written here.
 const PAGES_WAIT: Duration = Duration::from_millis(20);
 /// The same where only what was stored to mappings has to be written back.
-const MAPPED_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const MAPPED_WAIT: Duration = Duration::from_secs(2);
 /// How long pages are not dropped because they are being written, for others may be written meanwhile.
 const WRITES_WAIT: Duration = Duration::from_millis(500);
 
@@ -41,6 +41,15 @@ pub trait Invalidator: 'static {
     /// Drops attributes and pages of `ino`. Ends when nobody can see the old state any more. It
     /// waits for reads and writes of the file's pages, so those must not wait for it.
     fn invalidate(&self, ino: Ino) -> LocalBoxFuture<'static, ()>;
+}
+
+/// What another client changes an inode by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Changed {
+    /// What a program asked for.
+    ByProgram,
+    /// Pages of a mapping, which it writes back.
+    ByPages,
 }
 
 /// Attributes and for how long others may keep them.
@@ -301,13 +310,14 @@ impl Client {
     /// Someone else changes the inode: drops what is cached here and elsewhere. What was stored to mappings
     /// is written back before; the server lets that pass. Pages that programs are writing are waited for
     /// `PAGES_WAIT` only: the write may itself wait for the change. Who uses them before they are gone asks
-    /// for attributes first, and drops them then.
-    pub(crate) async fn invalidate(self: &Rc<Self>, ino: Ino) {
+    /// for attributes first, and drops them then. So it is where both clients write pages back: what two
+    /// mappings store to one page overwrites each other anyway.
+    pub(crate) async fn invalidate(self: &Rc<Self>, ino: Ino, by: Changed) {
         if planted::is(Bug::ClientKeepInvalidated) {
             return;
         }
         self.stamps.changed(ino);
-        let mut names_given = false;
+        let (mut names_given, mut within) = (false, PAGES_WAIT);
         if let Some(inode) = self.known_inode(ino) {
             let now = self.now();
             let mut state = inode.state();
@@ -317,19 +327,16 @@ impl Client {
             }
             state.pages_version = None;
             state.drop_cached();
+            if state.mappable > 0 && !state.has_writes_in_the_way_of(by) {
+                within = MAPPED_WAIT;
+            }
         }
         self.pages.borrow_mut().drop_inode(ino);
-        self.drop_pages(ino, names_given).await;
+        self.drop_pages(ino, names_given, within).await;
     }
 
-    /// Has others drop what they keep of an inode, and waits until they have, but not for what may
-    /// itself wait for the change. What was stored to a mapping and is written back now does not.
-    pub(crate) async fn drop_pages(self: &Rc<Self>, ino: Ino, names_given: bool) {
-        let mapped_only = self.known_inode(ino).is_some_and(|inode| {
-            let state = inode.state();
-            state.mappable > 0 && state.writes_under_way == 0
-        });
-        let within = if mapped_only { MAPPED_WAIT } else { PAGES_WAIT };
+    /// Has others drop what they keep of an inode, and waits so long for it.
+    pub(crate) async fn drop_pages(self: &Rc<Self>, ino: Ino, names_given: bool, within: Duration) {
         let client = self.clone();
         let told = self.handle.spawn(async move { client.tell_invalidator(ino, names_given).await });
         if let Either::Right(_) = select(told, Box::pin(self.handle.sleep(within))).await {

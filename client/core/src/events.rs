@@ -4,6 +4,7 @@
 //! own, so that a slow flush never holds up the next heartbeat, and each is acknowledged when it has been.
 
 use crate::Client;
+use crate::cache::{Changed, MAPPED_WAIT};
 use crate::calls::{self, NotMounted};
 use crate::inode::Inode;
 use crate::link::LinkError;
@@ -150,14 +151,15 @@ impl Client {
             }
             progress.seen.set(progress.seen.get().max(number));
             let ino = match event {
-                Event::Invalidate { ino } | Event::RecallWrite { ino } => ino,
+                Event::Invalidate { ino } | Event::RecallWrite { ino } | Event::InvalidateForPages { ino } => ino,
             };
             // At once, so that no reply that is just being handled is cached past it.
             self.stamps.changed(ino);
             let (client, session, progress) = (self.clone(), session.clone(), progress.clone());
             self.handle.spawn(async move {
                 match event {
-                    Event::Invalidate { ino } => client.invalidate(ino).await,
+                    Event::Invalidate { ino } => client.invalidate(ino, Changed::ByProgram).await,
+                    Event::InvalidateForPages { ino } => client.invalidate(ino, Changed::ByPages).await,
                     Event::RecallWrite { ino } => client.recalled(ino, &session).await,
                 }
                 progress.finish(number);
@@ -169,8 +171,9 @@ impl Client {
     async fn recalled(self: &Rc<Self>, ino: Ino, session: &Rc<Session>) {
         let inode = self.inode(ino);
         if inode.state().mappable > 0 {
-            // What a program stored to a mapping is written while it can still be kept under the lease.
-            self.drop_pages(ino, false).await;
+            // What a program stored to a mapping is written while it can still be kept under the lease, under
+            // which no write waits for the change.
+            self.drop_pages(ino, false, MAPPED_WAIT).await;
         }
         let turn = inode.order.acquire(1).await;
         // From here on writes wait for the turn: nothing that is kept comes in any more.
@@ -181,7 +184,7 @@ impl Client {
         }
         self.return_lease(&inode, session).await;
         drop(turn);
-        self.invalidate(ino).await;
+        self.invalidate(ino, Changed::ByProgram).await;
     }
 
     /// Tells the server that nothing dirty is left; called in turn, the lease already dropped.

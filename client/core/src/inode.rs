@@ -1,5 +1,6 @@
 //! One inode as this client knows it.
 
+use crate::cache::Changed;
 use crate::dirty::{DirtyMap, Frozen, frozen_bytes, frozen_end};
 use crate::extents::ExtentCache;
 use crate::stamps::Stamp;
@@ -102,6 +103,8 @@ pub(crate) struct InodeState {
     pub mappable: u32,
     /// Writes that were begun and not answered: whoever keeps pages has these locked.
     pub writes_under_way: u32,
+    /// Those of them that write pages of mappings back.
+    pub page_writes_under_way: u32,
     /// Who of this client's programs holds locks here.
     pub lock_owners: BTreeSet<LockOwner>,
     /// Whose locks went with a session that was fenced, until they are given up: others may have changed
@@ -148,6 +151,7 @@ impl Inode {
             opens: 0,
             mappable: 0,
             writes_under_way: 0,
+            page_writes_under_way: 0,
             lock_owners: BTreeSet::new(),
             locks_lost: BTreeSet::new(),
             held: None,
@@ -226,6 +230,12 @@ impl InodeState {
     /// are told.
     pub fn settle_pages(&mut self, covered: bool) {
         self.pages_version = self.attr.as_ref().filter(|_| covered).map(|attr| attr.version);
+    }
+
+    /// Whether there are writes under way that may themselves wait for another client's change.
+    pub fn has_writes_in_the_way_of(&self, change: Changed) -> bool {
+        let of_programs = self.writes_under_way > self.page_writes_under_way;
+        of_programs || (change == Changed::ByPages && self.page_writes_under_way > 0)
     }
 
     /// Whether others may keep pages that were not read under a grant.

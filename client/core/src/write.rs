@@ -64,9 +64,15 @@ impl Client {
         if how.mapped && file.inode.state().pages_void {
             return Err(self.lose_page(&file.inode));
         }
-        file.inode.state().writes_under_way += 1;
+        let of_pages = u32::from(how.mapped);
+        {
+            let mut state = file.inode.state();
+            state.writes_under_way += 1;
+            state.page_writes_under_way += of_pages;
+        }
         let outcome = self.write_bytes(file, offset, data, how, mapped_in).await;
         let mut state = file.inode.state();
+        state.page_writes_under_way -= of_pages;
         state.writes_under_way -= 1;
         if state.writes_under_way == 0 {
             self.writes_ended.notify_all();

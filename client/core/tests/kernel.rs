@@ -4,11 +4,11 @@ mod common;
 
 use bytes::Bytes;
 use cfs_client::{Client, Invalidator, OpenFile, OpenFlags, WriteFlags};
-use cfs_reactor::sync::Semaphore;
+use cfs_reactor::sync::{Mutex, Semaphore};
 use cfs_wire::{Errno, Ino};
-use common::{ROOT, create, fenced_by_a_writer, open, read, simulate, write};
+use common::{ROOT, create, fenced_by_a_writer, open, read, seeds, simulate, write};
 use futures_util::FutureExt;
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{LocalBoxFuture, join};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -79,7 +79,7 @@ impl Invalidator for DirtyPage {
         self.stores.set(self.stores.get() - u32::from(dirty));
         async move {
             if dirty {
-                let written = write_back(&client, &file, b"page").await;
+                let written = write_back(&client, &file, &b"page"[..]).await;
                 outcomes.borrow_mut().push(written);
             }
         }
@@ -88,9 +88,137 @@ impl Invalidator for DirtyPage {
 }
 
 /// Writes a page of a mapping as the kernel does.
-async fn write_back(client: &Rc<Client>, file: &OpenFile, page: &'static [u8]) -> Result<u32, Errno> {
+async fn write_back(client: &Rc<Client>, file: &OpenFile, page: impl Into<Bytes>) -> Result<u32, Errno> {
     let how = WriteFlags { mapped: true, ..WriteFlags::default() };
-    client.write_with(file, 0, Bytes::from_static(page), how).await
+    client.write_with(file, 0, page.into(), how).await
+}
+
+/// The first page of a file that a program has mapped.
+#[derive(Clone)]
+struct MappedPage {
+    client: Rc<Client>,
+    file: Rc<OpenFile>,
+    /// Locked while it is read, written back or dropped.
+    page: Rc<Mutex<Page>>,
+}
+
+#[derive(Default)]
+struct Page {
+    bytes: Option<Vec<u8>>,
+    dirty: bool,
+}
+
+impl MappedPage {
+    async fn of(client: &Rc<Client>, name: &str) -> MappedPage {
+        let entry = client.lookup(ROOT, name.as_bytes()).await.unwrap();
+        let flags = OpenFlags { read_write: true, ..OpenFlags::default() };
+        let file = client.open(entry.attr.ino, flags, false).await.unwrap();
+        let page = Rc::new(Mutex::new(Page::default()));
+        let mapped = MappedPage { client: client.clone(), file, page };
+        client.set_invalidator(Rc::new(mapped.clone()));
+        mapped
+    }
+
+    async fn store(&self, at: usize, byte: u8) {
+        let mut page = self.page.lock().await;
+        if page.bytes.is_none() {
+            page.bytes = Some(self.client.read_for_pages(&self.file, 0, 4096).await.unwrap().to_vec());
+        }
+        page.bytes.as_mut().unwrap()[at] = byte;
+        page.dirty = true;
+    }
+
+    /// As write(2): the page is locked until it is answered.
+    async fn write(&self, at: usize, byte: u8) {
+        let mut page = self.page.lock().await;
+        if let Some(bytes) = &mut page.bytes {
+            bytes[at] = byte;
+        }
+        write(&self.client, &self.file, at as u64, &[byte]).await;
+    }
+
+    /// As msync, and as the kernel does by itself after a while.
+    async fn sync(&self) {
+        let mut page = self.page.lock().await;
+        if std::mem::take(&mut page.dirty) {
+            let bytes = page.bytes.clone().unwrap();
+            write_back(&self.client, &self.file, bytes).await.unwrap();
+        }
+    }
+}
+
+impl Invalidator for MappedPage {
+    fn keeps_names(&self) -> bool {
+        false
+    }
+
+    fn drop_names(&self) {}
+
+    fn drop_attributes(&self, _ino: Ino) {}
+
+    fn invalidate(&self, ino: Ino) -> LocalBoxFuture<'static, ()> {
+        let mapped = self.clone();
+        async move {
+            if ino == mapped.file.ino() {
+                mapped.sync().await;
+                mapped.page.lock().await.bytes = None;
+            }
+        }
+        .boxed_local()
+    }
+}
+
+#[test]
+fn a_page_that_is_just_being_written_back_does_not_take_what_another_client_writes_beside_it() {
+    for seed in seeds(1, 8) {
+        simulate(seed, |server| async move {
+            server.start().await;
+            server.disk.proposal_micros_max.set(60_000);
+            let (a, b) = (server.client("a").await, server.client("b").await);
+            let ours = create(&a, "f").await;
+            write(&a, &ours, 0, &[0; 10]).await;
+            a.fsync(&ours, false).await.unwrap();
+            let (written, mapped) = (MappedPage::of(&a, "f").await, MappedPage::of(&b, "f").await);
+            for round in 1..40u8 {
+                mapped.store(0, round).await;
+                let under_way = mapped.clone();
+                let syncing = server.handle.spawn(async move { under_way.sync().await });
+                server.sleep(u64::from(round) % 20).await;
+                written.write(5, round).await;
+                syncing.await.unwrap();
+                let found = read(&a, &ours, 0, 10).await;
+                assert_eq!((found[0], found[5]), (round, round), "round {round} of seed {seed}");
+            }
+        });
+    }
+}
+
+#[test]
+fn clients_that_write_pages_of_mappings_back_do_not_wait_for_each_other() {
+    for seed in seeds(1, 8) {
+        simulate(seed, |server| async move {
+            server.start().await;
+            server.disk.proposal_micros_max.set(5_000);
+            let (a, b) = (server.client("a").await, server.client("b").await);
+            let ours = create(&a, "f").await;
+            write(&a, &ours, 0, &[0; 10]).await;
+            a.fsync(&ours, false).await.unwrap();
+            let mapped = [MappedPage::of(&a, "f").await, MappedPage::of(&b, "f").await];
+            let begun = server.handle.now();
+            for round in 1..40u8 {
+                let story = |at: usize| {
+                    let mapped = mapped[at].clone();
+                    async move {
+                        mapped.store(at, round).await;
+                        mapped.sync().await;
+                    }
+                };
+                join(story(0), story(1)).await;
+            }
+            let took = server.handle.now() - begun;
+            assert!(took < Duration::from_millis(200) * 40, "{took:?} of seed {seed}");
+        });
+    }
 }
 
 #[test]
@@ -115,7 +243,7 @@ fn what_was_stored_to_a_mapping_before_a_fence_is_lost_with_an_error_and_not_wri
         assert_eq!(a.fsync(&file, false).await, Ok(()), "it is told once");
         assert_eq!(read(&a, &theirs, 0, 10).await, b"befo!e");
         // What is stored from now on is written back as ever.
-        assert_eq!(write_back(&a, &file, b"new").await, Ok(3));
+        assert_eq!(write_back(&a, &file, &b"new"[..]).await, Ok(3));
         a.fsync(&file, false).await.unwrap();
         assert_eq!(read(&a, &file, 0, 10).await, b"newo!e");
     });

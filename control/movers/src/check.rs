@@ -75,8 +75,15 @@ pub struct Check {
     /// Of everything the log and the ordered stores consist of.
     metadata_copies: usize,
     state: RefCell<CheckState>,
-    /// The last one that ended found something wrong, or less than all redundancy; and whether it was deep.
+    /// One found something wrong, or less than all redundancy, and none as thorough was clean since;
+    /// whether it was deep.
     unclean: Cell<Option<bool>>,
+}
+
+/// What is left of that after one more check: one that does not read everything takes nothing back of one
+/// that did.
+fn unclean_after(before: Option<bool>, clean: bool, deep: bool) -> Option<bool> {
+    if clean { before.filter(|before| *before && !deep) } else { Some(deep || before == Some(true)) }
 }
 
 impl Check {
@@ -125,12 +132,7 @@ impl Check {
             let whole = self.store.pool().writable().iter().map(|target| target.id()).collect();
             self.refills.filled(whole, Lacks::ALL).await;
         }
-        match report.is_clean() {
-            false => self.unclean.set(Some(deep)),
-            // One that does not read everything takes nothing back of one that did.
-            true if deep || self.unclean.get() == Some(false) => self.unclean.set(None),
-            true => {}
-        }
+        self.unclean.set(unclean_after(self.unclean.get(), report.is_clean(), deep));
         let mut state = self.state.borrow_mut();
         state.running = false;
         state.phase = "done".into();
@@ -421,5 +423,24 @@ fn check_hot(gathered: &Gathered, present: &BTreeSet<BlobId>, report: &mut Check
         if !present.contains(blob) {
             report.problems.push(format!("inode {ino}: offset {offset} is in hot blob {blob}, which is on no target"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_check_as_thorough_takes_back_what_one_found() {
+        let after = |checks: &[(bool, bool)]| {
+            checks.iter().fold(None, |unclean, (clean, deep)| unclean_after(unclean, *clean, *deep))
+        };
+        let (clean, unclean, shallow, deep) = (true, false, false, true);
+        assert_eq!(after(&[(clean, deep)]), None);
+        assert_eq!(after(&[(unclean, shallow), (clean, shallow)]), None);
+        assert_eq!(after(&[(unclean, shallow), (clean, deep)]), None);
+        assert_eq!(after(&[(unclean, deep), (clean, shallow)]), Some(true));
+        assert_eq!(after(&[(unclean, deep), (unclean, shallow), (clean, shallow)]), Some(true));
+        assert_eq!(after(&[(unclean, deep), (unclean, shallow), (clean, deep)]), None);
     }
 }

@@ -601,6 +601,9 @@ pub enum Event {
     Invalidate { ino: Ino },
     /// Commit what is dirty, return the write lease, then drop what is cached.
     RecallWrite { ino: Ino },
+    /// The same as `Invalidate`, for another client that writes pages of a mapping back. Whoever is just
+    /// writing such pages of the inode back does not wait for them: each would wait for the other.
+    InvalidateForPages { ino: Ino },
 }
 
 /// Calls between servers and movers on a shard's state, never from clients. Sent inside the

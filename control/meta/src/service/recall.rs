@@ -9,7 +9,7 @@ use super::readers::Recall;
 use super::shard::Shard;
 use crate::state::{self, Change, ChangeKind};
 use cfs_reactor::Instant;
-use cfs_wire::meta::{Event, MetaError, MetaOp, MetaReply, Name};
+use cfs_wire::meta::{Event, FileWrite, MetaError, MetaOp, MetaReply, Name};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Ino, SessionId};
 use std::rc::Rc;
@@ -18,6 +18,9 @@ use std::time::Duration;
 /// A recall that is not acknowledged is sent once more after this: what is in the way of its
 /// acknowledgement may have begun before the holder got the lease.
 const RECALL_AGAIN: Duration = Duration::from_secs(10);
+
+/// Has a session drop what it keeps of an inode.
+pub(super) type Told = fn(Ino) -> Event;
 
 impl MetaService {
     /// Recalls what an operation is about to change. `None`: nobody else talks to the shard.
@@ -36,7 +39,7 @@ impl MetaService {
                 inos.extend(self.named(shard, session, dir, name).await?);
             }
         }
-        Ok(Some(self.recall(shard, session, inos).await?))
+        Ok(Some(self.recall(shard, session, inos, told_of(op)).await?))
     }
 
     /// Recalls inodes of this shard from every other session. While the result lives, nobody
@@ -46,6 +49,7 @@ impl MetaService {
         shard: &Rc<Shard>,
         session: SessionId,
         mut inos: Vec<Ino>,
+        told: Told,
     ) -> Result<Recall, MetaError> {
         inos.retain(|ino| ino.shard() == shard.id);
         inos.sort();
@@ -55,25 +59,25 @@ impl MetaService {
             self.recall_writer(shard, *ino, session).await?;
         }
         if !planted::is(Bug::MetaSkipInvalidate) {
-            self.invalidate(shard, session, &inos).await;
+            self.invalidate(shard, session, &inos, told).await;
         }
         Ok(recall)
     }
 
     /// Has all other readers of the inodes drop them; waits for each until it has, or until its
     /// lease is over.
-    async fn invalidate(&self, shard: &Shard, session: SessionId, inos: &[Ino]) {
+    async fn invalidate(&self, shard: &Shard, session: SessionId, inos: &[Ino], told: Told) {
         let now = self.inner.handle.now();
-        let mut told = Vec::new();
+        let mut waited_for = Vec::new();
         for ino in inos {
             for (other, until) in shard.readers().others(*ino, session, now) {
                 // One that was fenced while it lived has nothing to acknowledge with.
                 let known = shard.knows(other);
-                let ticket = known.then(|| self.inner.events.push(other, Event::Invalidate { ino: *ino }));
-                told.push((other, *ino, until, ticket, shard.readers().begin_drop(*ino, other)));
+                let ticket = known.then(|| self.inner.events.push(other, told(*ino)));
+                waited_for.push((other, *ino, until, ticket, shard.readers().begin_drop(*ino, other)));
             }
         }
-        for (other, ino, until, ticket, _dropping) in told {
+        for (other, ino, until, ticket, _dropping) in waited_for {
             match ticket {
                 Some(ticket) => drop(ticket.acknowledged_by(&self.inner.handle, until).await),
                 None => self.inner.handle.sleep(until.saturating_since(self.inner.handle.now())).await,
@@ -102,7 +106,7 @@ impl MetaService {
             .collect();
         if !unforeseen.is_empty() {
             let _recall = shard.readers().begin_recall(session, &unforeseen);
-            self.invalidate(shard, session, &unforeseen).await;
+            self.invalidate(shard, session, &unforeseen, |ino| Event::Invalidate { ino }).await;
         }
     }
 
@@ -179,6 +183,16 @@ impl MetaService {
             Ok(MetaReply::Remote { ino, .. }) => Some(ino),
             _ => None,
         })
+    }
+}
+
+/// What an operation's readers are told. A commit of nothing but bytes, which takes no capability away,
+/// is of pages of mappings.
+fn told_of(op: &MetaOp) -> Told {
+    let is_bytes = |write: &FileWrite| matches!(write, FileWrite::Data { .. } | FileWrite::Inline { .. });
+    match op {
+        MetaOp::Commit(commit) if commit.writes.iter().all(is_bytes) => |ino| Event::InvalidateForPages { ino },
+        _ => |ino| Event::Invalidate { ino },
     }
 }
 

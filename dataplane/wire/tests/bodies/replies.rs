@@ -101,6 +101,10 @@ fn what_clients_are_told_is_what_it_was() {
     golden.body::<MountResult>("MountResult", &Ok(mounted));
     let events = vec![(0x0506, Event::Invalidate { ino: INO }), (0x0507, Event::RecallWrite { ino: DIR })];
     golden.body::<Result<EventsReply, MetaError>>("events", &Ok(EventsReply { events, alive: true }));
-    golden.variants(&[Event::Invalidate { ino: INO }, Event::RecallWrite { ino: INO }]);
+    golden.variants(&[
+        Event::Invalidate { ino: INO },
+        Event::RecallWrite { ino: INO },
+        Event::InvalidateForPages { ino: INO },
+    ]);
     golden.check();
 }

@@ -167,7 +167,7 @@ impl Client {
 
     async fn carry_out(&self, event: &Event) {
         match event {
-            Event::Invalidate { ino } => self.drop_cached(*ino),
+            Event::Invalidate { ino } | Event::InvalidateForPages { ino } => self.drop_cached(*ino),
             Event::RecallWrite { .. } if self.stubborn.get() => {}
             Event::RecallWrite { ino } => {
                 self.recalls.set(self.recalls.get() + 1);
