@@ -12,6 +12,7 @@
 pub mod bus;
 mod commands;
 mod controller;
+pub mod instant;
 pub mod model;
 mod queue;
 pub mod spec;
@@ -20,23 +21,19 @@ pub mod vfio;
 pub use controller::NvmeError;
 
 use crate::{BlockDevice, DeviceError, DeviceGeometry, DeviceResult, Placement, check_range, check_write};
-use bus::{Bus, SharedMemory};
+use bus::Bus;
 use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_reactor::buffer::DmaBuf;
-use cfs_reactor::sync::Semaphore;
 use commands::Outcome;
-use controller::{Controller, Data, PAGE, TRANSFER_MAX};
-use futures_util::future::{LocalBoxFuture, try_join_all};
+use controller::{BOUNCE_BYTES, Controller, Data, PAGE, TRANSFER_MAX};
+use futures_util::future::{LocalBoxFuture, ready, try_join_all};
 use smallvec::SmallVec;
 use spec::{Command, io};
 use std::rc::Rc;
 
 /// Addresses of pages; most transfers are of a page or a few.
 type Pages = SmallVec<[u64; 8]>;
-
-/// Memory to which the device reaches, for what lies elsewhere: a shard of a segment at once.
-const BOUNCE_BYTES: usize = 1 << 20;
 
 /// How often a command is sent again that the controller says may succeed then.
 const RETRIES_MAX: u32 = 3;
@@ -47,10 +44,6 @@ pub struct NvmeDevice<B: Bus> {
     controller: Rc<Controller<B>>,
     namespace: u32,
     geometry: DeviceGeometry,
-    /// For what the device can't reach where it is.
-    bounce: SharedMemory,
-    /// Whose turn it is with that.
-    bouncing: Rc<Semaphore>,
     bus: Rc<B>,
 }
 
@@ -66,7 +59,6 @@ impl<B: Bus> NvmeDevice<B> {
     /// Takes the controller over, whatever it was doing, and opens one of its namespaces.
     pub async fn open(bus: B, namespace: u32, handle: &Handle) -> Result<Rc<NvmeDevice<B>>, NvmeError> {
         let bus = Rc::new(bus);
-        let bounce = bus.allocate(BOUNCE_BYTES)?;
         let controller = Controller::open(bus.clone(), handle).await?;
         let opened = async {
             let identity = controller.identify().await?;
@@ -90,8 +82,7 @@ impl<B: Bus> NvmeDevice<B> {
             volatile_cache: identity.volatile_cache,
             discards: identity.deallocates,
         };
-        let bouncing = Semaphore::new(1);
-        Ok(Rc::new(NvmeDevice { name, bus, controller, namespace, geometry, bounce, bouncing }))
+        Ok(Rc::new(NvmeDevice { name, bus, controller, namespace, geometry }))
     }
 
     /// How often the controller was reset because it did not answer.
@@ -116,24 +107,66 @@ impl<B: Bus> NvmeDevice<B> {
         request: Request,
         command: Command,
         data: Data<'_>,
-        mut kept: K,
+        kept: K,
+    ) -> DeviceResult<K> {
+        let ended = self.controller.execute(command, data, kept).await;
+        self.retry(request, command, data, ended).await
+    }
+
+    /// What became of a command, after as many more tries as help.
+    async fn retry<K: 'static>(
+        &self,
+        request: Request,
+        command: Command,
+        data: Data<'_>,
+        mut ended: (Outcome, K),
     ) -> DeviceResult<K> {
         let mut retries = 0;
         loop {
-            let (outcome, back) = self.controller.execute(command, data, kept).await;
-            kept = back;
-            match outcome {
-                Outcome::Completed(status) if status.is_success() => return Ok(kept),
-                Outcome::Completed(status) if status.may_be_retried() && retries < RETRIES_MAX => retries += 1,
-                outcome => return Err(self.failed(request, outcome)),
+            match ended {
+                (Outcome::Completed(status), kept) if status.is_success() => return Ok(kept),
+                (Outcome::Completed(status), kept) if status.may_be_retried() && retries < RETRIES_MAX => {
+                    retries += 1;
+                    ended = self.controller.execute(command, data, kept).await;
+                }
+                (outcome, _) => return Err(self.failed(request, outcome)),
             }
         }
     }
 
+    /// Sends a transfer that is one command on memory that the device reaches, if there is a place for it:
+    /// nearly every one. Else gives back what it was to work on.
+    fn send<K: 'static, T: 'static>(
+        &self,
+        request: Request,
+        (opcode, flags): (u8, u32),
+        start: Option<u64>,
+        kept: K,
+        answer: fn(K) -> T,
+    ) -> Result<LocalBoxFuture<'_, DeviceResult<T>>, K> {
+        let bytes = request.length as usize;
+        let Some(start) = start.filter(|start| start.is_multiple_of(PAGE as u64)) else { return Err(kept) };
+        let fits = (1..=self.transfer_max()).contains(&bytes);
+        let Some(place) = self.controller.place().filter(|_| fits) else { return Err(kept) };
+        let (command, data) = (self.transfer(opcode, request.offset, bytes, flags), Data::Run { start, bytes });
+        let under_way = self.controller.send(place, command, data, kept)?;
+        Ok(Box::pin(async move {
+            let ended = under_way.await;
+            match ended.0 {
+                Outcome::Completed(status) if status.is_success() => Ok(answer(ended.1)),
+                // Boxed: it seldom happens, and would make every future large.
+                _ => {
+                    let command = self.transfer(opcode, request.offset, bytes, flags);
+                    Box::pin(self.retry(request, command, data, ended)).await.map(answer)
+                }
+            }
+        }))
+    }
+
     fn transfer(&self, opcode: u8, offset: u64, length: usize, flags: u32) -> Command {
-        let block = u64::from(self.geometry.block);
-        let blocks = (length as u64 / block) as u32;
-        Command::new(opcode, self.namespace).with_blocks(offset / block, blocks, flags)
+        // Blocks are a power of two: no divisions here, there is one of these for every few KiB.
+        let shift = self.geometry.block.trailing_zeros();
+        Command::new(opcode, self.namespace).with_blocks(offset >> shift, (length >> shift) as u32, flags)
     }
 
     /// Where the device finds each page of these parts, if it reaches them all and pages describe them.
@@ -160,19 +193,30 @@ impl<B: Bus> NvmeDevice<B> {
         self.geometry.transfer_max as usize
     }
 
-    async fn read_whole(&self, offset: u64, length: usize) -> DeviceResult<DmaBuf> {
+    fn read_at(&self, offset: u64, length: usize) -> LocalBoxFuture<'_, DeviceResult<DmaBuf>> {
         let request = Request { operation: "read", offset, length: length as u64 };
-        check_range(&self.name, &self.geometry, request.operation, offset, request.length)?;
-        let mut buffer = DmaBuf::uninitialised(length);
+        if let Err(refused) = check_range(&self.name, &self.geometry, request.operation, offset, request.length) {
+            return Box::pin(ready(Err(refused)));
+        }
+        let buffer = DmaBuf::uninitialised(length);
+        let start = self.bus.device_address(&buffer);
+        let sent = self.send(request, (io::READ, 0), start, buffer, |buffer| buffer);
+        sent.unwrap_or_else(|buffer| Box::pin(self.read_in_pieces(request, buffer)))
+    }
+
+    /// What is too long for one command, what finds no place for one at once, and what the device does not
+    /// reach.
+    async fn read_in_pieces(&self, request: Request, mut buffer: DmaBuf) -> DeviceResult<DmaBuf> {
+        let (offset, length) = (request.offset, buffer.len());
         if length == 0 {
             return Ok(buffer);
         }
         let Some(pages) = self.pages_of(std::iter::once(&buffer[..])) else {
             for (start, length) in self.pieces(length, BOUNCE_BYTES.min(self.transfer_max())) {
-                let turn = self.bouncing.acquire(1).await;
+                let turn = self.controller.bouncing.acquire(1).await;
                 let command = self.transfer(io::READ, offset + start as u64, length, 0);
                 let _turn = self.run(request, command, Data::Pages(&self.bounce_pages(length)), turn).await?;
-                self.bounce.copy_out(0, &mut buffer[start..start + length]);
+                self.controller.bounce.copy_out(0, &mut buffer[start..start + length]);
             }
             return Ok(buffer);
         };
@@ -189,10 +233,23 @@ impl<B: Bus> NvmeDevice<B> {
         Ok(Rc::into_inner(buffer).expect("all that read into it have ended"))
     }
 
-    async fn write_whole(&self, offset: u64, parts: Vec<Bytes>, fua: bool) -> DeviceResult<()> {
-        let length = check_write(&self.name, &self.geometry, offset, &parts)? as usize;
-        let request = Request { operation: "write", offset, length: length as u64 };
+    fn write_at(&self, offset: u64, parts: Vec<Bytes>, fua: bool) -> LocalBoxFuture<'_, DeviceResult<()>> {
+        let length = match check_write(&self.name, &self.geometry, offset, &parts) {
+            Ok(length) => length,
+            Err(refused) => return Box::pin(ready(Err(refused))),
+        };
+        let request = Request { operation: "write", offset, length };
         let flags = if fua && self.geometry.volatile_cache { io::FUA } else { 0 };
+        let start = match &parts[..] {
+            [only] => self.bus.device_address(only),
+            _ => None,
+        };
+        let sent = self.send(request, (io::WRITE, flags), start, parts, drop);
+        sent.unwrap_or_else(|parts| Box::pin(self.write_in_pieces(request, parts, flags)))
+    }
+
+    async fn write_in_pieces(&self, request: Request, parts: Vec<Bytes>, flags: u32) -> DeviceResult<()> {
+        let (offset, length) = (request.offset, request.length as usize);
         let Some(pages) = self.pages_of(parts.iter().map(|part| &part[..])) else {
             return self.write_copied(request, parts, flags).await;
         };
@@ -209,14 +266,14 @@ impl<B: Bus> NvmeDevice<B> {
         let mut parts = parts.into_iter();
         let mut part = Bytes::new();
         for (start, length) in self.pieces(request.length as usize, BOUNCE_BYTES.min(self.transfer_max())) {
-            let turn = self.bouncing.acquire(1).await;
+            let turn = self.controller.bouncing.acquire(1).await;
             let mut filled = 0;
             while filled < length {
                 if part.is_empty() {
                     part = parts.next().expect("the parts are as long as their sum");
                 }
                 let piece = part.split_to(part.len().min(length - filled));
-                self.bounce.copy_in(filled, &piece);
+                self.controller.bounce.copy_in(filled, &piece);
                 filled += piece.len();
             }
             let command = self.transfer(io::WRITE, request.offset + start as u64, length, flags);
@@ -226,7 +283,7 @@ impl<B: Bus> NvmeDevice<B> {
     }
 
     fn bounce_pages(&self, length: usize) -> Pages {
-        (0..length).step_by(PAGE).map(|page| self.bounce.device_address(page)).collect()
+        (0..length).step_by(PAGE).map(|page| self.controller.bounce.device_address(page)).collect()
     }
 
     async fn sync(&self) -> DeviceResult<()> {
@@ -276,7 +333,7 @@ impl<B: Bus> BlockDevice for NvmeDevice<B> {
     }
 
     fn read(&self, offset: u64, length: usize) -> LocalBoxFuture<'_, DeviceResult<DmaBuf>> {
-        Box::pin(self.read_whole(offset, length))
+        self.read_at(offset, length)
     }
 
     fn write(
@@ -286,7 +343,7 @@ impl<B: Bus> BlockDevice for NvmeDevice<B> {
         _placement: Placement,
         fua: bool,
     ) -> LocalBoxFuture<'_, DeviceResult<()>> {
-        Box::pin(self.write_whole(offset, parts, fua))
+        self.write_at(offset, parts, fua)
     }
 
     fn flush(&self) -> LocalBoxFuture<'_, DeviceResult<()>> {

@@ -89,9 +89,13 @@ struct Task {
     serial: u64,
     domain: u32,
     /// Taken out while the task is being polled.
-    future: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    waker: Waker,
+    runnable: Option<Runnable>,
     queued: Arc<AtomicBool>,
+}
+
+struct Runnable {
+    future: Pin<Box<dyn Future<Output = ()>>>,
+    waker: Waker,
 }
 
 /// What other threads may touch: wake-ups that come from outside.
@@ -346,12 +350,12 @@ impl Inner {
     }
 
     fn poll_task(&self, key: TaskKey) {
-        let (mut future, waker, domain) = {
+        let (mut runnable, domain) = {
             let mut tasks = self.tasks.borrow_mut();
             let Some(task) = tasks.get_mut(key.index).filter(|task| task.serial == key.serial) else { return };
             task.queued.store(false, Ordering::Release);
-            let Some(future) = task.future.take() else { return };
-            (future, task.waker.clone(), task.domain)
+            let Some(runnable) = task.runnable.take() else { return };
+            (runnable, task.domain)
         };
         if self.clock.is_simulated() {
             self.fold_trace(key.serial);
@@ -360,7 +364,7 @@ impl Inner {
         let outer = self.running_domain.replace(domain);
         self.worked.set(0);
         let begun = self.record.get().map(|record| (record, self.clock.now()));
-        let outcome = future.as_mut().poll(&mut Context::from_waker(&waker));
+        let outcome = runnable.future.as_mut().poll(&mut Context::from_waker(&runnable.waker));
         if let Some((mut record, begun)) = begun {
             record.note(self.clock.now() - begun);
             self.record.set(Some(record));
@@ -371,7 +375,7 @@ impl Inner {
             let ours = tasks.get(key.index).is_some_and(|task| task.serial == key.serial);
             match outcome {
                 Poll::Pending if ours => {
-                    tasks[key.index].future = Some(future);
+                    tasks[key.index].runnable = Some(runnable);
                     return;
                 }
                 Poll::Ready(()) if ours => Some(tasks.remove(key.index)),
@@ -379,7 +383,7 @@ impl Inner {
                 _ => None,
             }
         };
-        drop(future);
+        drop(runnable);
         drop(finished);
     }
 
@@ -448,7 +452,8 @@ impl Handle {
             let queued = Arc::new(AtomicBool::new(true));
             let wake = TaskWaker { key, queued: queued.clone(), remote: self.inner.remote.clone() };
             let waker = Waker::from(Arc::new(wake));
-            entry.insert(Task { serial, domain: self.domain, future: Some(Box::pin(body)), waker, queued });
+            let runnable = Some(Runnable { future: Box::pin(body), waker });
+            entry.insert(Task { serial, domain: self.domain, runnable, queued });
             key
         };
         self.inner.ready.borrow_mut().push_back(key);
@@ -503,6 +508,7 @@ impl Handle {
 
     /// The time as of the executor's last look at the clock: earlier than now by what the tasks
     /// since then took, which costs no look of its own.
+    #[inline]
     pub fn now_coarse(&self) -> Instant {
         self.inner.turn.get()
     }

@@ -112,6 +112,7 @@ impl Semaphore {
         Acquire { semaphore: self.clone(), count, waiter: None }
     }
 
+    #[inline]
     pub fn try_acquire(self: &Rc<Self>, count: usize) -> Option<Permit> {
         if !self.waiters.borrow().is_empty() || self.permits.get() < count {
             return None;

@@ -58,11 +58,13 @@ impl SharedMemory {
     }
 
     /// Where the device finds the byte at `offset`.
+    #[inline]
     pub fn device_address(&self, offset: usize) -> u64 {
         assert!(offset < self.bytes, "{offset} lies outside of {} bytes", self.bytes);
         self.device_address + offset as u64
     }
 
+    #[inline]
     fn place<T>(&self, offset: usize) -> *mut T {
         let inside = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.bytes);
         assert!(inside && offset.is_multiple_of(align_of::<T>()), "{offset} does not fit into {} bytes", self.bytes);
@@ -70,17 +72,20 @@ impl SharedMemory {
         unsafe { self.start.as_ptr().add(offset).cast() }
     }
 
+    #[inline]
     pub fn write<T: Copy>(&self, offset: usize, value: T) {
         // SAFETY: inside, aligned (`start` is to a page), and nobody has a reference to it.
         unsafe { self.place::<T>(offset).write_volatile(value) }
     }
 
     /// For values of which every pattern of bits is one.
+    #[inline]
     pub fn read<T: bytemuck::AnyBitPattern>(&self, offset: usize) -> T {
         // SAFETY: as above; and whatever the device wrote is a `T`.
         unsafe { self.place::<T>(offset).read_volatile() }
     }
 
+    #[inline]
     pub fn copy_in(&self, offset: usize, from: &[u8]) {
         let inside = offset.checked_add(from.len()).is_some_and(|end| end <= self.bytes);
         assert!(inside, "{} bytes at {offset} do not fit into {}", from.len(), self.bytes);

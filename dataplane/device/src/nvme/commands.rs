@@ -17,8 +17,9 @@ pub(super) enum Outcome {
 
 enum Progress {
     Free,
-    /// The controller has it, or is to get it, and a future waits for it.
-    Waiting(Option<Waker>),
+    /// The controller has it, or is to get it, and a future waits for it: once that was polled, by the
+    /// slot's waker.
+    Waiting { polled: bool },
     /// The same, and nobody waits; what it works on is kept here.
     Orphaned(Box<dyn Any>),
     /// Ended, and not fetched by its future yet.
@@ -27,15 +28,27 @@ enum Progress {
 
 struct Slot {
     progress: Progress,
+    /// Of whoever waits, or waited here before: the next one is often the same task, and cloning a waker is
+    /// not cheap.
+    waker: Option<Waker>,
     command: Command,
     since: Instant,
-    resets: u8,
+    /// How often the controller was given it.
+    sent: u8,
 }
 
-/// What is to be done once no borrow is held: both run other people's code.
+impl Slot {
+    fn lives(&self) -> bool {
+        matches!(self.progress, Progress::Waiting { .. } | Progress::Orphaned(_))
+    }
+}
+
+/// What is to be done when all completions were taken in.
 #[derive(Default)]
 pub(super) struct Harvest {
-    pub wakers: Vec<Waker>,
+    /// Commands that ended, and whose futures wait.
+    pub ended: Vec<u16>,
+    /// Dropped once no borrow is held: that runs other people's code.
     pub released: Vec<Box<dyn Any>>,
 }
 
@@ -46,43 +59,72 @@ pub(super) struct Commands {
 
 impl Commands {
     pub fn new(count: u16) -> Commands {
-        let slot =
-            || Slot { progress: Progress::Free, command: Command::default(), since: Instant::default(), resets: 0 };
+        let slot = || Slot {
+            progress: Progress::Free,
+            waker: None,
+            command: Command::default(),
+            since: Instant::default(),
+            sent: 0,
+        };
         Commands { slots: (0..count).map(|_| slot()).collect(), free: (0..count).rev().collect() }
     }
 
+    #[inline]
     pub fn under_way(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
     /// A free place; the caller has a permit for it.
+    #[inline]
     pub fn take(&mut self) -> u16 {
         self.free.pop().expect("whoever has a permit finds a place")
     }
 
-    pub fn start(&mut self, id: u16, command: Command, now: Instant) -> Command {
+    /// `sent`: the controller is given it now, not after the reset that is under way.
+    #[inline]
+    pub fn start(&mut self, id: u16, command: Command, now: Instant, sent: bool) -> Command {
         let command = command.with_id(id);
-        self.slots[usize::from(id)] = Slot { progress: Progress::Waiting(None), command, since: now, resets: 0 };
+        let slot = &mut self.slots[usize::from(id)];
+        slot.progress = Progress::Waiting { polled: false };
+        (slot.command, slot.since, slot.sent) = (command, now, sent.into());
         command
     }
 
+    /// Wakes whoever waits for a command. Wakers only note that a task is to run.
+    #[inline]
+    pub fn wake(&self, id: u16) {
+        if let Some(waker) = &self.slots[usize::from(id)].waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// The wakers of those that wait no more; nobody does now.
+    pub fn take_wakers(&mut self) -> Vec<Waker> {
+        self.slots.iter_mut().filter(|slot| !slot.lives()).filter_map(|slot| slot.waker.take()).collect()
+    }
+
+    #[inline]
     fn release(&mut self, id: u16) -> Progress {
         self.free.push(id);
         std::mem::replace(&mut self.slots[usize::from(id)].progress, Progress::Free)
     }
 
     /// How the command ended, or `None` after noting whom to wake.
+    #[inline]
     pub fn poll(&mut self, id: u16, waker: &Waker) -> Option<Outcome> {
-        match &mut self.slots[usize::from(id)].progress {
+        let slot = &mut self.slots[usize::from(id)];
+        match &mut slot.progress {
             Progress::Ended(outcome) => {
                 let outcome = *outcome;
                 self.release(id);
                 Some(outcome)
             }
-            Progress::Waiting(current) => {
-                match current {
+            Progress::Waiting { polled } => {
+                *polled = true;
+                match &mut slot.waker {
+                    // Only where it is another task's.
                     Some(current) => current.clone_from(waker),
-                    None => *current = Some(waker.clone()),
+                    None => slot.waker = Some(waker.clone()),
                 }
                 None
             }
@@ -103,21 +145,22 @@ impl Commands {
     }
 
     /// Takes a completion in. False if there is no such command: the controller made it up.
+    #[inline]
     pub fn complete(&mut self, completion: &Completion, harvest: &mut Harvest) -> bool {
         let id = completion.id();
-        match self.slots.get(usize::from(id)).map(|slot| &slot.progress) {
-            Some(Progress::Waiting(_) | Progress::Orphaned(_)) => {
-                self.end(id, Outcome::Completed(completion.status()), harvest);
-                true
-            }
-            _ => false,
+        let lives = self.slots.get(usize::from(id)).is_some_and(Slot::lives);
+        if lives {
+            self.end(id, Outcome::Completed(completion.status()), harvest);
         }
+        lives
     }
 
+    #[inline]
     fn end(&mut self, id: u16, outcome: Outcome, harvest: &mut Harvest) {
         let progress = &mut self.slots[usize::from(id)].progress;
         match std::mem::replace(progress, Progress::Ended(outcome)) {
-            Progress::Waiting(waker) => harvest.wakers.extend(waker),
+            Progress::Waiting { polled: true } => harvest.ended.push(id),
+            Progress::Waiting { polled: false } => {}
             Progress::Orphaned(kept) => {
                 self.release(id);
                 harvest.released.push(kept);
@@ -128,8 +171,7 @@ impl Commands {
 
     /// What the controller has, or is to get.
     fn living(&self) -> Vec<u16> {
-        let lives = |slot: &Slot| matches!(slot.progress, Progress::Waiting(_) | Progress::Orphaned(_));
-        (0u16..).zip(&self.slots).filter(|(_, slot)| lives(slot)).map(|(id, _)| id).collect()
+        (0u16..).zip(&self.slots).filter(|(_, slot)| slot.lives()).map(|(id, _)| id).collect()
     }
 
     /// The commands that the controller has had since before this time.
@@ -137,20 +179,20 @@ impl Commands {
         self.living().into_iter().filter(|id| self.slots[usize::from(*id)].since < time).collect()
     }
 
-    /// After the controller was reset, and touches no memory any more: what it has to be told again, oldest
-    /// first. What was asked for twice already, and those that nobody waits for, end here.
+    /// After the controller was reset, and touches no memory any more: what it has to be told, oldest first.
+    /// What it was given so often already, and what nobody waits for, ends here.
     ///
     /// All of them may be carried out twice: reads, writes of the same bytes to the same blocks,
     /// which nobody else writes while they are under way, flushes and deallocations.
-    pub fn after_reset(&mut self, now: Instant, again_max: u8, harvest: &mut Harvest) -> Vec<Command> {
+    pub fn after_reset(&mut self, now: Instant, sent_max: u8, harvest: &mut Harvest) -> Vec<Command> {
         let mut again = Vec::new();
         for id in self.living() {
             let slot = &mut self.slots[usize::from(id)];
             match slot.progress {
                 Progress::Orphaned(_) => self.end(id, Outcome::Gone, harvest),
-                _ if slot.resets == again_max => self.end(id, Outcome::TimedOut, harvest),
+                _ if slot.sent == sent_max => self.end(id, Outcome::TimedOut, harvest),
                 _ => {
-                    slot.resets += 1;
+                    slot.sent += 1;
                     again.push((slot.since, slot.command));
                     slot.since = now;
                 }

@@ -56,8 +56,12 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a controller may take to get its caches in order.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 const STATUS_PAUSE: Duration = Duration::from_millis(1);
-/// A command is asked for so often after resets.
-const AGAIN_MAX: u8 = 2;
+/// How often the controller is given a command that it does not answer, with a reset before each time but
+/// the first.
+const SENT_MAX: u8 = 3;
+
+/// Memory to which the device reaches, for what lies elsewhere: a shard of a segment at once.
+pub(super) const BOUNCE_BYTES: usize = 1 << 20;
 
 /// Why a controller can't be used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -100,8 +104,16 @@ pub(super) struct Controller<B: Bus> {
     commands: RefCell<Commands>,
     /// A page of addresses for each command.
     lists: SharedMemory,
+    /// For what the device can't reach where it is.
+    pub(super) bounce: SharedMemory,
+    /// Whose turn it is with that.
+    pub(super) bouncing: Rc<Semaphore>,
     /// Places for commands.
     places: Rc<Semaphore>,
+    /// Completions are not looked for at this moment: nobody rings for what comes now.
+    pausing: Cell<bool>,
+    /// Kept to be filled again.
+    harvest: RefCell<Harvest>,
     state: Cell<State>,
     /// Commands came, or it was closed.
     work: Rc<Notify>,
@@ -117,6 +129,8 @@ pub(super) enum Data<'a> {
     None,
     /// The device's addresses of whole pages, one after the other in the transfer.
     Pages(&'a [u64]),
+    /// So many bytes from a page's beginning on.
+    Run { start: u64, bytes: usize },
     /// Bytes that are copied to where the page of addresses would be.
     Inline(&'a [u8]),
 }
@@ -152,7 +166,11 @@ impl<B: Bus> Controller<B> {
             io: RefCell::new(QueuePair::new(&*bus, IO_QUEUE, entries, capabilities)?),
             commands: RefCell::new(Commands::new(places)),
             lists: bus.allocate(usize::from(places) * PAGE)?,
+            bounce: bus.allocate(BOUNCE_BYTES)?,
+            bouncing: Semaphore::new(1),
             places: Semaphore::new(places.into()),
+            pausing: Cell::new(false),
+            harvest: RefCell::default(),
             state: Cell::new(State::Resetting),
             work: Notify::new(),
             resets: Cell::new(0),
@@ -232,6 +250,19 @@ impl<B: Bus> Controller<B> {
         }
     }
 
+    /// The same between looking for completions: a command that comes ends it.
+    async fn pause_polling(&self, turns: &mut u32) {
+        *turns = turns.saturating_add(1);
+        if *turns < FRUITLESS_TURNS {
+            return self.handle.yield_now().await;
+        }
+        self.pausing.set(true);
+        if self.handle.timeout(POLL_PAUSE, self.work.notified()).await.is_some() {
+            *turns = 0;
+        }
+        self.pausing.set(false);
+    }
+
     /// Disables the controller, which ends all that it does, and enables it with empty queues.
     async fn bring_up(&self) -> Result<(), NvmeError> {
         self.disable().await?;
@@ -298,31 +329,71 @@ impl<B: Bus> Controller<B> {
     /// and if nobody waits for that any more, it stays with the controller for as long as that may touch it.
     pub async fn execute<K: 'static>(self: &Rc<Self>, command: Command, data: Data<'_>, kept: K) -> (Outcome, K) {
         let place = self.places.acquire(1).await;
-        if matches!(self.state.get(), State::Gone | State::Closed) {
-            return (Outcome::Gone, kept);
+        match self.send(place, command, data, kept) {
+            Ok(under_way) => under_way.await,
+            Err(kept) => (Outcome::Gone, kept),
         }
-        let id = self.commands.borrow_mut().take();
+    }
+
+    /// A place for a command, if there is one at once.
+    pub fn place(&self) -> Option<Permit> {
+        self.places.try_acquire(1)
+    }
+
+    /// As [`Controller::execute`], without waiting. Gives `kept` back if the controller is gone or closed.
+    pub fn send<K: 'static>(
+        self: &Rc<Self>,
+        place: Permit,
+        command: Command,
+        data: Data<'_>,
+        kept: K,
+    ) -> Result<UnderWay<B, K>, K> {
+        let running = match self.state.get() {
+            State::Gone | State::Closed => return Err(kept),
+            state => state == State::Running,
+        };
+        let mut commands = self.commands.borrow_mut();
+        let id = commands.take();
         let command = match data {
             Data::None => command,
             Data::Pages(pages) => command.with_data(self.describe(id, pages)),
+            Data::Run { start, bytes } => command.with_data(self.describe_run(id, start, bytes)),
             Data::Inline(bytes) => {
                 let list = usize::from(id) * PAGE;
                 self.lists.copy_in(list, bytes);
                 command.with_data([self.lists.device_address(list), 0])
             }
         };
-        let command = self.commands.borrow_mut().start(id, command, self.handle.now_coarse());
-        if self.state.get() == State::Running {
+        let command = commands.start(id, command, self.handle.now_coarse(), running);
+        let pausing = self.pausing.get();
+        if running {
             let mut io = self.io.borrow_mut();
             io.push(command);
-            if io.unrung() >= RING_AT {
+            if pausing || io.unrung() >= RING_AT {
                 io.ring(&*self.bus);
             }
         }
-        if self.commands.borrow().under_way() == 1 {
+        if pausing || commands.under_way() == 1 {
             self.work.notify_all();
         }
-        UnderWay { controller: self, id, kept: Some((kept, place)) }.await
+        Ok(UnderWay { controller: self.clone(), id, kept: Some((kept, place)) })
+    }
+
+    /// The same of pages that follow each other.
+    fn describe_run(&self, id: u16, start: u64, bytes: usize) -> [u64; 2] {
+        const STEP: u64 = PAGE as u64;
+        match bytes.div_ceil(PAGE) {
+            0 | 1 => [start, 0],
+            2 => [start, start + STEP],
+            count => {
+                assert!(count - 1 <= LIST_ENTRIES, "{count} pages are more than one list takes");
+                let list = usize::from(id) * PAGE;
+                for index in 0..count - 1 {
+                    self.lists.write(list + 8 * index, (start + STEP * (index as u64 + 1)).to_le());
+                }
+                [start, self.lists.device_address(list)]
+            }
+        }
     }
 
     /// Where the controller finds the pages: both, or the first and a page of the others' addresses.
@@ -348,6 +419,7 @@ impl<B: Bus> Controller<B> {
         while self.state.get() == State::Running {
             let work = self.work.notified();
             if self.commands.borrow().under_way() == 0 {
+                drop(self.commands.borrow_mut().take_wakers());
                 work.await;
                 fruitless = 0;
                 next_check = self.handle.now() + AGE_CHECK;
@@ -368,7 +440,7 @@ impl<B: Bus> Controller<B> {
                 next_check = self.handle.now() + AGE_CHECK;
                 self.look_after_the_old().await;
             }
-            self.pause(&mut fruitless).await;
+            self.pause_polling(&mut fruitless).await;
         }
         if self.state.get() == State::Closed
             && let Err(error) = self.shut_down().await
@@ -402,7 +474,7 @@ impl<B: Bus> Controller<B> {
     /// Rings for what was queued and takes what completed. True if anything did; an identifier of no
     /// command if the controller made one up.
     fn turn(&self) -> Result<bool, u16> {
-        let mut harvest = Harvest::default();
+        let mut harvest = self.harvest.take();
         let mut made_up = None;
         let mut any = false;
         {
@@ -417,7 +489,7 @@ impl<B: Bus> Controller<B> {
             }
             io.acknowledge(&*self.bus);
         }
-        deliver(harvest);
+        self.deliver(harvest);
         made_up.map_or(Ok(any), Err)
     }
 
@@ -474,14 +546,14 @@ impl<B: Bus> Controller<B> {
             return;
         }
         let mut harvest = Harvest::default();
-        let again = self.commands.borrow_mut().after_reset(self.handle.now(), AGAIN_MAX, &mut harvest);
+        let again = self.commands.borrow_mut().after_reset(self.handle.now(), SENT_MAX, &mut harvest);
         let mut io = self.io.borrow_mut();
         for command in again {
             io.push(command);
         }
         drop(io);
         self.state.set(State::Running);
-        deliver(harvest);
+        self.deliver(harvest);
     }
 
     fn gone(&self) {
@@ -491,14 +563,18 @@ impl<B: Bus> Controller<B> {
         }
         let mut harvest = Harvest::default();
         self.commands.borrow_mut().end_all(&mut harvest);
-        deliver(harvest);
+        self.deliver(harvest);
     }
-}
 
-/// Wakes and releases with no borrow held.
-fn deliver(harvest: Harvest) {
-    for waker in harvest.wakers {
-        waker.wake();
+    fn deliver(&self, mut harvest: Harvest) {
+        {
+            let commands = self.commands.borrow();
+            for id in harvest.ended.drain(..) {
+                commands.wake(id);
+            }
+        }
+        harvest.released.clear();
+        self.harvest.replace(harvest);
     }
 }
 
@@ -510,17 +586,17 @@ impl<B: Bus> Drop for Controller<B> {
 }
 
 /// A command that the controller has.
-struct UnderWay<'a, B: Bus, K: 'static> {
-    controller: &'a Rc<Controller<B>>,
+pub(super) struct UnderWay<B: Bus, K: 'static> {
+    controller: Rc<Controller<B>>,
     id: u16,
     /// Taken when the command ends.
     kept: Option<(K, Permit)>,
 }
 
 // Moving the future moves only the handles to what is kept.
-impl<B: Bus, K: 'static> Unpin for UnderWay<'_, B, K> {}
+impl<B: Bus, K: 'static> Unpin for UnderWay<B, K> {}
 
-impl<B: Bus, K: 'static> Future for UnderWay<'_, B, K> {
+impl<B: Bus, K: 'static> Future for UnderWay<B, K> {
     type Output = (Outcome, K);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -532,7 +608,7 @@ impl<B: Bus, K: 'static> Future for UnderWay<'_, B, K> {
     }
 }
 
-impl<B: Bus, K: 'static> Drop for UnderWay<'_, B, K> {
+impl<B: Bus, K: 'static> Drop for UnderWay<B, K> {
     fn drop(&mut self) {
         if let Some(kept) = self.kept.take() {
             let kept: Box<dyn Any> = Box::new(kept);

@@ -192,6 +192,19 @@ impl Model {
     pub fn was_shut_down(&self) -> bool {
         self.state.borrow().shut_down
     }
+
+    /// A pair of queues of the same number, for who answers it instead of this.
+    pub(super) fn raw_queue(&self, id: u16) -> Option<RawQueue> {
+        let state = self.state.borrow();
+        let (submissions, completions) = (state.submissions.get(&id)?, state.completions.get(&id)?);
+        let entries = submissions.entries.min(completions.entries);
+        let bytes = |each: usize| usize::from(entries) * each;
+        let reachable = state.can_reach(submissions.base, bytes(size_of::<Command>()))
+            && state.can_reach(completions.base, bytes(size_of::<Completion>()));
+        let pointer = |base: u64| std::ptr::with_exposed_provenance_mut::<u8>(base as usize);
+        let (submissions, completions) = (pointer(submissions.base).cast(), pointer(completions.base).cast());
+        reachable.then_some(RawQueue { submissions, completions, entries })
+    }
 }
 
 impl State {
@@ -455,9 +468,13 @@ impl State {
         }
     }
 
-    fn may_reach(&mut self, address: u64, length: usize) -> bool {
+    fn can_reach(&self, address: u64, length: usize) -> bool {
         let wanted = address..address.saturating_add(length as u64);
-        let reaches = self.reachable.iter().any(|range| range.start <= wanted.start && wanted.end <= range.end);
+        self.reachable.iter().any(|range| range.start <= wanted.start && wanted.end <= range.end)
+    }
+
+    fn may_reach(&mut self, address: u64, length: usize) -> bool {
+        let reaches = self.can_reach(address, length);
         self.counts.memory_faults += u64::from(!reaches);
         reaches
     }
@@ -478,6 +495,29 @@ impl State {
             // SAFETY: as above; whoever refers to it only reads.
             unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) }
         }
+    }
+}
+
+/// A pair of queues in memory that lasts.
+#[derive(Clone, Copy)]
+pub(super) struct RawQueue {
+    submissions: *const Command,
+    completions: *mut Completion,
+    pub entries: u16,
+}
+
+impl RawQueue {
+    pub fn submission(self, at: u16) -> Command {
+        assert!(at < self.entries, "entry {at} of {}", self.entries);
+        // SAFETY: inside the ring, whose memory was allocated by the model and never taken back, on a page;
+        // nobody holds references to it.
+        unsafe { self.submissions.add(at.into()).read_volatile() }
+    }
+
+    pub fn complete(self, at: u16, completion: Completion) {
+        assert!(at < self.entries, "entry {at} of {}", self.entries);
+        // SAFETY: as above.
+        unsafe { self.completions.add(at.into()).write_volatile(completion) }
     }
 }
 

@@ -116,15 +116,18 @@ impl Command {
         command
     }
 
+    #[inline]
     fn set(&mut self, dword: usize, value: u32) {
         self.dwords[dword] = value.to_le();
     }
 
+    #[inline]
     fn get(&self, dword: usize) -> u32 {
         u32::from_le(self.dwords[dword])
     }
 
     /// Command dwords 10 to 15.
+    #[inline]
     pub fn with(mut self, dword: usize, value: u32) -> Command {
         assert!((10..16).contains(&dword), "command dword {dword}");
         self.set(dword, value);
@@ -132,6 +135,7 @@ impl Command {
     }
 
     /// The data pointer: PRP 1 and 2 (figure 91).
+    #[inline]
     pub fn with_data(mut self, pages: [u64; 2]) -> Command {
         for (page, dword) in pages.into_iter().zip([6, 8]) {
             self.set(dword, page as u32);
@@ -142,19 +146,23 @@ impl Command {
 
     /// First block and count, the latter 0's based in the command, of reads and writes; and the upper
     /// half of dword 12.
+    #[inline]
     pub fn with_blocks(self, first: u64, count: u32, flags: u32) -> Command {
         self.with(10, first as u32).with(11, (first >> 32) as u32).with(12, (count - 1) | flags)
     }
 
+    #[inline]
     pub fn with_id(mut self, id: u16) -> Command {
         self.set(0, (self.get(0) & 0xFFFF) | u32::from(id) << 16);
         self
     }
 
+    #[inline]
     pub fn opcode(&self) -> u8 {
         self.get(0) as u8
     }
 
+    #[inline]
     pub fn id(&self) -> u16 {
         (self.get(0) >> 16) as u16
     }
@@ -198,18 +206,22 @@ impl Completion {
     }
 
     /// How far the controller has taken submissions.
+    #[inline]
     pub fn submission_head(&self) -> u16 {
         u32::from_le(self.dwords[2]) as u16
     }
 
+    #[inline]
     pub fn id(&self) -> u16 {
         u32::from_le(self.dwords[3]) as u16
     }
 
+    #[inline]
     pub fn phase(&self) -> bool {
         u32::from_le(self.dwords[3]) >> 16 & 1 == 1
     }
 
+    #[inline]
     pub fn status(&self) -> Status {
         Status((u32::from_le(self.dwords[3]) >> 17) as u16)
     }
@@ -231,6 +243,7 @@ impl Status {
     pub const WRITE_FAULT: Status = Status(0x280);
     pub const UNRECOVERED_READ: Status = Status(0x281);
 
+    #[inline]
     pub fn is_success(self) -> bool {
         self.0 & 0x7FF == 0
     }
@@ -241,6 +254,7 @@ impl Status {
     }
 
     /// Status code type and status code.
+    #[inline]
     pub fn code(self) -> (u8, u8) {
         ((self.0 >> 8 & 7) as u8, self.0 as u8)
     }
