@@ -153,4 +153,10 @@ pub trait BlockDevice: 'static {
     /// the range reads afterwards is unspecified, and nobody may write to it meanwhile. A device
     /// that gains nothing answers Ok.
     fn settle(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>>;
+
+    /// Ends in order, as a device asks for before its power may go: what is under way is waited for, for
+    /// some seconds at most. Nothing can be done with it afterwards.
+    fn close(&self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }

@@ -102,13 +102,7 @@ impl<B: Bus> NvmeDevice<B> {
     }
 
     /// One command to its end, again where the controller says that this may help.
-    async fn run<K: 'static>(
-        &self,
-        request: Request,
-        command: Command,
-        data: Data<'_>,
-        kept: K,
-    ) -> DeviceResult<K> {
+    async fn run<K: 'static>(&self, request: Request, command: Command, data: Data<'_>, kept: K) -> DeviceResult<K> {
         let ended = self.controller.execute(command, data, kept).await;
         self.retry(request, command, data, ended).await
     }
@@ -356,6 +350,10 @@ impl<B: Bus> BlockDevice for NvmeDevice<B> {
 
     fn settle(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
         Box::pin(async move { check_range(&self.name, &self.geometry, "settle", offset, length) })
+    }
+
+    fn close(&self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(self.controller.closed())
     }
 }
 

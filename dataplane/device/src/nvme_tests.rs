@@ -4,7 +4,7 @@ use super::*;
 use crate::conformance::{self, pattern};
 use cfs_reactor::Executor;
 use cfs_reactor::clock::SimClock;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, join3};
 use std::future::Future;
 use std::time::Duration;
 
@@ -215,4 +215,148 @@ fn what_cannot_be_used_is_refused_by_name() {
         }
     };
     executor.run_simulated(&handle, story).unwrap().unwrap();
+}
+
+/// A write, one that is forced, and a flush, none of which the controller answers before it is reset.
+#[test]
+fn what_was_asked_for_before_a_reset_is_asked_for_again_as_it_was() {
+    let options = ModelOptions { aborts: false, ..ModelOptions::default() };
+    run(options, 21, |device, model, _| async move {
+        let before = model.counts();
+        model.swallow_next(3);
+        let write = device.write(0, vec![pattern(1, 4096)], Placement::Data, false);
+        let forced = device.write(4096, vec![pattern(2, 8192)], Placement::Log, true);
+        let (write, forced, flush) = join3(write, forced, device.flush()).await;
+        assert_eq!((write, forced, flush), (Ok(()), Ok(()), Ok(())));
+        let after = model.counts();
+        assert_eq!(after.resets - before.resets, 1);
+        assert_eq!((after.forced_writes, after.flushes), (1, 1), "what was swallowed was not done");
+        assert_eq!(device.read(0, 4096).await.unwrap()[..], pattern(1, 4096)[..]);
+        assert_eq!(device.read(4096, 8192).await.unwrap()[..], pattern(2, 8192)[..]);
+    });
+}
+
+#[test]
+fn a_read_that_nobody_waits_for_ends_with_a_reset_and_its_memory_only_then() {
+    let options = ModelOptions { aborts: false, ..ModelOptions::default() };
+    run(options, 22, |device, model, handle| async move {
+        model.swallow_next(1);
+        let reading = device.clone();
+        let read = handle.spawn(async move { reading.read(0, 4096).await.map(drop) });
+        handle.sleep(Duration::from_secs(1)).await;
+        read.abort();
+        assert_eq!(device.resets(), 0);
+        handle.sleep(Duration::from_secs(60)).await;
+        assert_eq!(device.resets(), 1);
+        // All places are free again: as many commands as there are find one.
+        let reads = (0..400).map(|index| device.read(index * 4096, 4096));
+        assert!(join_all(reads).await.iter().all(Result::is_ok));
+        assert_eq!((device.resets(), model.counts().memory_faults), (1, 0));
+    });
+}
+
+#[test]
+fn a_bounced_transfer_gives_its_turn_back_over_a_reset() {
+    let options = ModelOptions { aborts: false, ..ModelOptions::default() };
+    run(options, 23, |device, model, handle| async move {
+        let elsewhere = Bytes::from(pattern(3, 8192).to_vec());
+        model.swallow_next(1);
+        let (writing, bytes) = (device.clone(), elsewhere.clone());
+        let write = handle.spawn(async move { writing.write(0, vec![bytes], Placement::Data, false).await });
+        handle.sleep(Duration::from_secs(1)).await;
+        write.abort();
+        device.write(8192, vec![elsewhere.clone()], Placement::Data, false).await.unwrap();
+        assert_eq!(device.resets(), 1, "the turn was the first one's until then");
+        assert_eq!(device.read(8192, 8192).await.unwrap()[..], elsewhere[..]);
+    });
+}
+
+#[test]
+fn commands_are_answered_while_an_abort_is_not_and_that_ends_in_a_reset() {
+    run(ModelOptions::default(), 24, |device, model, handle| async move {
+        model.swallow_next(1);
+        let reading = device.clone();
+        let stuck = handle.spawn(async move { reading.read(0, 4096).await.map(drop) });
+        handle.sleep(Duration::from_secs(29)).await;
+        model.swallow_admin_next(1);
+        let mut longest = Duration::ZERO;
+        for _ in 0..600 {
+            let begun = handle.now();
+            device.read(4096, 4096).await.unwrap();
+            longest = longest.max(handle.now() - begun);
+            handle.sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(device.resets(), 0, "the abort is waited for");
+        assert!(longest < Duration::from_millis(1), "{longest:?}");
+        assert_eq!(stuck.await.unwrap(), Ok(()));
+        assert_eq!(device.resets(), 1);
+    });
+}
+
+#[test]
+fn a_controller_that_makes_answers_up_is_reset_and_what_was_under_way_is_asked_again() {
+    run(ModelOptions::default(), 25, |device, model, handle| async move {
+        device.write(0, vec![pattern(4, 4096)], Placement::Data, false).await.unwrap();
+        for id in [7, 200, u16::MAX] {
+            let resets = device.resets();
+            // Polled, it finds nothing to do, and looks for completions only when something is.
+            model.make_up(id);
+            model.swallow_next(1);
+            assert_eq!(device.read(0, 4096).await.unwrap()[..], pattern(4, 4096)[..], "after {id} was made up");
+            handle.sleep(Duration::from_secs(1)).await;
+            assert_eq!(device.resets(), resets + 1, "after {id} was made up");
+        }
+        assert_eq!(model.counts().memory_faults, 0);
+    });
+}
+
+#[test]
+fn a_controller_that_has_failed_is_reset_at_once_and_given_up_if_it_does_not_come_back() {
+    run(ModelOptions::default(), 26, |device, model, handle| async move {
+        model.swallow_next(1);
+        model.fail_fatally();
+        let begun = handle.now();
+        device.write(0, vec![pattern(5, 4096)], Placement::Data, false).await.unwrap();
+        assert!(handle.now() - begun < Duration::from_secs(3), "not after 30 s");
+        assert_eq!(device.resets(), 1);
+        model.break_down();
+        model.swallow_next(1);
+        model.fail_fatally();
+        assert!(device.read(0, 4096).await.err().unwrap().is_gone());
+        assert!(device.read(0, 4096).await.err().unwrap().is_gone());
+    });
+}
+
+#[test]
+fn closing_waits_for_what_is_under_way_and_for_the_controller() {
+    run(ModelOptions::default(), 27, |device, model, handle| async move {
+        let write = |index| device.write(index * 4096, vec![pattern(index, 4096)], Placement::Data, false);
+        let writes: Vec<_> = (0..40).map(write).collect();
+        device.close().await;
+        assert!(model.was_shut_down());
+        assert!(join_all(writes).await.iter().all(Result::is_ok));
+        assert!(device.read(0, 4096).await.err().unwrap().is_gone());
+        device.close().await;
+        let again = NvmeDevice::open(model.clone(), 1, &handle).await.unwrap();
+        for index in 0..40 {
+            assert_eq!(again.read(index * 4096, 4096).await.unwrap()[..], pattern(index, 4096)[..]);
+        }
+    });
+}
+
+#[test]
+fn closing_during_a_reset_ends_what_was_under_way_and_the_controller() {
+    let options = ModelOptions { aborts: false, ..ModelOptions::default() };
+    run(options, 28, |device, model, handle| async move {
+        model.swallow_next(1);
+        let reading = device.clone();
+        let read = handle.spawn(async move { reading.read(0, 4096).await.map(drop) });
+        while device.resets() == 0 {
+            handle.sleep(Duration::from_micros(500)).await;
+        }
+        device.close().await;
+        assert!(read.await.unwrap().unwrap_err().is_gone());
+        assert!(model.was_shut_down());
+        assert_eq!(model.counts().memory_faults, 0);
+    });
 }

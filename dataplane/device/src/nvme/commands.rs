@@ -19,7 +19,9 @@ enum Progress {
     Free,
     /// The controller has it, or is to get it, and a future waits for it: once that was polled, by the
     /// slot's waker.
-    Waiting { polled: bool },
+    Waiting {
+        polled: bool,
+    },
     /// The same, and nobody waits; what it works on is kept here.
     Orphaned(Box<dyn Any>),
     /// Ended, and not fetched by its future yet.
@@ -167,6 +169,10 @@ impl Commands {
             }
             before => *progress = before,
         }
+    }
+
+    pub fn any_lives(&self) -> bool {
+        self.slots.iter().any(Slot::lives)
     }
 
     /// What the controller has, or is to get.

@@ -6,7 +6,8 @@
 //! core to others.
 //!
 //! A command that is not answered in time costs the controller a reset, which is the one thing that
-//! ends all its work on our memory; what was under way is then asked for again.
+//! ends all its work on our memory; what was under way is then asked for again. Others are answered
+//! until then: who looks after the old ones is not who polls.
 
 use super::bus::{Bus, SharedMemory};
 use super::commands::{Commands, Harvest, Outcome};
@@ -98,6 +99,8 @@ pub(super) struct Controller<B: Bus> {
     handle: Handle,
     capabilities: Capabilities,
     admin: Mutex<QueuePair>,
+    /// The identifier of the last admin command.
+    admin_id: Cell<u16>,
     /// Answers of identify.
     answers: SharedMemory,
     io: RefCell<QueuePair>,
@@ -118,6 +121,14 @@ pub(super) struct Controller<B: Bus> {
     /// Commands came, or it was closed.
     work: Rc<Notify>,
     resets: Cell<u64>,
+    /// Nothing else helps; whoever polls resets it.
+    reset_wanted: Cell<bool>,
+    /// Commands that take too long are being looked after.
+    looking_after: Cell<bool>,
+    /// It was closed, and nothing more is done with it.
+    ended: Cell<bool>,
+    /// Told when it has ended.
+    at_end: Rc<Notify>,
     command_timeout: Duration,
     /// After all memory that it was given.
     bus: Rc<B>,
@@ -130,7 +141,10 @@ pub(super) enum Data<'a> {
     /// The device's addresses of whole pages, one after the other in the transfer.
     Pages(&'a [u64]),
     /// So many bytes from a page's beginning on.
-    Run { start: u64, bytes: usize },
+    Run {
+        start: u64,
+        bytes: usize,
+    },
     /// Bytes that are copied to where the page of addresses would be.
     Inline(&'a [u8]),
 }
@@ -161,6 +175,7 @@ impl<B: Bus> Controller<B> {
         }
         let places = entries - 1;
         let controller = Rc::new(Controller {
+            admin_id: Cell::new(0),
             admin: Mutex::new(QueuePair::new(&*bus, ADMIN_QUEUE, admin_entries, capabilities)?),
             answers: bus.allocate(IDENTIFY_BYTES)?,
             io: RefCell::new(QueuePair::new(&*bus, IO_QUEUE, entries, capabilities)?),
@@ -174,6 +189,10 @@ impl<B: Bus> Controller<B> {
             state: Cell::new(State::Resetting),
             work: Notify::new(),
             resets: Cell::new(0),
+            reset_wanted: Cell::new(false),
+            looking_after: Cell::new(false),
+            ended: Cell::new(false),
+            at_end: Notify::new(),
             command_timeout: COMMAND_TIMEOUT,
             capabilities,
             handle: handle.clone(),
@@ -222,16 +241,25 @@ impl<B: Bus> Controller<B> {
         command: Command,
         what: &'static str,
     ) -> Result<u32, NvmeError> {
-        queue.push(command);
+        let id = self.admin_id.get().wrapping_add(1);
+        self.admin_id.set(id);
+        let resets = self.resets.get();
+        queue.push(command.with_id(id));
         queue.ring(&*self.bus);
         let deadline = self.handle.now() + ADMIN_TIMEOUT;
         let mut turns = 0;
         let completion = loop {
             if let Some(completion) = queue.take() {
                 queue.acknowledge(&*self.bus);
-                break completion;
+                if completion.id() == id {
+                    break completion;
+                }
+                tracing::debug!(device = self.bus.name(), "an admin command is answered that was given up");
+                continue;
             }
-            if self.handle.now() >= deadline {
+            // After a reset it is not answered any more, and that waits for the queue.
+            let in_vain = self.resets.get() != resets || self.state.get() == State::Gone;
+            if self.handle.now() >= deadline || in_vain {
                 return Err(NvmeError::Silent { device: self.device(), what });
             }
             self.pause(&mut turns).await;
@@ -433,28 +461,57 @@ impl<B: Bus> Controller<B> {
                         command = made_up,
                         "the controller answers what nobody asked"
                     );
-                    self.reset().await;
+                    self.reset_wanted.set(true);
                 }
             }
             if self.handle.now_coarse() >= next_check {
                 next_check = self.handle.now() + AGE_CHECK;
-                self.look_after_the_old().await;
+                self.check();
+            }
+            if self.reset_wanted.replace(false) {
+                self.reset().await;
             }
             self.pause_polling(&mut fruitless).await;
         }
-        if self.state.get() == State::Closed
-            && let Err(error) = self.shut_down().await
-        {
-            tracing::info!(%error, "the NVMe controller was not shut down in order");
+        if self.state.get() == State::Closed {
+            self.end().await;
         }
+        self.ended.set(true);
+        self.at_end.notify_all();
     }
 
-    /// No command is taken any more; what is under way may or may not be carried out.
+    /// What is under way is waited for, then the controller is shut down.
+    async fn end(&self) {
+        let deadline = self.handle.now() + SHUTDOWN_TIMEOUT;
+        let mut turns = 0;
+        while self.commands.borrow().any_lives() && self.handle.now() < deadline && self.turn().is_ok() {
+            self.pause(&mut turns).await;
+        }
+        if let Err(error) = self.shut_down().await {
+            tracing::info!(%error, "the NVMe controller was not shut down in order");
+            self.bus.cut_off();
+        }
+        self.end_all();
+    }
+
+    /// No command is taken any more; what is under way is waited for a while.
     pub fn close(&self) {
         if self.state.get() != State::Gone {
             self.state.set(State::Closed);
         }
         self.work.notify_all();
+    }
+
+    /// Closes it and waits until nothing is under way and its power may go.
+    pub async fn closed(&self) {
+        self.close();
+        loop {
+            let ended = self.at_end.notified();
+            if self.ended.get() {
+                return;
+            }
+            ended.await;
+        }
     }
 
     /// Tells the controller that its power may go.
@@ -493,17 +550,35 @@ impl<B: Bus> Controller<B> {
         made_up.map_or(Ok(any), Err)
     }
 
-    /// Aborts commands that take too long, and resets the controller if that does not end them.
-    async fn look_after_the_old(&self) {
-        let Some(since) = self.timed_out() else { return };
-        if self.bus.read32(register::STATUS) == status::GONE {
+    /// Whether the controller is still there and well, and commands are answered in time.
+    fn check(self: &Rc<Self>) {
+        let status = self.bus.read32(register::STATUS);
+        if status == status::GONE {
             return self.gone();
         }
+        if status & status::FATAL != 0 {
+            tracing::error!(device = self.bus.name(), status, "the NVMe controller has failed");
+            return self.reset_wanted.set(true);
+        }
+        if let Some(old) = self.timed_out()
+            && !self.looking_after.replace(true)
+        {
+            let controller = self.clone();
+            self.handle.spawn(async move {
+                controller.look_after_the_old(old).await;
+                controller.looking_after.set(false);
+            });
+        }
+    }
+
+    /// Aborts commands that take too long, and wants the controller reset if that does not end them.
+    async fn look_after_the_old(&self, old: Vec<u16>) {
         let device = self.bus.name();
-        tracing::warn!(device, commands = ?since, "NVMe commands take too long: they are aborted");
+        let resets = self.resets.get();
+        tracing::warn!(device, commands = ?old, "NVMe commands take too long: they are aborted");
         {
             let mut queue = self.admin.lock().await;
-            for id in since {
+            for id in old {
                 let abort = Command::new(admin::ABORT, 0).with(10, u32::from(IO_QUEUE) | u32::from(id) << 16);
                 if let Err(error) = self.admin_command(&mut queue, abort, "abort a command").await {
                     tracing::warn!(%error, "a command was not aborted");
@@ -512,14 +587,11 @@ impl<B: Bus> Controller<B> {
             }
         }
         let deadline = self.handle.now() + ABORT_TIMEOUT;
-        while self.timed_out().is_some() && self.handle.now() < deadline {
-            if self.turn().is_err() {
-                break;
-            }
+        while self.timed_out().is_some() && self.handle.now() < deadline && self.resets.get() == resets {
             self.handle.sleep(STATUS_PAUSE).await;
         }
-        if self.timed_out().is_some() {
-            self.reset().await;
+        if self.timed_out().is_some() && self.resets.get() == resets {
+            self.reset_wanted.set(true);
         }
     }
 
@@ -532,7 +604,7 @@ impl<B: Bus> Controller<B> {
     }
 
     async fn reset(&self) {
-        if self.state.get() == State::Closed {
+        if self.state.get() != State::Running {
             return;
         }
         self.state.set(State::Resetting);
@@ -543,7 +615,7 @@ impl<B: Bus> Controller<B> {
             return self.gone();
         }
         if self.state.get() == State::Closed {
-            return;
+            return self.end_all();
         }
         let mut harvest = Harvest::default();
         let again = self.commands.borrow_mut().after_reset(self.handle.now(), SENT_MAX, &mut harvest);
@@ -561,6 +633,11 @@ impl<B: Bus> Controller<B> {
         if self.state.get() != State::Closed {
             self.state.set(State::Gone);
         }
+        self.end_all();
+    }
+
+    /// The controller touches no memory any more.
+    fn end_all(&self) {
         let mut harvest = Harvest::default();
         self.commands.borrow_mut().end_all(&mut harvest);
         self.deliver(harvest);

@@ -102,6 +102,10 @@ struct State {
     random: SplitMix64,
     failing: Vec<(u8, Status)>,
     swallowing: u32,
+    swallowing_admin: u32,
+    /// It never becomes ready.
+    broken: bool,
+    fatal: bool,
     gone: bool,
     counts: Counts,
 }
@@ -131,6 +135,9 @@ impl Model {
             random: SplitMix64::new(seed),
             failing: Vec::new(),
             swallowing: 0,
+            swallowing_admin: 0,
+            broken: false,
+            fatal: false,
             gone: false,
             counts: Counts::default(),
         };
@@ -182,6 +189,26 @@ impl Model {
         self.state.borrow_mut().swallowing = count;
     }
 
+    /// The next admin commands are never answered.
+    pub fn swallow_admin_next(&self, count: u32) {
+        self.state.borrow_mut().swallowing_admin = count;
+    }
+
+    /// Answers a command on the I/O queue that nobody gave it.
+    pub fn make_up(&self, id: u16) {
+        self.state.borrow_mut().answer(1, id, Status::SUCCESS, 0);
+    }
+
+    /// It does not become ready any more once it was disabled.
+    pub fn break_down(&self) {
+        self.state.borrow_mut().broken = true;
+    }
+
+    /// It says that it has failed, until it is disabled.
+    pub fn fail_fatally(&self) {
+        self.state.borrow_mut().fatal = true;
+    }
+
     /// Pulled out: registers read all ones, and nothing is answered any more.
     pub fn pull_out(&self) {
         let mut state = self.state.borrow_mut();
@@ -225,6 +252,7 @@ impl State {
         }
         if was_enabled && !enabled {
             self.counts.resets += 1;
+            self.fatal = false;
             self.stop();
         }
         if value & configuration::SHUTDOWN_MASK != 0 {
@@ -260,7 +288,8 @@ impl State {
             enabled = !enabled;
         }
         let shutdown = if self.shut_down { controller_status::SHUTDOWN_COMPLETE } else { 0 };
-        (u32::from(enabled) * controller_status::READY) | shutdown
+        let fatal = u32::from(self.fatal) * controller_status::FATAL;
+        (u32::from(enabled && !self.broken) * controller_status::READY) | shutdown | fatal
     }
 
     fn ring(&mut self, doorbell: usize, value: u32) {
@@ -290,6 +319,10 @@ impl State {
         if queue != ADMIN && self.swallowing > 0 {
             self.swallowing -= 1;
             self.unanswered.push((queue, command));
+            return;
+        }
+        if queue == ADMIN && self.swallowing_admin > 0 {
+            self.swallowing_admin -= 1;
             return;
         }
         let faults = self.counts.memory_faults;
