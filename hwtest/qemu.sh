@@ -3,6 +3,8 @@
 # say, fail and skip.
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # the caller's
+# Disks that can't read some places, each with a configuration of blkdebug that says which.
+declare -A unreadable=()
 kernel=${XDG_CACHE_HOME:-$HOME/.cache}/cfs-tools/hwtest/kernel
 # Beside it, to be renamed when it is complete.
 unpacked=$kernel.$$
@@ -27,7 +29,7 @@ install_qemu() {
 # What is missing is installed as root; a guest of QEMU itself needs no rights.
 install_tools() {
     local package missing=()
-    for package in busybox-static cpio kmod xz-utils zstd binutils; do
+    for package in busybox-static cpio kmod xz-utils zstd binutils fio; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
     done
     local qemu_packages=()
@@ -141,7 +143,9 @@ make_disks() { # nvme or volatile, name...
         local file=$work/$name.disk
         if [ "$kind" = nvme ]; then
             truncate -s 512M "$file"
-            disks+=(-drive "file=$file,format=raw,if=none,id=$name,cache=writeback,discard=unmap"
+            local from="file=$file"
+            [ -z "${unreadable[$name]:-}" ] || from="file=blkdebug:${unreadable[$name]}:$file"
+            disks+=(-drive "$from,format=raw,if=none,id=$name,cache=writeback,discard=unmap"
                 -device "nvme,serial=$name,id=controller-$name"
                 -device "nvme-ns,drive=$name,bus=controller-$name,nsid=1,logical_block_size=4096,physical_block_size=4096")
         else
@@ -150,6 +154,17 @@ make_disks() { # nvme or volatile, name...
             disks+=(-drive "file=$file,format=qcow2,if=none,id=$name,cache=writeback,discard=unmap"
                 -device "virtio-blk-pci,serial=$name,drive=$name,logical_block_size=4096,physical_block_size=4096")
         fi
+    done
+}
+
+# One more NVMe controller, with two namespaces.
+add_double_disk() { # name
+    local number
+    disks+=(-device "nvme,serial=$1,id=controller-$1")
+    for number in 1 2; do
+        truncate -s 512M "$work/$1-$number.disk"
+        disks+=(-drive "file=$work/$1-$number.disk,format=raw,if=none,id=$1-$number,cache=writeback,discard=unmap"
+            -device "nvme-ns,drive=$1-$number,bus=controller-$1,nsid=$number,logical_block_size=4096,physical_block_size=4096")
     done
 }
 

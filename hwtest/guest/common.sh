@@ -50,9 +50,23 @@ load_drivers() {
     for name in "$@"; do await "the disk $name" disk "$name"; done
 }
 
-# The three disks of the cluster, as $targets.
+# Gives the three controllers to vfio-pci: as $targets, and $addresses.
+bind_targets() {
+    modprobe vfio_iommu_type1
+    modprobe vfio-pci
+    targets='' addresses=''
+    for serial in cfs0 cfs1 cfs2; do
+        pci=$(cat "$(controller $serial)/address")
+        addresses="$addresses $pci"
+        targets="$targets nvme:$pci"
+    done
+    for pci in $addresses; do cfsctl device bind "$pci" || fail "cfsctl device bind $pci"; done
+}
+
+# The three disks of the cluster, as $targets; with HWTEST_DRIVEN their controllers, which cfs drives.
 find_targets() {
     load_drivers cfs0 cfs1 cfs2
+    [ -z "${HWTEST_DRIVEN:-}" ] || { bind_targets; return; }
     targets="$(disk cfs0) $(disk cfs1) $(disk cfs2)"
     for target in $targets; do
         # Without a volatile cache nothing here would depend on flushes.
@@ -68,6 +82,13 @@ format() {
 
 serving() { grep -q '^serving on ' /tmp/server; }
 mounted() { grep -q " $mnt fuse" /proc/mounts; }
+
+refused() { # what it says, command...
+    says=$1
+    shift
+    if "$@" >/tmp/said 2>&1; then fail "was not refused: $*"; fi
+    grep -q -- "$says" /tmp/said || { cat /tmp/said; fail "says something else: $*"; }
+}
 
 start() {
     flags=

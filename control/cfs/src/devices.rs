@@ -7,6 +7,9 @@ use cfs_device::uring::{OpenOptions, UringDevice};
 use cfs_device::{BlockDevice, DeviceError, DeviceResult};
 use cfs_reactor::Handle;
 use cfs_reactor::uring::Ring;
+use futures_util::future::join_all;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -17,24 +20,49 @@ pub fn is_driven(path: &Path) -> bool {
     path.to_str().is_some_and(|path| path.starts_with(DRIVEN))
 }
 
-/// Opens it for this process alone.
-pub async fn open(
-    path: &Path,
-    ring: &Rc<Ring>,
-    handle: &Handle,
-    options: OpenOptions,
-) -> DeviceResult<Rc<dyn BlockDevice>> {
-    let Some(place) = path.to_str().and_then(|path| path.strip_prefix(DRIVEN)) else {
-        return Ok(UringDevice::open(path, ring, handle, options)?);
-    };
-    let (address, namespace) =
-        place_of(place).map_err(|why| DeviceError::NotPermitted(format!("target {}: {why}", path.display())))?;
-    let device = NvmeDevice::open(VfioBus::open(&address)?, namespace, handle).await;
-    device.map(|device| device as Rc<dyn BlockDevice>).map_err(|error| match error {
-        NvmeError::Bus(error) => error,
-        NvmeError::Gone { device } => DeviceError::Gone { device },
-        other => DeviceError::Open(other.to_string()),
-    })
+/// What a process has open, from one reactor.
+pub struct Devices {
+    pub ring: Rc<Ring>,
+    handle: Handle,
+    driven: RefCell<BTreeMap<PciAddress, Vec<Rc<NvmeDevice<VfioBus>>>>>,
+}
+
+impl Devices {
+    /// `handle`: of a domain that outlives whoever uses the devices.
+    pub fn new(ring: &Rc<Ring>, handle: &Handle) -> Rc<Devices> {
+        Rc::new(Devices { ring: ring.clone(), handle: handle.clone(), driven: RefCell::default() })
+    }
+
+    /// Opens it for this process alone.
+    pub async fn open(&self, path: &Path, options: OpenOptions) -> DeviceResult<Rc<dyn BlockDevice>> {
+        let Some(place) = path.to_str().and_then(|path| path.strip_prefix(DRIVEN)) else {
+            return Ok(UringDevice::open(path, &self.ring, &self.handle, options)?);
+        };
+        let (address, namespace) =
+            place_of(place).map_err(|why| DeviceError::NotPermitted(format!("target {}: {why}", path.display())))?;
+        let others = self.driven.borrow().get(&address).cloned().unwrap_or_default();
+        if others.iter().any(|other| other.namespace() == namespace) {
+            let name = path.display();
+            return Err(DeviceError::InUse(format!("{name}: this namespace is given twice: give it once")));
+        }
+        let opened = match others.first() {
+            Some(other) => other.sibling(namespace).await,
+            None => NvmeDevice::open(VfioBus::open(&address)?, namespace, &self.handle).await,
+        };
+        let device = opened.map_err(|error| match error {
+            NvmeError::Bus(error) => error,
+            NvmeError::Gone { device } => DeviceError::Gone { device },
+            other => DeviceError::Open(other.to_string()),
+        })?;
+        self.driven.borrow_mut().entry(address).or_default().push(device.clone());
+        Ok(device)
+    }
+
+    /// Ends in order what asks for it.
+    pub async fn close(&self) {
+        let driven: Vec<_> = self.driven.take().into_values().flatten().collect();
+        join_all(driven.iter().map(|device| device.close())).await;
+    }
 }
 
 /// The controller, and the namespace, the first if none is named.

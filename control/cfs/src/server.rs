@@ -2,12 +2,12 @@
 //! thread of its own.
 
 use crate::created::Created;
-use crate::devices::{self, is_driven};
+use crate::devices::{Devices, is_driven};
 use anyhow::{Context, Result, anyhow, bail};
 use cfs::format::{FormatSpec, format_cluster, format_replacement};
 use cfs::node::{DeviceSlot, Node, NodeConfig, NodeSetup};
 use cfs_api::progress::Progress;
-use cfs_device::uring::{OpenOptions, UringDevice};
+use cfs_device::uring::OpenOptions;
 use cfs_device::{BlockDevice, DeviceError};
 use cfs_fabric::Address;
 use cfs_fabric::tcp::TcpFabric;
@@ -145,7 +145,7 @@ impl Server {
 
 fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Receiver<()>) -> Result<()> {
     let spin = settings.spin_us.map_or(SPIN_DEFAULT, Duration::from_micros);
-    on_reactor(spin, move |handle, ring| async move {
+    on_reactor(spin, move |handle, devices| async move {
         let mut config = NodeConfig::default();
         if let Some(lease) = settings.session_lease_ms {
             config.meta.session_lease = Duration::from_millis(lease.into());
@@ -159,9 +159,9 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
         config.segments.backend = settings.backend()?;
         let mut slots = Vec::new();
         for path in &settings.targets {
-            slots.push(slot(path, &ring, &handle).await?);
+            slots.push(slot(path, &devices).await?);
         }
-        let fabric = TcpFabric::new(ring.clone(), &handle);
+        let fabric = TcpFabric::new(devices.ring.clone(), &handle);
         let listen = Address(settings.listen.clone());
         let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices: slots, config, attach: None };
         let node = Node::start(setup).await?;
@@ -183,8 +183,8 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
 /// # Errors
 /// It is in use, or may not be written to: it is not lost, and a start without it would make it lag
 /// behind.
-async fn slot(path: &Path, ring: &Rc<Ring>, handle: &Handle) -> Result<DeviceSlot, DeviceError> {
-    let device = match devices::open(path, ring, handle, OpenOptions::default()).await {
+async fn slot(path: &Path, devices: &Devices) -> Result<DeviceSlot, DeviceError> {
+    let device = match devices.open(path, OpenOptions::default()).await {
         Ok(device) => Ok(device),
         Err(error @ (DeviceError::InUse(_) | DeviceError::NotPermitted(_))) => return Err(error),
         Err(error) => Err(error.to_string()),
@@ -193,7 +193,7 @@ async fn slot(path: &Path, ring: &Rc<Ring>, handle: &Handle) -> Result<DeviceSlo
 }
 
 /// Runs `main` on a fresh executor with its own ring, on this thread.
-pub fn on_reactor<T, F>(spin: Duration, main: impl FnOnce(Handle, Rc<Ring>) -> F) -> Result<T>
+pub fn on_reactor<T, F>(spin: Duration, main: impl FnOnce(Handle, Rc<Devices>) -> F) -> Result<T>
 where
     T: 'static,
     F: Future<Output = Result<T>> + 'static,
@@ -202,11 +202,17 @@ where
     let executor = Executor::new(Rc::new(KernelClock::new()));
     let handle = executor.domain();
     let mut driver = ring.driver();
-    let main = main(handle.clone(), ring);
+    // What looks after devices outlives what uses them.
+    let beneath = executor.domain();
+    let devices = Devices::new(&ring, &beneath);
+    let main = main(handle.clone(), devices.clone());
     if tracing::enabled!(tracing::Level::DEBUG) {
         executor.record_polls();
     }
     let outcome = executor.run(&mut driver, spin, &handle, main).context("the reactor was stopped");
+    handle.kill();
+    let closed = executor.run(&mut driver, spin, &beneath, async move { devices.close().await });
+    closed.context("the reactor was stopped")?;
     if let Some(PollRecord { polls, longest, too_long }) = executor.poll_record() {
         tracing::debug!(
             polls,
@@ -227,10 +233,10 @@ pub fn format_files(paths: &[PathBuf], size: Option<u64>, spec: FormatSpec) -> R
     }
     let paths = paths.to_vec();
     let _progress = Progress::of(format!("formatting {} targets", paths.len()));
-    on_reactor(Duration::ZERO, move |handle, ring| async move {
+    on_reactor(Duration::ZERO, move |handle, devices| async move {
         let mut created = Created::default();
-        let outcome = match open_or_create(&paths, size, &handle, &ring, &mut created).await {
-            Ok(devices) => format_cluster(&handle, &devices, &spec).await.map_err(anyhow::Error::from),
+        let outcome = match open_or_create(&paths, size, &devices, &mut created).await {
+            Ok(opened) => format_cluster(&handle, &opened, &spec).await.map_err(anyhow::Error::from),
             Err(error) => Err(error),
         };
         created.kept_by(outcome)
@@ -240,14 +246,13 @@ pub fn format_files(paths: &[PathBuf], size: Option<u64>, spec: FormatSpec) -> R
 async fn open_or_create(
     paths: &[PathBuf],
     size: Option<u64>,
-    handle: &Handle,
-    ring: &Rc<Ring>,
+    devices: &Devices,
     created: &mut Created,
 ) -> Result<Vec<Rc<dyn BlockDevice>>> {
-    let mut devices: Vec<Rc<dyn BlockDevice>> = Vec::new();
+    let mut opened: Vec<Rc<dyn BlockDevice>> = Vec::new();
     for path in paths {
         if is_driven(path) {
-            devices.push(devices::open(path, ring, handle, OpenOptions::default()).await?);
+            opened.push(devices.open(path, OpenOptions::default()).await?);
             continue;
         }
         check_not_dangling(path)?;
@@ -261,9 +266,9 @@ async fn open_or_create(
             (Some(_), _) => {}
         }
         let options = OpenOptions { read_only: false, create_size };
-        devices.push(devices::open(path, ring, handle, options).await?);
+        opened.push(devices.open(path, options).await?);
     }
-    Ok(devices)
+    Ok(opened)
 }
 
 /// A link that leads nowhere is neither there nor can be made: creating it says only that it exists.
@@ -280,10 +285,10 @@ fn check_not_dangling(path: &Path) -> Result<()> {
 /// What the cluster on these targets was made with, by the first that can be read; `None`: none can.
 pub fn parameters_of(paths: &[PathBuf]) -> Result<Option<ClusterParameters>> {
     let paths = paths.to_vec();
-    on_reactor(Duration::ZERO, move |handle, ring| async move {
+    on_reactor(Duration::ZERO, move |_, devices| async move {
         for path in &paths {
             let options = OpenOptions { read_only: true, create_size: None };
-            let Ok(device) = UringDevice::open(path, &ring, &handle, options) else { continue };
+            let Ok(device) = devices.open(path, options).await else { continue };
             if let Ok((superblock, _)) = inspect(&*device).await {
                 return Ok(Some(superblock.parameters));
             }
@@ -297,7 +302,7 @@ pub fn parameters_of(paths: &[PathBuf]) -> Result<Option<ClusterParameters>> {
 pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, force: bool) -> Result<()> {
     check_given_once(&survivors)?;
     let _progress = Progress::of(format!("formatting {} in the place of target {id}", path.display()));
-    on_reactor(Duration::ZERO, move |handle, ring| async move {
+    on_reactor(Duration::ZERO, move |handle, devices| async move {
         check_not_dangling(&path)?;
         let is_file = match is_driven(&path) {
             true => Some(false),
@@ -308,7 +313,7 @@ pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, forc
         }
         let mut others: Vec<(String, Rc<dyn BlockDevice>)> = Vec::new();
         for survivor in survivors.iter().filter(|survivor| survivor.exists() || is_driven(survivor)) {
-            let device = match devices::open(survivor, &ring, &handle, OpenOptions::default()).await {
+            let device = match devices.open(survivor, OpenOptions::default()).await {
                 Ok(device) => device,
                 // Another one that is lost.
                 Err(DeviceError::Open(_) | DeviceError::Gone { .. }) if is_driven(survivor) => continue,
@@ -323,7 +328,7 @@ pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, forc
             created.create(&path)?;
         }
         let options = OpenOptions { read_only: false, create_size };
-        let outcome = match devices::open(&path, &ring, &handle, options).await {
+        let outcome = match devices.open(&path, options).await {
             Ok(fresh) => format_replacement(&handle, &*fresh, &others, id, force).await.map_err(anyhow::Error::from),
             Err(error) => Err(error.into()),
         };

@@ -38,10 +38,23 @@ type Pages = SmallVec<[u64; 8]>;
 /// How often a command is sent again that the controller says may succeed then.
 const RETRIES_MAX: u32 = 3;
 
+/// A controller that is open as long as one of its namespaces is.
+struct Opened<B: Bus> {
+    controller: Rc<Controller<B>>,
+    identity: spec::Controller,
+}
+
+impl<B: Bus> Drop for Opened<B> {
+    fn drop(&mut self) {
+        self.controller.close();
+    }
+}
+
 /// A namespace of an NVMe controller.
 pub struct NvmeDevice<B: Bus> {
     name: String,
     controller: Rc<Controller<B>>,
+    opened: Rc<Opened<B>>,
     namespace: u32,
     geometry: DeviceGeometry,
     bus: Rc<B>,
@@ -60,18 +73,25 @@ impl<B: Bus> NvmeDevice<B> {
     pub async fn open(bus: B, namespace: u32, handle: &Handle) -> Result<Rc<NvmeDevice<B>>, NvmeError> {
         let bus = Rc::new(bus);
         let controller = Controller::open(bus.clone(), handle).await?;
-        let opened = async {
-            let identity = controller.identify().await?;
-            Ok::<_, NvmeError>((identity, controller.namespace(namespace).await?))
-        };
-        let (identity, found) = match opened.await {
-            Ok(found) => found,
+        let identity = match controller.identify().await {
+            Ok(identity) => identity,
             Err(error) => {
                 controller.close();
                 return Err(error);
             }
         };
-        let spec::Controller { model, serial, firmware, .. } = &identity;
+        NvmeDevice::of(Rc::new(Opened { controller, identity }), bus, namespace).await
+    }
+
+    /// Another namespace of the same controller, or the same once more.
+    pub async fn sibling(&self, namespace: u32) -> Result<Rc<NvmeDevice<B>>, NvmeError> {
+        NvmeDevice::of(self.opened.clone(), self.bus.clone(), namespace).await
+    }
+
+    async fn of(opened: Rc<Opened<B>>, bus: Rc<B>, namespace: u32) -> Result<Rc<NvmeDevice<B>>, NvmeError> {
+        let (controller, identity) = (opened.controller.clone(), &opened.identity);
+        let found = controller.namespace(namespace).await?;
+        let spec::Controller { model, serial, firmware, .. } = identity;
         let name = format!("nvme:{}/{namespace}", bus.name());
         tracing::info!(device = name, model, serial, firmware, ?found, "NVMe controller is driven from user space");
         let transfer_max = identity.transfer_max.map_or(TRANSFER_MAX, |most| most.min(TRANSFER_MAX));
@@ -82,7 +102,11 @@ impl<B: Bus> NvmeDevice<B> {
             volatile_cache: identity.volatile_cache,
             discards: identity.deallocates,
         };
-        Ok(Rc::new(NvmeDevice { name, bus, controller, namespace, geometry }))
+        Ok(Rc::new(NvmeDevice { name, bus, controller, opened, namespace, geometry }))
+    }
+
+    pub fn namespace(&self) -> u32 {
+        self.namespace
     }
 
     /// How often the controller was reset because it did not answer.
@@ -311,12 +335,6 @@ impl<B: Bus> NvmeDevice<B> {
     }
 }
 
-impl<B: Bus> Drop for NvmeDevice<B> {
-    fn drop(&mut self) {
-        self.controller.close();
-    }
-}
-
 impl<B: Bus> BlockDevice for NvmeDevice<B> {
     fn name(&self) -> &str {
         &self.name
@@ -352,6 +370,7 @@ impl<B: Bus> BlockDevice for NvmeDevice<B> {
         Box::pin(async move { check_range(&self.name, &self.geometry, "settle", offset, length) })
     }
 
+    /// Closes the controller, with all its namespaces.
     fn close(&self) -> LocalBoxFuture<'_, ()> {
         Box::pin(self.controller.closed())
     }

@@ -360,3 +360,47 @@ fn closing_during_a_reset_ends_what_was_under_way_and_the_controller() {
         assert_eq!(model.counts().memory_faults, 0);
     });
 }
+
+#[test]
+fn namespaces_of_one_controller_are_devices_of_their_own_and_end_together() {
+    let options = ModelOptions { namespaces: 2, ..ModelOptions::default() };
+    run(options, 29, |device, model, handle| async move {
+        let other = device.sibling(2).await.unwrap();
+        assert_eq!((device.namespace(), other.namespace()), (1, 2));
+        assert_eq!(other.name(), "nvme:model/2");
+        device.write(0, vec![pattern(1, 4096)], Placement::Data, false).await.unwrap();
+        other.write(0, vec![pattern(2, 4096)], Placement::Data, false).await.unwrap();
+        assert_eq!(device.read(0, 4096).await.unwrap()[..], pattern(1, 4096)[..]);
+        assert_eq!(other.read(0, 4096).await.unwrap()[..], pattern(2, 4096)[..]);
+        assert!(device.sibling(3).await.err().unwrap().to_string().contains("namespace 3"));
+        drop(device);
+        handle.sleep(Duration::from_secs(1)).await;
+        assert!(!model.was_shut_down(), "the other one is still open");
+        assert_eq!(other.read(0, 4096).await.unwrap()[..], pattern(2, 4096)[..]);
+        drop(other);
+        handle.sleep(Duration::from_secs(1)).await;
+        assert!(model.was_shut_down());
+    });
+}
+
+#[test]
+fn a_controller_that_others_reset_is_brought_up_again_and_asked_again() {
+    run(ModelOptions::default(), 30, |device, model, handle| async move {
+        for round in 0..5u64 {
+            let write = |index| device.write(index * 4096, vec![pattern(index + round, 4096)], Placement::Data, true);
+            let writes: Vec<_> = (0..40).map(write).collect();
+            if round % 2 == 0 {
+                handle.yield_now().await;
+            }
+            model.reset_function();
+            let begun = handle.now();
+            assert!(join_all(writes).await.iter().all(Result::is_ok));
+            assert!(handle.now() - begun < Duration::from_secs(3), "not after 30 s");
+            assert_eq!(device.resets(), round + 1);
+            for index in 0..40 {
+                assert_eq!(device.read(index * 4096, 4096).await.unwrap()[..], pattern(index + round, 4096)[..]);
+            }
+        }
+        assert_eq!(model.counts().memory_faults, 0);
+    });
+}

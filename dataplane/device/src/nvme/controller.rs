@@ -560,6 +560,10 @@ impl<B: Bus> Controller<B> {
             tracing::error!(device = self.bus.name(), status, "the NVMe controller has failed");
             return self.reset_wanted.set(true);
         }
+        if status & status::READY == 0 {
+            tracing::warn!(device = self.bus.name(), "somebody else has reset the NVMe controller");
+            return self.reset_wanted.set(true);
+        }
         if let Some(old) = self.timed_out()
             && !self.looking_after.replace(true)
         {

@@ -31,6 +31,8 @@ const READS_UNTIL_READY: u32 = 3;
 #[derive(Clone, Debug)]
 pub struct ModelOptions {
     pub blocks: u64,
+    /// Of so many blocks each.
+    pub namespaces: u32,
     /// log2 of the block size.
     pub block_shift: u8,
     /// MDTS: log2 of the largest transfer in pages, 0 for no limit.
@@ -48,6 +50,7 @@ impl Default for ModelOptions {
     fn default() -> ModelOptions {
         ModelOptions {
             blocks: 4096,
+            namespaces: 1,
             block_shift: 12,
             transfer_shift: 7,
             queue_entries_max: 1024,
@@ -118,7 +121,7 @@ pub struct Model {
 
 impl Model {
     pub fn new(options: ModelOptions, seed: u64) -> Rc<Model> {
-        let disk = vec![0; (options.blocks as usize) << options.block_shift];
+        let disk = vec![0; (options.blocks as usize * options.namespaces as usize) << options.block_shift];
         let arena = device_memory().map(|(start, bytes)| start as u64..start as u64 + bytes as u64);
         let state = State {
             options,
@@ -197,6 +200,14 @@ impl Model {
     /// Answers a command on the I/O queue that nobody gave it.
     pub fn make_up(&self, id: u16) {
         self.state.borrow_mut().answer(1, id, Status::SUCCESS, 0);
+    }
+
+    /// As a reset of the PCI function does that others ask for.
+    pub fn reset_function(&self) {
+        let mut state = self.state.borrow_mut();
+        state.configuration = 0;
+        state.settling = 0;
+        state.stop();
     }
 
     /// It does not become ready any more once it was disabled.
@@ -396,7 +407,7 @@ impl State {
                 Status::SUCCESS
             }
             // Of a namespace that is not there all is zero.
-            (admin::NAMESPACE, 1) => {
+            (admin::NAMESPACE, namespace) if (1..=options.namespaces).contains(&namespace) => {
                 answer[..8].copy_from_slice(&options.blocks.to_le_bytes());
                 answer[26] = 2;
                 let format = u32::from(options.metadata_bytes) | u32::from(options.block_shift) << 16;
@@ -408,16 +419,18 @@ impl State {
         }
     }
 
-    fn range_on_disk(&self, first: u64, blocks: u64) -> Option<Range<usize>> {
+    fn range_on_disk(&self, namespace: u32, first: u64, blocks: u64) -> Option<Range<usize>> {
         let end = first.checked_add(blocks).filter(|end| *end <= self.options.blocks)?;
-        Some((first as usize) << self.options.block_shift..(end as usize) << self.options.block_shift)
+        let base = u64::from(namespace - 1) * self.options.blocks;
+        let at = |block: u64| ((base + block) as usize) << self.options.block_shift;
+        Some(at(first)..at(end))
     }
 
     fn io(&mut self, command: Command) -> Status {
-        if command.namespace() != 1 {
+        if !(1..=self.options.namespaces).contains(&command.namespace()) {
             return Status::INVALID_FIELD;
         }
-        let transfer = self.range_on_disk(command.first_block(), command.block_count().into());
+        let transfer = self.range_on_disk(command.namespace(), command.first_block(), command.block_count().into());
         match command.opcode() {
             io::FLUSH => {
                 self.counts.flushes += 1;
@@ -452,7 +465,9 @@ impl State {
         for range in ranges.chunks_exact(16) {
             let blocks = u32::from_le_bytes(range[4..8].try_into().expect("four bytes"));
             let first = u64::from_le_bytes(range[8..16].try_into().expect("eight bytes"));
-            let Some(range) = self.range_on_disk(first, blocks.into()) else { return Status::LBA_OUT_OF_RANGE };
+            let Some(range) = self.range_on_disk(command.namespace(), first, blocks.into()) else {
+                return Status::LBA_OUT_OF_RANGE;
+            };
             self.disk[range].fill(0);
         }
         Status::SUCCESS

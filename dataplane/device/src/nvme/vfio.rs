@@ -122,7 +122,7 @@ struct UnmapDma {
 }
 
 /// A PCI function by its domain, bus, device and function numbers: `0000:01:00.0`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct PciAddress(String);
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -236,7 +236,8 @@ impl VfioBus {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let group = open(&group_path, flags, Mode::empty()).map_err(|errno| match errno {
             Errno::BUSY => DeviceError::InUse(format!(
-                "{address} is in use: another program has {group_path} open; stop that one first"
+                "{address} is in use: {group_path} is open already, in another program, which has to stop, or here \
+                 for another controller of its IOMMU group: such two can't be targets of one process yet"
             )),
             Errno::ACCESS | Errno::PERM => DeviceError::NotPermitted(format!(
                 "cannot open {group_path}: {errno}; run as root, or give this user the file"
