@@ -46,7 +46,9 @@ fn the_driver_conforms_on_controllers_of_every_kind() {
         ModelOptions { transfer_shift: 0, ..usual.clone() },
         ModelOptions { queue_entries_max: 2, ..usual.clone() },
         ModelOptions { queue_entries_max: 5, volatile_cache: false, ..usual.clone() },
-        ModelOptions { deallocates: false, ..usual },
+        ModelOptions { deallocates: false, ..usual.clone() },
+        ModelOptions { shadow_doorbells: true, ..usual.clone() },
+        ModelOptions { shadow_doorbells: true, queue_entries_max: 3, ..usual },
     ];
     for (seed, options) in (1..).zip(kinds) {
         let counts = run(options, seed, move |device, model, _| async move {
@@ -403,4 +405,27 @@ fn a_controller_that_others_reset_is_brought_up_again_and_asked_again() {
         }
         assert_eq!(model.counts().memory_faults, 0);
     });
+}
+
+#[test]
+fn a_controller_that_looks_at_doorbells_in_memory_is_seldom_told_by_its_registers() {
+    let told = |shadow_doorbells| {
+        let options = ModelOptions { shadow_doorbells, ..ModelOptions::default() };
+        run(options, 31, |device, model, _| async move {
+            let before = model.counts().doorbells;
+            let readers = (0..32u64).map(|reader| {
+                let device = &device;
+                async move {
+                    for round in 0..40 {
+                        device.read((reader * 40 + round) % 4096 * 4096, 4096).await.unwrap();
+                    }
+                }
+            });
+            join_all(readers).await;
+            assert_eq!(device.resets(), 0, "it heard of every command");
+            model.counts().doorbells - before
+        })
+    };
+    let (registers, memory) = (told(false), told(true));
+    assert!(memory * 2 < registers, "{memory} against {registers}");
 }

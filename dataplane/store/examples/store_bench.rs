@@ -1,6 +1,6 @@
 //! How fast one target is on a file or block device: sequential 1 MiB puts, then random 4 KiB
-//! reads, checksums on; then how long it takes to open. `store_bench PATH SIZE_MIB DEPTH
-//! [BLOB_KIB]`; PATH is erased. BLOB_KIB: puts of this size instead of 1 MiB.
+//! reads, checksums on, and 4 KiB puts that are durable when they are answered, at the depth and one at a
+//! time; then how long it takes to open. `store_bench PATH SIZE_MIB DEPTH [BLOB_KIB]`; PATH is erased. BLOB_KIB: puts of this size instead of 1 MiB.
 //!
 //! Prints `NAME RATE UNIT cpu MICROSECONDS-PER-OPERATION`, and for writes how many of them one
 //! flush covered, so that a yardstick can flush as often.
@@ -20,6 +20,7 @@ use cfs_wire::{BlobId, ClusterId, DeviceId, NodeId, Policy, TargetId};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::cell::Cell;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -81,6 +82,7 @@ fn cpu_seconds() -> f64 {
 }
 
 const READS: u64 = 200_000;
+const SMALL_PUTS: u64 = 16_384;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -119,8 +121,14 @@ fn main() {
             let device =
                 Rc::new(Counting { device, flushes: Cell::new(0), reads: Cell::new(0), bytes_read: Cell::new(0) });
             let store = TargetStore::open(device.clone(), &handle, None).await.expect("opens");
-            let count = store.space().free * 9 / 10 / (blob as u64 + 4096);
-            write(&store, &handle, count, depth, &device, blob).await;
+            let count = store.space().free * 8 / 10 / (blob as u64 + 4096);
+            let name = if blob == 1 << 20 { "seqwrite1m".to_owned() } else { format!("seqwrite{}k", blob >> 10) };
+            write(&store, &handle, 0..count, depth, &device, (blob, &name)).await;
+            // A header page each, at most, when it is alone.
+            let small = SMALL_PUTS.min(store.space().free / 2 / 8192);
+            let (first, last) = (count..count + small, count + small..count + small + small / 16);
+            write(&store, &handle, first, depth, &device, (4096, "write4k_durable")).await;
+            write(&store, &handle, last, 1, &device, (4096, "write4k_alone")).await;
             read(&store, &handle, count, depth, blob).await;
             drop(store);
             reopen(&handle, &device).await;
@@ -129,16 +137,24 @@ fn main() {
     executor.run(&mut ring.driver(), SPIN_DEFAULT, &handle, story).expect("runs to its end");
 }
 
-async fn write(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64, device: &Counting, blob: usize) {
+async fn write(
+    store: &Rc<TargetStore>,
+    handle: &Handle,
+    ids: Range<u64>,
+    depth: u64,
+    device: &Counting,
+    (blob, name): (usize, &str),
+) {
+    let count = ids.end - ids.start;
     let mut random = SplitMix64::new(1);
     let mut buffer = DmaBuf::uninitialised(blob);
     buffer.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&random.next_u64().to_le_bytes()));
     let payload: Bytes = buffer.freeze();
     let (start, cpu, flushes) = (handle.now(), cpu_seconds(), device.flushes.get());
     let workers = (0..depth).map(|worker| {
-        let (store, payload) = (store.clone(), payload.clone());
+        let (store, payload, ids) = (store.clone(), payload.clone(), ids.clone());
         handle.spawn(async move {
-            for id in (worker..count).step_by(depth as usize) {
+            for id in ids.skip(worker as usize).step_by(depth as usize) {
                 let owner = Owner { high: 0, low: id };
                 let id = BlobId(u128::from(id));
                 store.put(id, BlobKind::Data, owner, ShardGeometry::NONE, payload.clone()).await?;
@@ -153,7 +169,6 @@ async fn write(store: &Rc<TargetStore>, handle: &Handle, count: u64, depth: u64,
     let per_flush = count as f64 / (device.flushes.get() - flushes).max(1) as f64;
     let cpu = (cpu_seconds() - cpu) * 1e6 / count as f64;
     let mib_per_second = (count * blob as u64) as f64 / (1 << 20) as f64 / seconds;
-    let name = if blob == 1 << 20 { "seqwrite1m".to_owned() } else { format!("seqwrite{}k", blob >> 10) };
     println!("{name} {mib_per_second:.0} MiB/s cpu {cpu:.1} per_flush {per_flush:.1}");
 }
 

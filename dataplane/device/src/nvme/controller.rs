@@ -11,7 +11,7 @@
 
 use super::bus::{Bus, SharedMemory};
 use super::commands::{Commands, Harvest, Outcome};
-use super::queue::QueuePair;
+use super::queue::{QueuePair, ShadowDoorbells};
 use super::spec::{
     Capabilities, Command, Controller as Identity, IDENTIFY_BYTES, Namespace, NamespaceError, Status, admin,
     configuration, register, status,
@@ -104,6 +104,8 @@ pub(super) struct Controller<B: Bus> {
     /// Answers of identify.
     answers: SharedMemory,
     io: RefCell<QueuePair>,
+    /// Used if the controller takes them.
+    shadow: Rc<ShadowDoorbells>,
     commands: RefCell<Commands>,
     /// A page of addresses for each command.
     lists: SharedMemory,
@@ -179,6 +181,7 @@ impl<B: Bus> Controller<B> {
             admin: Mutex::new(QueuePair::new(&*bus, ADMIN_QUEUE, admin_entries, capabilities)?),
             answers: bus.allocate(IDENTIFY_BYTES)?,
             io: RefCell::new(QueuePair::new(&*bus, IO_QUEUE, entries, capabilities)?),
+            shadow: Rc::new(ShadowDoorbells::new(&*bus)?),
             commands: RefCell::new(Commands::new(places)),
             lists: bus.allocate(usize::from(places) * PAGE)?,
             bounce: bus.allocate(BOUNCE_BYTES)?,
@@ -215,20 +218,29 @@ impl<B: Bus> Controller<B> {
     }
 
     pub async fn identify(&self) -> Result<Identity, NvmeError> {
+        self.identify_in(&mut *self.admin.lock().await).await
+    }
+
+    async fn identify_in(&self, queue: &mut QueuePair) -> Result<Identity, NvmeError> {
         let command = Command::new(admin::IDENTIFY, 0).with(10, admin::CONTROLLER);
-        let answer = self.identify_by(command, "identify itself").await?;
+        let answer = self.identify_by(queue, command, "identify itself").await?;
         Ok(Identity::parse(&answer, self.capabilities.page_bytes_min()))
     }
 
     pub async fn namespace(&self, namespace: u32) -> Result<Namespace, NvmeError> {
         let command = Command::new(admin::IDENTIFY, namespace).with(10, admin::NAMESPACE);
-        let answer = self.identify_by(command, "identify a namespace").await?;
+        let mut queue = self.admin.lock().await;
+        let answer = self.identify_by(&mut queue, command, "identify a namespace").await?;
         Namespace::parse(&answer).map_err(|why| NvmeError::Namespace { device: self.device(), namespace, why })
     }
 
-    async fn identify_by(&self, command: Command, what: &'static str) -> Result<[u8; IDENTIFY_BYTES], NvmeError> {
-        let mut queue = self.admin.lock().await;
-        self.admin_command(&mut queue, command.with_data([self.answers.device_address(0), 0]), what).await?;
+    async fn identify_by(
+        &self,
+        queue: &mut QueuePair,
+        command: Command,
+        what: &'static str,
+    ) -> Result<[u8; IDENTIFY_BYTES], NvmeError> {
+        self.admin_command(queue, command.with_data([self.answers.device_address(0), 0]), what).await?;
         let mut answer = [0; IDENTIFY_BYTES];
         self.answers.copy_out(0, &mut answer);
         Ok(answer)
@@ -306,9 +318,19 @@ impl<B: Bus> Controller<B> {
         // One pair is wanted; the controller may grant more, and no less.
         let queues = Command::new(admin::SET_FEATURES, 0).with(10, admin::NUMBER_OF_QUEUES).with(11, 0);
         self.admin_command(&mut queue, queues, "give a queue").await?;
+        let shadow = match self.identify_in(&mut queue).await?.shadow_doorbells {
+            true => Some(self.shadow.clone()),
+            false => None,
+        };
+        if let Some(shadow) = &shadow {
+            shadow.clear();
+            let shadow = Command::new(admin::DOORBELL_BUFFER_CONFIG, 0).with_data(shadow.device_addresses());
+            self.admin_command(&mut queue, shadow, "look for doorbells in memory").await?;
+        }
         let (id, last, [submissions, completions]) = {
             let mut io = self.io.borrow_mut();
             io.start_again();
+            io.use_shadow(shadow);
             (u32::from(io.id()), u32::from(io.entries() - 1), io.device_addresses())
         };
         const CONTIGUOUS: u32 = 1;

@@ -42,6 +42,8 @@ pub struct ModelOptions {
     pub deallocates: bool,
     /// Bytes of metadata with each block.
     pub metadata_bytes: u16,
+    /// Whether it takes doorbells in memory.
+    pub shadow_doorbells: bool,
     /// Whether an abort ends a command that was not answered.
     pub aborts: bool,
 }
@@ -57,6 +59,7 @@ impl Default for ModelOptions {
             volatile_cache: true,
             deallocates: true,
             metadata_bytes: 0,
+            shadow_doorbells: false,
             aborts: true,
         }
     }
@@ -96,6 +99,8 @@ struct State {
     settling: u32,
     shut_down: bool,
     registers: BTreeMap<usize, u32>,
+    /// Doorbells in memory, and where it says what it has seen of them.
+    shadow: Option<[u64; 2]>,
     submissions: BTreeMap<u16, SubmissionQueue>,
     completions: BTreeMap<u16, CompletionQueue>,
     pending: Vec<(u16, Command)>,
@@ -129,6 +134,7 @@ impl Model {
             settling: 0,
             shut_down: false,
             registers: BTreeMap::new(),
+            shadow: None,
             submissions: BTreeMap::new(),
             completions: BTreeMap::new(),
             pending: Vec::new(),
@@ -252,6 +258,7 @@ impl State {
         self.completions.clear();
         self.pending.clear();
         self.unanswered.clear();
+        self.shadow = None;
     }
 
     fn configure(&mut self, value: u32) {
@@ -306,7 +313,11 @@ impl State {
     fn ring(&mut self, doorbell: usize, value: u32) {
         self.counts.doorbells += 1;
         // Of completion queues only the driver needs to know.
-        if let (0, Some(queue)) = (doorbell % 2, self.submissions.get_mut(&((doorbell / 2) as u16))) {
+        let id = (doorbell / 2) as u16;
+        if self.shadow.is_some() && id != ADMIN {
+            return;
+        }
+        if let (0, Some(queue)) = (doorbell % 2, self.submissions.get_mut(&id)) {
             assert!(value < u32::from(queue.entries), "the driver rang for entry {value} of {}", queue.entries);
             queue.tail = value as u16;
         }
@@ -315,6 +326,7 @@ impl State {
     fn take_in(&mut self) {
         let ids: Vec<u16> = self.submissions.keys().copied().collect();
         for id in ids {
+            self.look_at_shadow(id);
             while let Some(queue) = self.submissions.get_mut(&id).filter(|queue| queue.head != queue.tail) {
                 let place = queue.base + u64::from(queue.head) * size_of::<Command>() as u64;
                 queue.head = (queue.head + 1) % queue.entries;
@@ -323,6 +335,24 @@ impl State {
                 self.pending.push((id, bytemuck::pod_read_unaligned(&entry)));
                 self.counts.commands += 1;
             }
+        }
+    }
+
+    /// Says what it has seen, and then looks once more, as who goes to sleep has to.
+    fn look_at_shadow(&mut self, id: u16) {
+        let Some([values, seen]) = self.shadow.filter(|_| id != ADMIN) else { return };
+        let at = u64::from(id) * 8;
+        loop {
+            let mut bytes = [0; 4];
+            self.copy_from(values + at, &mut bytes);
+            let tail = u32::from_le_bytes(bytes);
+            let Some(queue) = self.submissions.get_mut(&id) else { return };
+            assert!(tail < u32::from(queue.entries), "the driver's shadow says entry {tail} of {}", queue.entries);
+            if u32::from(queue.tail) == tail {
+                return;
+            }
+            queue.tail = tail as u16;
+            self.copy_to(seen + at, &bytes);
         }
     }
 
@@ -381,6 +411,10 @@ impl State {
                 self.add_submissions(queue, command.data()[0], last, (command.dword(11) >> 16) as u16);
                 (Status::SUCCESS, 0)
             }
+            admin::DOORBELL_BUFFER_CONFIG if self.options.shadow_doorbells => {
+                self.shadow = Some(command.data());
+                (Status::SUCCESS, 0)
+            }
             admin::ABORT => (Status::SUCCESS, u32::from(!self.abort(queue, last))),
             _ => (Status::INVALID_FIELD, 0),
         }
@@ -402,6 +436,7 @@ impl State {
                 answer[24..64].fill(b' ');
                 answer[24..29].copy_from_slice(b"model");
                 answer[77] = options.transfer_shift;
+                answer[257] = options.shadow_doorbells.into();
                 answer[520] = u8::from(options.deallocates) << 2;
                 answer[525] = options.volatile_cache.into();
                 Status::SUCCESS

@@ -5,8 +5,10 @@
 //! way. So neither can overflow, and how far the controller has come needs no looking after.
 
 use super::bus::{Bus, SharedMemory};
+use super::controller::PAGE;
 use super::spec::{Capabilities, Command, Completion, register};
 use crate::DeviceResult;
+use std::rc::Rc;
 use std::sync::atomic::{Ordering, fence};
 
 const SUBMISSION_BYTES: usize = size_of::<Command>();
@@ -37,8 +39,55 @@ impl Place {
     }
 }
 
+/// Doorbells in memory (section 5.8): the controller, which is a program there, reads them when it looks for
+/// work, and says up to where it needs not be told by the register, which would interrupt its machine.
+pub(super) struct ShadowDoorbells {
+    values: SharedMemory,
+    /// What it has seen of each when it looked last.
+    seen: SharedMemory,
+}
+
+impl ShadowDoorbells {
+    pub fn new<B: Bus>(bus: &B) -> DeviceResult<ShadowDoorbells> {
+        Ok(ShadowDoorbells { values: bus.allocate(PAGE)?, seen: bus.allocate(PAGE)? })
+    }
+
+    pub fn device_addresses(&self) -> [u64; 2] {
+        [self.values.device_address(0), self.seen.device_address(0)]
+    }
+
+    pub fn clear(&self) {
+        self.values.clear();
+        self.seen.clear();
+    }
+
+    /// Whether one of them fits.
+    fn holds(&self, doorbell: usize) -> bool {
+        (doorbell - register::DOORBELLS) + 4 <= PAGE
+    }
+
+    /// Changes a doorbell; whether the register has to be written too.
+    fn ring(&self, doorbell: usize, before: u16, value: u16) -> bool {
+        let at = doorbell - register::DOORBELLS;
+        // What it speaks of before it.
+        fence(Ordering::Release);
+        self.values.write(at, u32::from(value).to_le());
+        // Either the controller, which says first what it has seen and then looks once more, sees the
+        // value, or we see what it said.
+        fence(Ordering::SeqCst);
+        let seen = u32::from_le(self.seen.read(at)) as u16;
+        is_passed(seen, before, value)
+    }
+}
+
+/// Whether going from `before` to `value`, on a ring of 2^16, passes what was seen.
+fn is_passed(seen: u16, before: u16, value: u16) -> bool {
+    value.wrapping_sub(seen).wrapping_sub(1) < value.wrapping_sub(before)
+}
+
 pub(super) struct QueuePair {
     id: u16,
+    shadow: Option<Rc<ShadowDoorbells>>,
     submissions: SharedMemory,
     completions: SharedMemory,
     tail: Place,
@@ -56,6 +105,7 @@ impl QueuePair {
         let tail_doorbell = register::DOORBELLS + 2 * usize::from(id) * stride;
         Ok(QueuePair {
             id,
+            shadow: None,
             submissions: bus.allocate(usize::from(entries) * SUBMISSION_BYTES)?,
             completions: bus.allocate(usize::from(entries) * COMPLETION_BYTES)?,
             tail: Place::first(entries),
@@ -108,8 +158,8 @@ impl QueuePair {
 
     pub fn ring<B: Bus>(&mut self, bus: &B) {
         if self.rung != self.tail.at {
-            self.rung = self.tail.at;
-            bus.write32(self.tail_doorbell, self.tail.at.into());
+            let before = std::mem::replace(&mut self.rung, self.tail.at);
+            self.tell(bus, self.tail_doorbell, before, self.tail.at);
         }
     }
 
@@ -132,15 +182,44 @@ impl QueuePair {
     /// Gives the entries of what was taken back to the controller.
     pub fn acknowledge<B: Bus>(&mut self, bus: &B) {
         if self.acknowledged != self.head.at {
-            self.acknowledged = self.head.at;
-            bus.write32(self.head_doorbell, self.head.at.into());
+            let before = std::mem::replace(&mut self.acknowledged, self.head.at);
+            self.tell(bus, self.head_doorbell, before, self.head.at);
         }
+    }
+
+    #[inline]
+    fn tell<B: Bus>(&self, bus: &B, doorbell: usize, before: u16, value: u16) {
+        let needed = self.shadow.as_ref().is_none_or(|shadow| shadow.ring(doorbell, before, value));
+        if needed {
+            bus.write32(doorbell, value.into());
+        }
+    }
+
+    /// From now on, on empty rings: the controller was told where they are. `None`: it has none.
+    pub fn use_shadow(&mut self, shadow: Option<Rc<ShadowDoorbells>>) {
+        self.shadow = shadow.filter(|shadow| shadow.holds(self.head_doorbell));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Against counting, one step at a time: the register is needed when a step leaves what was seen.
+    #[test]
+    fn a_doorbell_is_needed_when_it_passes_what_was_seen() {
+        for seen in 0..64u16 {
+            for before in 0..64u16 {
+                for steps in 1..64u16 {
+                    let value = before.wrapping_add(steps);
+                    let leaves = (0..steps).any(|step| before.wrapping_add(step) == seen);
+                    assert_eq!(is_passed(seen, before, value), leaves, "{seen} of {before} to {value}");
+                    let far = |number: u16| number.wrapping_sub(32);
+                    assert_eq!(is_passed(far(seen), far(before), far(value)), leaves);
+                }
+            }
+        }
+    }
 
     /// Every number of entries, for some rounds: the phase turns exactly where the ring begins anew.
     #[test]

@@ -78,6 +78,7 @@ pub mod admin {
     pub const IDENTIFY: u8 = 0x06;
     pub const ABORT: u8 = 0x08;
     pub const SET_FEATURES: u8 = 0x09;
+    pub const DOORBELL_BUFFER_CONFIG: u8 = 0x7C;
 
     /// CNS of identify.
     pub const NAMESPACE: u32 = 0;
@@ -322,6 +323,8 @@ pub struct Controller {
     pub transfer_max: Option<u64>,
     pub deallocates: bool,
     pub volatile_cache: bool,
+    /// Takes doorbells in memory.
+    pub shadow_doorbells: bool,
 }
 
 impl Controller {
@@ -339,6 +342,7 @@ impl Controller {
             transfer_max,
             deallocates: u16_at(bytes, 520) >> 2 & 1 == 1,
             volatile_cache: bytes[525] & 1 == 1,
+            shadow_doorbells: u16_at(bytes, 256) >> 8 & 1 == 1,
         }
     }
 }
