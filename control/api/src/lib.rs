@@ -140,6 +140,22 @@ pub struct Target {
     pub parity_bytes: u64,
     /// Deletions that still guard against a copy of their blob.
     pub tombstones: u64,
+    /// What the device says of its own state; absent if it does not tell.
+    pub health: Option<DeviceHealth>,
+}
+
+/// What a device says of its own state.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceHealth {
+    /// What it warns of, in words; empty if nothing.
+    pub warnings: Vec<String>,
+    pub temperature_c: i32,
+    pub spare_percent: u8,
+    /// Of the life its maker expects; may exceed 100.
+    pub used_percent: u8,
+    pub media_errors: u64,
+    pub unsafe_shutdowns: u64,
+    pub power_on_hours: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -2,8 +2,8 @@
 //! them.
 
 use cfs_api::{
-    AdminCall, AdminError, AdminReply, CheckReport, CheckState, Df, FileExtent, FileStat, OP_ADMIN, PathPolicy, Repair,
-    Shard, Status, Target,
+    AdminCall, AdminError, AdminReply, CheckReport, CheckState, DeviceHealth, Df, FileExtent, FileStat, OP_ADMIN,
+    PathPolicy, Repair, Shard, Status, Target,
 };
 use cfs_wire::golden::Golden;
 
@@ -72,6 +72,15 @@ fn target() -> Target {
         data_bytes: 0x0305,
         parity_bytes: 0x0306,
         tombstones: 0x0307,
+        health: Some(DeviceHealth {
+            warnings: vec![text("it is hot")],
+            temperature_c: -40,
+            spare_percent: 99,
+            used_percent: 101,
+            media_errors: 0x0401,
+            unsafe_shutdowns: 0x0402,
+            power_on_hours: 0x0403,
+        }),
     }
 }
 

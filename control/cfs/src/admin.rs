@@ -1,7 +1,9 @@
 //! Answers the admin API from the node's own state.
 
 use crate::node::Node;
-use cfs_api::{AdminCall, AdminError, AdminReply, Df, FileExtent, FileStat, PathPolicy, Shard, Status, Target};
+use cfs_api::{
+    AdminCall, AdminError, AdminReply, DeviceHealth, Df, FileExtent, FileStat, PathPolicy, Shard, Status, Target,
+};
 use cfs_movers::rebuild::Refills;
 use cfs_store::segment::TargetState;
 use cfs_wire::blobs::BlobKind;
@@ -9,6 +11,7 @@ use cfs_wire::data::Location;
 use cfs_wire::limits::NAME_BYTES_MAX;
 use cfs_wire::meta::{Attr, FileKind, MetaError, MetaOp, MetaReply, Name, ShardOp};
 use cfs_wire::{Errno, Ino, Policy, PolicyError, ShardId, Timestamp};
+use futures_util::future::join_all;
 use std::rc::Rc;
 
 /// Extents fetched at once when listing a file's.
@@ -17,7 +20,7 @@ const EXTENTS_BATCH: u32 = 1024;
 pub async fn answer(node: &Rc<Node>, call: AdminCall) -> Result<AdminReply, AdminError> {
     match call {
         AdminCall::Status => Ok(AdminReply::Status(status(node))),
-        AdminCall::Targets => Ok(AdminReply::Targets(targets(node))),
+        AdminCall::Targets => Ok(AdminReply::Targets(targets(node).await)),
         AdminCall::Shards => shards(node).await.map(AdminReply::Shards),
         AdminCall::Df => df(node).await.map(AdminReply::Df),
         AdminCall::Stat { path } => {
@@ -61,11 +64,16 @@ fn status(node: &Node) -> Status {
     }
 }
 
-fn targets(node: &Node) -> Vec<Target> {
+async fn targets(node: &Node) -> Vec<Target> {
     let labels = node.target_labels();
     let lacking = node.membership().lacking();
-    let describe = |(id, state): (cfs_wire::TargetId, TargetState)| {
-        let space = node.pool().get(id).map(|target| target.space());
+    let describe = async |(id, state): (cfs_wire::TargetId, TargetState)| {
+        let target = node.pool().get(id);
+        let space = target.as_ref().map(|target| target.space());
+        let health = match &target {
+            Some(target) => target.device_health().await,
+            None => None,
+        };
         let payload = |kind| space.map_or(0, |space| space.payload_of(kind));
         let state = match state {
             TargetState::Up if lacking.contains_key(&id) => "up, being refilled".to_owned(),
@@ -89,9 +97,31 @@ fn targets(node: &Node) -> Vec<Target> {
             data_bytes: payload(BlobKind::Data),
             parity_bytes: payload(BlobKind::Parity),
             tombstones: space.map_or(0, |space| space.tombstones),
+            health: health.as_ref().map(health_in_words),
         }
     };
-    node.pool().states().into_iter().map(describe).collect()
+    join_all(node.pool().states().into_iter().map(describe)).await
+}
+
+fn health_in_words(health: &cfs_device::DeviceHealth) -> DeviceHealth {
+    let cfs_device::DeviceHealth { warnings, spare_percent, spare_percent_min, .. } = health;
+    let low = format!("its spare capacity is {spare_percent} %, below {spare_percent_min} %");
+    let said = [
+        (warnings.spare_is_low, low.as_str()),
+        (warnings.temperature, "its temperature is out of bounds"),
+        (warnings.unreliable, "it has become unreliable"),
+        (warnings.read_only, "it is read-only"),
+        (warnings.backup_failed, "its volatile memory is not backed up any more"),
+    ];
+    DeviceHealth {
+        warnings: said.into_iter().filter(|(warns, _)| *warns).map(|(_, text)| text.to_owned()).collect(),
+        temperature_c: health.temperature_c,
+        spare_percent: *spare_percent,
+        used_percent: health.used_percent,
+        media_errors: health.media_errors,
+        unsafe_shutdowns: health.unsafe_shutdowns,
+        power_on_hours: health.power_on_hours,
+    }
 }
 
 async fn shards(node: &Node) -> Result<Vec<Shard>, AdminError> {

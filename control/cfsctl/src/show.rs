@@ -2,7 +2,7 @@
 
 use crate::device::Bound;
 use anyhow::{Context, Result};
-use cfs_api::{AdminReply, CheckReport, Repair};
+use cfs_api::{AdminReply, CheckReport, DeviceHealth, Repair};
 use comfy_table::{Table, presets};
 use std::io::{ErrorKind, Write};
 
@@ -76,6 +76,7 @@ fn table(reply: &AdminReply) -> Table {
                 "hot",
                 "segments",
                 "zones free",
+                "device",
                 "path",
             ];
             rows(
@@ -92,6 +93,7 @@ fn table(reply: &AdminReply) -> Table {
                         bytes(target.hot_bytes),
                         bytes(target.data_bytes + target.parity_bytes),
                         format!("{}/{}", target.zones_free, target.zones),
+                        target.health.as_ref().map_or_else(String::new, device_health),
                         target.path.clone(),
                     ]
                 }),
@@ -163,6 +165,16 @@ fn table(reply: &AdminReply) -> Table {
             ("done", state.done.to_string()),
         ]),
     }
+}
+
+/// What a device says of itself: what it warns of, else how worn and warm it is.
+fn device_health(health: &DeviceHealth) -> String {
+    let DeviceHealth { warnings, used_percent, temperature_c, media_errors, .. } = health;
+    if !warnings.is_empty() {
+        return warnings.join("; ");
+    }
+    let errors = if *media_errors == 0 { String::new() } else { format!(", {media_errors} media errors") };
+    format!("{used_percent} % used, {temperature_c} °C{errors}")
 }
 
 fn repair(repair: &Repair) -> String {

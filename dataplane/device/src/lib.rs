@@ -34,6 +34,33 @@ pub struct DeviceGeometry {
     pub discards: bool,
 }
 
+/// What a device says of its own state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceHealth {
+    pub warnings: HealthWarnings,
+    /// Of the whole device, in degrees Celsius.
+    pub temperature_c: i32,
+    /// Of the spare capacity, and below what it warns.
+    pub spare_percent: u8,
+    pub spare_percent_min: u8,
+    /// Of the life its maker expects; may exceed 100.
+    pub used_percent: u8,
+    /// Bytes that it could not bring back as they were written, in events.
+    pub media_errors: u64,
+    pub unsafe_shutdowns: u64,
+    pub power_on_hours: u64,
+}
+
+/// What it warns of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HealthWarnings {
+    pub spare_is_low: bool,
+    pub temperature: bool,
+    pub unreliable: bool,
+    pub read_only: bool,
+    pub backup_failed: bool,
+}
+
 /// Where data of one expected lifetime goes: the hint given to FDP or ZNS. Others ignore it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
@@ -153,6 +180,11 @@ pub trait BlockDevice: 'static {
     /// the range reads afterwards is unspecified, and nobody may write to it meanwhile. A device
     /// that gains nothing answers Ok.
     fn settle(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>>;
+
+    /// What the device says of its own state; `None` if it does not tell.
+    fn health(&self) -> LocalBoxFuture<'_, DeviceResult<Option<DeviceHealth>>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
 
     /// Ends in order, as a device asks for before its power may go: what is under way is waited for, for
     /// some seconds at most. Nothing can be done with it afterwards.

@@ -20,7 +20,9 @@ pub mod vfio;
 
 pub use controller::NvmeError;
 
-use crate::{BlockDevice, DeviceError, DeviceGeometry, DeviceResult, Placement, check_range, check_write};
+use crate::{
+    BlockDevice, DeviceError, DeviceGeometry, DeviceHealth, DeviceResult, Placement, check_range, check_write,
+};
 use bus::Bus;
 use bytes::Bytes;
 use cfs_reactor::Handle;
@@ -368,6 +370,17 @@ impl<B: Bus> BlockDevice for NvmeDevice<B> {
 
     fn settle(&self, offset: u64, length: u64) -> LocalBoxFuture<'_, DeviceResult<()>> {
         Box::pin(async move { check_range(&self.name, &self.geometry, "settle", offset, length) })
+    }
+
+    fn health(&self) -> LocalBoxFuture<'_, DeviceResult<Option<DeviceHealth>>> {
+        Box::pin(async move {
+            let request = Request { operation: "health log", offset: 0, length: 0 };
+            match self.controller.health().await {
+                Ok(health) => Ok(Some(health)),
+                Err(NvmeError::Refused { status, .. }) => Err(self.failed(request, Outcome::Completed(status))),
+                Err(_) => Err(self.failed(request, Outcome::TimedOut)),
+            }
+        })
     }
 
     /// Closes the controller, with all its namespaces.

@@ -429,3 +429,27 @@ fn a_controller_that_looks_at_doorbells_in_memory_is_seldom_told_by_its_register
     let (registers, memory) = (told(false), told(true));
     assert!(memory * 2 < registers, "{memory} against {registers}");
 }
+
+#[test]
+fn a_controller_tells_of_its_health() {
+    run(ModelOptions::default(), 32, |device, model, _| async move {
+        let health = device.health().await.unwrap().expect("NVMe controllers tell");
+        let expected = crate::DeviceHealth {
+            warnings: crate::HealthWarnings::default(),
+            temperature_c: 42,
+            spare_percent: 100,
+            spare_percent_min: 10,
+            used_percent: 4,
+            media_errors: 2,
+            unsafe_shutdowns: 3,
+            power_on_hours: 1000,
+        };
+        assert_eq!(health, expected);
+        model.wear_out(9);
+        let health = device.health().await.unwrap().expect("NVMe controllers tell");
+        assert!(health.warnings.spare_is_low);
+        assert_eq!(health.spare_percent, 9);
+        device.close().await;
+        assert!(device.health().await.is_err());
+    });
+}

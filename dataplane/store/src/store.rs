@@ -15,7 +15,7 @@ use crate::structures::Flaw;
 use crate::zones::{Stream, Tier};
 use bytes::Bytes;
 use cfs_codec::crc32c::crc32c_pages;
-use cfs_device::BlockDevice;
+use cfs_device::{BlockDevice, DeviceHealth};
 use cfs_reactor::Handle;
 use cfs_reactor::sync::oneshot;
 use cfs_wire::BlobId;
@@ -299,6 +299,13 @@ impl TargetStore {
     /// This roster is here already.
     pub fn know_roster(&self, roster: &Roster) {
         *self.core.roster.borrow_mut() = Some(roster.clone());
+    }
+
+    /// What the device says of its own state, if it does.
+    pub async fn device_health(&self) -> Option<DeviceHealth> {
+        let device = self.core.device.clone();
+        let told = device.health().await;
+        told.inspect_err(|error| tracing::debug!(%error, "a device does not tell of its health")).ok().flatten()
     }
 
     /// Looks whether the device is still all there; one that is not takes no more writes.

@@ -13,10 +13,10 @@ use super::bus::{Bus, SharedMemory};
 use super::commands::{Commands, Harvest, Outcome};
 use super::queue::{QueuePair, ShadowDoorbells};
 use super::spec::{
-    Capabilities, Command, Controller as Identity, IDENTIFY_BYTES, Namespace, NamespaceError, Status, admin,
-    configuration, register, status,
+    Capabilities, Command, Controller as Identity, HEALTH_BYTES, IDENTIFY_BYTES, Namespace, NamespaceError, Status,
+    admin, configuration, parse_health, register, status,
 };
-use crate::DeviceError;
+use crate::{DeviceError, DeviceHealth};
 use cfs_reactor::sync::{Mutex, Notify, Permit, Semaphore};
 use cfs_reactor::{Handle, Instant};
 use std::any::Any;
@@ -223,25 +223,35 @@ impl<B: Bus> Controller<B> {
 
     async fn identify_in(&self, queue: &mut QueuePair) -> Result<Identity, NvmeError> {
         let command = Command::new(admin::IDENTIFY, 0).with(10, admin::CONTROLLER);
-        let answer = self.identify_by(queue, command, "identify itself").await?;
+        let answer = self.answer_to(queue, command, "identify itself").await?;
         Ok(Identity::parse(&answer, self.capabilities.page_bytes_min()))
     }
 
     pub async fn namespace(&self, namespace: u32) -> Result<Namespace, NvmeError> {
         let command = Command::new(admin::IDENTIFY, namespace).with(10, admin::NAMESPACE);
         let mut queue = self.admin.lock().await;
-        let answer = self.identify_by(&mut queue, command, "identify a namespace").await?;
+        let answer = self.answer_to(&mut queue, command, "identify a namespace").await?;
         Namespace::parse(&answer).map_err(|why| NvmeError::Namespace { device: self.device(), namespace, why })
     }
 
-    async fn identify_by(
+    /// What it says of its own state.
+    pub async fn health(&self) -> Result<DeviceHealth, NvmeError> {
+        const ALL_NAMESPACES: u32 = u32::MAX;
+        let command = Command::new(admin::GET_LOG_PAGE, ALL_NAMESPACES)
+            .with(10, admin::HEALTH | (HEALTH_BYTES as u32 / 4 - 1) << 16);
+        let mut queue = self.admin.lock().await;
+        Ok(parse_health(&self.answer_to(&mut queue, command, "tell of its health").await?))
+    }
+
+    /// The first bytes of what a command answers into a page.
+    async fn answer_to<const BYTES: usize>(
         &self,
         queue: &mut QueuePair,
         command: Command,
         what: &'static str,
-    ) -> Result<[u8; IDENTIFY_BYTES], NvmeError> {
+    ) -> Result<[u8; BYTES], NvmeError> {
         self.admin_command(queue, command.with_data([self.answers.device_address(0), 0]), what).await?;
-        let mut answer = [0; IDENTIFY_BYTES];
+        let mut answer = [0; BYTES];
         self.answers.copy_out(0, &mut answer);
         Ok(answer)
     }

@@ -7,7 +7,8 @@
 
 use super::bus::{Bus, SharedMemory};
 use super::spec::{
-    Command, Completion, IDENTIFY_BYTES, Status, admin, configuration, io, register, status as controller_status,
+    Command, Completion, HEALTH_BYTES, IDENTIFY_BYTES, Status, admin, configuration, io, register,
+    status as controller_status,
 };
 use crate::DeviceResult;
 use cfs_reactor::Handle;
@@ -114,6 +115,8 @@ struct State {
     /// It never becomes ready.
     broken: bool,
     fatal: bool,
+    /// The first bytes of its health log: warnings, kelvins, spare, its minimum, used.
+    health: [u8; 6],
     gone: bool,
     counts: Counts,
 }
@@ -147,6 +150,7 @@ impl Model {
             swallowing_admin: 0,
             broken: false,
             fatal: false,
+            health: [0, 0x3B, 0x01, 100, 10, 4],
             gone: false,
             counts: Counts::default(),
         };
@@ -206,6 +210,12 @@ impl Model {
     /// Answers a command on the I/O queue that nobody gave it.
     pub fn make_up(&self, id: u16) {
         self.state.borrow_mut().answer(1, id, Status::SUCCESS, 0);
+    }
+
+    /// What it says of its spare capacity, and that this is too little.
+    pub fn wear_out(&self, spare_percent: u8) {
+        let mut state = self.state.borrow_mut();
+        (state.health[0], state.health[3]) = (1, spare_percent);
     }
 
     /// As a reset of the PCI function does that others ask for.
@@ -401,6 +411,16 @@ impl State {
                     self.fill_pages(command.data(), &answer);
                 }
                 (outcome, 0)
+            }
+            admin::GET_LOG_PAGE if command.dword(10) & 0xFF == admin::HEALTH => {
+                let mut log = [0; HEALTH_BYTES];
+                log[..6].copy_from_slice(&self.health);
+                log[128..130].copy_from_slice(&1000u16.to_le_bytes());
+                log[144] = 3;
+                log[160] = 2;
+                let asked = ((command.dword(10) >> 16) as usize + 1) * 4;
+                self.fill_pages(command.data(), &log[..asked.min(HEALTH_BYTES)]);
+                (Status::SUCCESS, 0)
             }
             admin::SET_FEATURES if command.dword(10) == admin::NUMBER_OF_QUEUES => (Status::SUCCESS, command.dword(11)),
             admin::CREATE_COMPLETION_QUEUE if queue != ADMIN => {

@@ -2,6 +2,7 @@
 //! this driver speaks: registers, commands, completions, and what identify answers. Figures are
 //! theirs. Nothing here touches a device.
 
+use crate::{DeviceHealth, HealthWarnings};
 use std::fmt;
 
 /// Registers by their offset in BAR 0 (figure 36).
@@ -74,6 +75,7 @@ impl Capabilities {
 
 pub mod admin {
     pub const CREATE_SUBMISSION_QUEUE: u8 = 0x01;
+    pub const GET_LOG_PAGE: u8 = 0x02;
     pub const CREATE_COMPLETION_QUEUE: u8 = 0x05;
     pub const IDENTIFY: u8 = 0x06;
     pub const ABORT: u8 = 0x08;
@@ -83,6 +85,9 @@ pub mod admin {
     /// CNS of identify.
     pub const NAMESPACE: u32 = 0;
     pub const CONTROLLER: u32 = 1;
+
+    /// Log page identifier: SMART and health.
+    pub const HEALTH: u32 = 0x02;
 
     /// Feature identifier: number of queues.
     pub const NUMBER_OF_QUEUES: u32 = 0x07;
@@ -344,6 +349,33 @@ impl Controller {
             volatile_cache: bytes[525] & 1 == 1,
             shadow_doorbells: u16_at(bytes, 256) >> 8 & 1 == 1,
         }
+    }
+}
+
+/// Bytes of the health log.
+pub const HEALTH_BYTES: usize = 512;
+
+/// The SMART / health information log (figure 207), as far as it is used.
+pub fn parse_health(bytes: &[u8; HEALTH_BYTES]) -> DeviceHealth {
+    let warns = |bit: u8| bytes[0] >> bit & 1 == 1;
+    // Counters have 128 bits; none has ever needed them.
+    let counter = |at: usize| if u64_at(bytes, at + 8) == 0 { u64_at(bytes, at) } else { u64::MAX };
+    DeviceHealth {
+        warnings: HealthWarnings {
+            spare_is_low: warns(0),
+            temperature: warns(1),
+            unreliable: warns(2),
+            read_only: warns(3),
+            backup_failed: warns(4),
+        },
+        // In kelvins.
+        temperature_c: i32::from(u16_at(bytes, 1)) - 273,
+        spare_percent: bytes[3],
+        spare_percent_min: bytes[4],
+        used_percent: bytes[5],
+        power_on_hours: counter(128),
+        unsafe_shutdowns: counter(144),
+        media_errors: counter(160),
     }
 }
 

@@ -4,6 +4,7 @@ use super::Reservable;
 use super::write::segment_of;
 use crate::{Flaw, ShardCursor, Space, StoreError, TargetStore};
 use bytes::Bytes;
+use cfs_device::DeviceHealth;
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Semaphore;
 use cfs_wire::blobs::{BlobInfo, BlobKind, Owner, ShardGeometry};
@@ -68,6 +69,10 @@ pub trait BlobTarget: 'static {
     fn failure(&self) -> Option<String>;
     /// As [`TargetStore::look_at_device`].
     fn look_at_device(&self);
+    /// As [`TargetStore::device_health`].
+    fn device_health(&self) -> LocalBoxFuture<'_, Option<DeviceHealth>> {
+        std::future::ready(None).boxed_local()
+    }
     /// As [`TargetStore::take_damaged`].
     fn take_damaged(&self) -> Vec<BlobInfo>;
     /// Reads everything that lives in these zones of the target, at no more than as many bytes per second as `pace`
@@ -183,6 +188,10 @@ impl BlobTarget for LocalTarget {
 
     fn look_at_device(&self) {
         self.0.look_at_device();
+    }
+
+    fn device_health(&self) -> LocalBoxFuture<'_, Option<DeviceHealth>> {
+        self.0.device_health().boxed_local()
     }
 
     fn take_damaged(&self) -> Vec<BlobInfo> {
