@@ -49,6 +49,8 @@ pub enum Command {
         #[command(subcommand)]
         action: DeviceAction,
     },
+    /// What this machine has, what of it is used, and what would improve it; exit code 3 if ClaudeFS cannot run
+    Doctor,
     /// Compare all metadata with all data; exit code 3 when something is wrong
     Check {
         /// Restore missing redundancy

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Class code of NVM Express I/O controllers.
-const CLASS_NVME: &str = "0x010802";
+pub const CLASS_NVME: &str = "0x010802";
 /// O_EXCL on a block device: refused while it, or a part of it, is mounted or otherwise claimed.
 const EXCLUSIVELY: i32 = 0o200;
 
@@ -71,15 +71,31 @@ fn controller(root: &Path, address: &str) -> Result<(PathBuf, String)> {
     }
 }
 
-fn driver(function: &Path) -> Option<String> {
-    Some(fs::read_link(function.join("driver")).ok()?.file_name()?.to_string_lossy().into_owned())
+/// The driver that has a PCI function.
+pub fn driver(function: &Path) -> Option<String> {
+    link_name(&function.join("driver"))
+}
+
+/// The last part of what a link in sysfs leads to.
+pub fn link_name(link: &Path) -> Option<String> {
+    Some(fs::read_link(link).ok()?.file_name()?.to_string_lossy().into_owned())
+}
+
+/// The block devices of a controller's namespaces, such as `nvme0n1`: none unless the kernel drives it.
+pub fn namespaces(function: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for controller in directories(&function.join("nvme"))? {
+        for namespace in directories(&controller)?.into_iter().filter(|path| path.join("size").exists()) {
+            names.push(block_device(&namespace.file_name().unwrap_or_default().to_string_lossy()));
+        }
+    }
+    Ok(names)
 }
 
 /// Refuses a controller that a server drives: taking it away would wait for that server, and could not be
 /// given up.
 fn check_not_driven(root: &Path, function: &Path, address: &str) -> Result<()> {
-    let group = fs::read_link(function.join("iommu_group")).ok();
-    let Some(group) = group.as_deref().and_then(Path::file_name) else { return Ok(()) };
+    let Some(group) = link_name(&function.join("iommu_group")) else { return Ok(()) };
     match fs::OpenOptions::new().read(true).write(true).open(root.join("dev/vfio").join(group)) {
         Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
             bail!("{address} is in use: a server drives it, or another controller of its IOMMU group; stop it first")
@@ -91,17 +107,14 @@ fn check_not_driven(root: &Path, function: &Path, address: &str) -> Result<()> {
 /// All namespaces of a controller, so that nobody else begins to use one; refused if anything does.
 fn open_exclusively(root: &Path, function: &Path) -> Result<Vec<fs::File>> {
     let mut opened = Vec::new();
-    for controller in directories(&function.join("nvme"))? {
-        for namespace in directories(&controller)?.into_iter().filter(|path| path.join("size").exists()) {
-            let name = namespace.file_name().unwrap_or_default().to_string_lossy();
-            let device = root.join("dev").join(block_device(&name));
-            match fs::OpenOptions::new().read(true).custom_flags(EXCLUSIVELY).open(&device) {
-                Ok(file) => opened.push(file),
-                Err(error) => bail!(
-                    "{} is in use ({error}): unmount it, or stop what uses it (lsblk {0}, swapon --show), first",
-                    device.display()
-                ),
-            }
+    for name in namespaces(function)? {
+        let device = root.join("dev").join(name);
+        match fs::OpenOptions::new().read(true).custom_flags(EXCLUSIVELY).open(&device) {
+            Ok(file) => opened.push(file),
+            Err(error) => bail!(
+                "{} is in use ({error}): unmount it, or stop what uses it (lsblk {0}, swapon --show), first",
+                device.display()
+            ),
         }
     }
     Ok(opened)

@@ -1,10 +1,11 @@
 //! `cfsctl`: asks a server about itself, in tables for people and JSON for programs. Thin over
-//! `cfs-api`; it decides nothing.
+//! `cfs-api`; it decides nothing. `device` and `doctor` are about this machine, and ask no server.
 #![forbid(unsafe_code)]
 
 mod cli;
 mod connection;
 mod device;
+mod doctor;
 mod show;
 
 use anyhow::{Context, Result, bail};
@@ -71,6 +72,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             show::device(&done, cli.json)?;
             return Ok(ExitCode::SUCCESS);
         }
+        Command::Doctor => return doctor(cli),
         Command::Check { repair, deep } => return check(cli, *repair, *deep),
         Command::Status => AdminCall::Status,
         Command::Targets => AdminCall::Targets,
@@ -85,6 +87,13 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     drop(progress);
     show::reply(&reply, cli.json)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Looks at this machine, without a server. Exit code 3 when ClaudeFS cannot run here.
+fn doctor(cli: &Cli) -> Result<ExitCode> {
+    let report = doctor::examine(Path::new("/"), doctor::Probed::here());
+    show::doctor(&report, cli.json)?;
+    Ok(if report.runs { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 
 /// Starts a check and follows it to its end. Exit code 3 when something is wrong.

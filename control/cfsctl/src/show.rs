@@ -1,6 +1,7 @@
 //! Tables for people; JSON as the API types are.
 
 use crate::device::Bound;
+use crate::doctor::{Report, State};
 use anyhow::{Context, Result};
 use cfs_api::{AdminReply, CheckReport, DeviceHealth, Repair};
 use comfy_table::{Table, presets};
@@ -29,6 +30,29 @@ pub fn device(bound: &Bound, json: bool) -> Result<()> {
     }
     let target = bound.target.as_deref().map(|target| format!("; its target is {target}")).unwrap_or_default();
     print(format!("{} is driven by {}{target}\n", bound.address, bound.driver).as_bytes())
+}
+
+/// What a machine has; the last line begins with `ClaudeFS can run here` or `ClaudeFS cannot run here`.
+pub fn doctor(report: &Report, json: bool) -> Result<()> {
+    if json {
+        return print(format!("{}\n", serde_json::to_string_pretty(report)?).as_bytes());
+    }
+    let mut rows = Vec::new();
+    for finding in &report.findings {
+        let command = finding.improve.as_ref().map(|command| match finding.state {
+            State::Prevents => format!("\nneeded: {command}"),
+            _ => format!("\nbetter: {command}"),
+        });
+        let text = format!("{}\n{}{}", finding.found, finding.used, command.unwrap_or_default());
+        rows.push((finding.subject.as_str(), text));
+    }
+    let better = report.findings.iter().filter(|finding| finding.improve.is_some()).count();
+    let verdict = match (report.runs, better) {
+        (false, _) => format!("ClaudeFS cannot run here: {}", report.reasons.join("; ")),
+        (true, 0) => "ClaudeFS can run here".to_owned(),
+        (true, better) => format!("ClaudeFS can run here; what would be better: {better}"),
+    };
+    print(format!("{}\n{verdict}\n", pairs(&rows)).as_bytes())
 }
 
 /// One line on stderr: `cfsctl: WHY`, or `{"error":"WHY"}`.
@@ -247,7 +271,7 @@ fn rows(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
 }
 
 /// Binary units with one decimal, as `df -h` has them.
-fn bytes(count: u64) -> String {
+pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut value = count as f64;
     let mut unit = 0;

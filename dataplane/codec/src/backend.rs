@@ -36,6 +36,11 @@ impl Backend {
         }
     }
 
+    /// The instructions that [`Backend::Simd`] uses on this CPU; `None` where it has plain loops only.
+    pub fn vector_instructions() -> Option<&'static str> {
+        simd::Level::detect().instructions()
+    }
+
     pub fn is_available(self) -> bool {
         match self {
             Backend::Scalar | Backend::Simd => true,

@@ -11,6 +11,11 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(bytes)
 }
 
+/// How [`crc32c`] is computed on this CPU, in the words of the crate crc-fast.
+pub fn crc32c_method() -> String {
+    crc_fast::get_calculator_target(CrcAlgorithm::Crc32Iscsi)
+}
+
 /// The CRC32C of what `crc` is the CRC32C of, followed by `bytes`. The CRC32C of nothing is 0.
 pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
     // The register holds the complement of the checksum.

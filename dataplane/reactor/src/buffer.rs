@@ -118,6 +118,9 @@ impl AsRef<[u8]> for DmaBuf {
     }
 }
 
+/// Length of [`device_memory`]. Each ring and each device that has it locks as much.
+pub const DEVICE_MEMORY_BYTES: usize = arena::ARENA_BYTES;
+
 /// The memory that buffers come from first, for devices that are to reach it: where it begins, and its
 /// length. It is made if need be and never given back; `None` if there is not enough.
 pub fn device_memory() -> Option<(*mut u8, usize)> {

@@ -19,7 +19,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("cfs-movers", &["cfs-wire", "cfs-reactor", "cfs-store", "cfs-api"]),
     ("cfs-client", &["cfs-wire", "cfs-reactor", "cfs-fabric"]),
     ("cfs-fuse", &["cfs-wire", "cfs-reactor", "cfs-fabric", "cfs-client"]),
-    ("cfsctl", &["cfs-wire", "cfs-reactor", "cfs-fabric", "cfs-api"]),
+    ("cfsctl", &["cfs-wire", "cfs-reactor", "cfs-codec", "cfs-fabric", "cfs-api"]),
     // The only place where all meet.
     ("cfs", ANYTHING),
     ("cfs-sim", ANYTHING),

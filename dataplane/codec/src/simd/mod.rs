@@ -53,6 +53,22 @@ impl Level {
         levels
     }
 
+    pub(crate) fn instructions(self) -> Option<&'static str> {
+        match self {
+            Level::Plain => None,
+            #[cfg(target_arch = "x86_64")]
+            Level::Ssse3 => Some("SSSE3"),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => Some("AVX2"),
+            #[cfg(target_arch = "x86_64")]
+            Level::GfniAvx2 => Some("AVX2 and GFNI"),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => Some("AVX-512"),
+            #[cfg(target_arch = "x86_64")]
+            Level::GfniAvx512 => Some("AVX-512 and GFNI"),
+        }
+    }
+
     /// Bytes that a kernel of this level takes at once; it refuses less.
     fn width(self) -> usize {
         match self {
