@@ -346,6 +346,10 @@ impl<B: Bus> BlockDevice for NvmeDevice<B> {
         self.geometry
     }
 
+    fn attached(&self) -> DeviceResult<()> {
+        if self.controller.is_gone() { Err(DeviceError::Gone { device: self.name.clone() }) } else { Ok(()) }
+    }
+
     fn read(&self, offset: u64, length: usize) -> LocalBoxFuture<'_, DeviceResult<DmaBuf>> {
         self.read_at(offset, length)
     }

@@ -453,3 +453,22 @@ fn a_controller_tells_of_its_health() {
         assert!(device.health().await.is_err());
     });
 }
+
+#[test]
+fn a_controller_that_is_wanted_back_is_given_up_at_work_and_idle() {
+    for at_work in [true, false] {
+        run(ModelOptions::default(), 33, move |device, model, handle| async move {
+            model.swallow_next(u32::from(at_work));
+            let reading = device.clone();
+            let read = handle.spawn(async move { reading.read(0, 4096).await.map(drop) });
+            handle.sleep(Duration::from_secs(3)).await;
+            model.want_back();
+            handle.sleep(Duration::from_secs(3)).await;
+            assert!(!model.is_wanted_back(), "it was not given up");
+            let read = read.await.unwrap();
+            assert_eq!(read.is_err_and(|error| error.is_gone()), at_work);
+            assert!(device.attached().unwrap_err().is_gone());
+            assert!(device.read(0, 4096).await.err().unwrap().is_gone());
+        });
+    }
+}

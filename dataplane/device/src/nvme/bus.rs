@@ -29,6 +29,14 @@ pub trait Bus: 'static {
     /// Ends the device's access to memory, for good: it may not even answer.
     fn cut_off(&self);
 
+    /// Whether the device is to be taken away: whoever wants that waits until it was given up.
+    fn is_wanted_back(&self) -> bool {
+        false
+    }
+
+    /// Lets go of a device that was cut off, for good: its registers read all ones from then on.
+    fn give_up(&self) {}
+
     fn read64(&self, offset: usize) -> u64 {
         u64::from(self.read32(offset)) | u64::from(self.read32(offset + 4)) << 32
     }

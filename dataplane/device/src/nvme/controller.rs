@@ -46,7 +46,7 @@ const RING_AT: u16 = 16;
 const FRUITLESS_TURNS: u32 = 2000;
 /// The pause: as short as the kernel's timers are sharp.
 const POLL_PAUSE: Duration = Duration::from_micros(50);
-/// How often commands are looked at for their age.
+/// How often the controller is looked at, and commands for their age.
 const AGE_CHECK: Duration = Duration::from_secs(1);
 /// A command that takes longer is not going to be answered: what Linux gives one.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -210,6 +210,10 @@ impl<B: Bus> Controller<B> {
 
     fn device(&self) -> String {
         self.bus.name().to_owned()
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.state.get() == State::Gone
     }
 
     /// How often the controller was reset because it did not answer.
@@ -477,10 +481,17 @@ impl<B: Bus> Controller<B> {
         let mut fruitless = 0;
         let mut next_check = self.handle.now() + AGE_CHECK;
         while self.state.get() == State::Running {
+            if self.reset_wanted.replace(false) {
+                self.reset().await;
+                continue;
+            }
             let work = self.work.notified();
             if self.commands.borrow().under_way() == 0 {
                 drop(self.commands.borrow_mut().take_wakers());
-                work.await;
+                if self.handle.timeout(AGE_CHECK, work).await.is_none() {
+                    self.check();
+                    continue;
+                }
                 fruitless = 0;
                 next_check = self.handle.now() + AGE_CHECK;
             }
@@ -499,9 +510,6 @@ impl<B: Bus> Controller<B> {
             if self.handle.now_coarse() >= next_check {
                 next_check = self.handle.now() + AGE_CHECK;
                 self.check();
-            }
-            if self.reset_wanted.replace(false) {
-                self.reset().await;
             }
             self.pause_polling(&mut fruitless).await;
         }
@@ -584,6 +592,11 @@ impl<B: Bus> Controller<B> {
 
     /// Whether the controller is still there and well, and commands are answered in time.
     fn check(self: &Rc<Self>) {
+        if self.bus.is_wanted_back() {
+            tracing::warn!(device = self.bus.name(), "the NVMe controller is taken away");
+            self.gone();
+            return self.bus.give_up();
+        }
         let status = self.bus.read32(register::STATUS);
         if status == status::GONE {
             return self.gone();

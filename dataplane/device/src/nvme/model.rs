@@ -115,6 +115,7 @@ struct State {
     /// It never becomes ready.
     broken: bool,
     fatal: bool,
+    wanted_back: bool,
     /// The first bytes of its health log: warnings, kelvins, spare, its minimum, used.
     health: [u8; 6],
     gone: bool,
@@ -150,6 +151,7 @@ impl Model {
             swallowing_admin: 0,
             broken: false,
             fatal: false,
+            wanted_back: false,
             health: [0, 0x3B, 0x01, 100, 10, 4],
             gone: false,
             counts: Counts::default(),
@@ -210,6 +212,11 @@ impl Model {
     /// Answers a command on the I/O queue that nobody gave it.
     pub fn make_up(&self, id: u16) {
         self.state.borrow_mut().answer(1, id, Status::SUCCESS, 0);
+    }
+
+    /// Somebody wants to take it away.
+    pub fn want_back(&self) {
+        self.state.borrow_mut().wanted_back = true;
     }
 
     /// What it says of its spare capacity, and that this is too little.
@@ -688,5 +695,14 @@ impl Bus for Rc<Model> {
 
     fn cut_off(&self) {
         self.state.borrow_mut().stop();
+    }
+
+    fn is_wanted_back(&self) -> bool {
+        self.state.borrow().wanted_back
+    }
+
+    fn give_up(&self) {
+        self.pull_out();
+        self.state.borrow_mut().wanted_back = false;
     }
 }

@@ -8,13 +8,14 @@
 use super::bus::{Bus, SharedMemory};
 use crate::{DeviceError, DeviceResult};
 use cfs_reactor::buffer::device_memory;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, OFlags, open};
-use rustix::io::{Errno, pread, pwrite};
+use rustix::io::{Errno, pread, pwrite, read};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_void};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -28,6 +29,7 @@ const GROUP_GET_STATUS: Opcode = opcode::none(VFIO, 103);
 const GROUP_SET_CONTAINER: Opcode = opcode::none(VFIO, 104);
 const GROUP_GET_DEVICE_FD: Opcode = opcode::none(VFIO, 106);
 const DEVICE_GET_REGION_INFO: Opcode = opcode::none(VFIO, 108);
+const DEVICE_SET_IRQS: Opcode = opcode::none(VFIO, 110);
 const IOMMU_MAP_DMA: Opcode = opcode::none(VFIO, 113);
 const IOMMU_UNMAP_DMA: Opcode = opcode::none(VFIO, 114);
 
@@ -37,6 +39,10 @@ const GROUP_VIABLE: u32 = 1;
 const DMA_READ_WRITE: u32 = 3;
 const BAR_0: u32 = 0;
 const CONFIGURATION_SPACE: u32 = 7;
+/// VFIO_PCI_REQ_IRQ_INDEX: the device is wanted back.
+const WANTED_BACK: u32 = 4;
+/// VFIO_IRQ_SET_DATA_EVENTFD and VFIO_IRQ_SET_ACTION_TRIGGER.
+const TRIGGERS_EVENT: u32 = 1 << 2 | 1 << 5;
 /// The command register of the configuration space, and its bits: memory space, bus master.
 const PCI_COMMAND: u64 = 4;
 const PCI_MEMORY: u16 = 1 << 1;
@@ -102,6 +108,16 @@ struct RegionInfo {
     capabilities: u32,
     size: u64,
     offset: u64,
+}
+
+#[repr(C)]
+struct SetIrqs {
+    bytes: u32,
+    flags: u32,
+    index: u32,
+    start: u32,
+    count: u32,
+    event: i32,
 }
 
 #[repr(C)]
@@ -210,12 +226,15 @@ impl Drop for Mapping {
 /// A controller that VFIO has given to this process.
 pub struct VfioBus {
     name: String,
-    /// The registers.
-    bar: NonNull<u8>,
+    /// The registers, until it was given up.
+    bar: Cell<Option<NonNull<u8>>>,
     bar_bytes: usize,
     arena: (usize, usize),
     next_address: Cell<u64>,
-    device: OwnedFd,
+    /// The same.
+    device: RefCell<Option<OwnedFd>>,
+    /// The kernel writes to it when it wants the device back.
+    wanted_back: OwnedFd,
     configuration_at: u64,
     container: Rc<OwnedFd>,
     _group: OwnedFd,
@@ -258,7 +277,7 @@ impl VfioBus {
             let why = "the kernel uses others of its IOMMU group; give them to vfio-pci too";
             return Err(refused(why, Errno::BUSY));
         }
-        let mut raw = std::os::fd::AsRawFd::as_raw_fd(&container);
+        let mut raw = container.as_raw_fd();
         // SAFETY: the request takes the address of a descriptor.
         unsafe { request(&group, GROUP_SET_CONTAINER, (&raw mut raw).cast()) }
             .map_err(|errno| refused("joining its group", errno))?;
@@ -272,6 +291,7 @@ impl VfioBus {
             .map_err(|errno| failed("the device", errno))?;
         // SAFETY: the kernel has just opened it for us.
         let device = unsafe { OwnedFd::from_raw_fd(device) };
+        let wanted_back = wanted_back_event(&device).map_err(|errno| failed("its request event", errno))?;
         let registers = region(&device, BAR_0).map_err(|errno| failed("its registers", errno))?;
         let configuration = region(&device, CONFIGURATION_SPACE).map_err(|errno| failed("its configuration", errno))?;
         let bar_bytes = registers.size as usize;
@@ -280,13 +300,15 @@ impl VfioBus {
         let bar =
             unsafe { mmap(std::ptr::null_mut(), bar_bytes, protection, MapFlags::SHARED, &device, registers.offset) };
         let bar = bar.map_err(|errno| failed("mapping its registers", errno))?;
+        let bar = NonNull::new(bar.cast::<u8>()).expect("a mapping is somewhere");
         let bus = VfioBus {
             name: address.0.clone(),
-            bar: NonNull::new(bar.cast()).expect("a mapping is somewhere"),
+            bar: Cell::new(Some(bar)),
             bar_bytes,
             arena: (arena as usize, arena_bytes),
             next_address: Cell::new(OTHERS_AT),
-            device,
+            device: RefCell::new(Some(device)),
+            wanted_back,
             configuration_at: configuration.offset,
             container: Rc::new(container),
             _group: group,
@@ -299,17 +321,27 @@ impl VfioBus {
     /// Changes the command register; what it is then.
     fn command(&self, change: impl Fn(u16) -> u16) -> rustix::io::Result<u16> {
         let at = self.configuration_at + PCI_COMMAND;
+        let device = self.device.borrow();
+        let Some(device) = &*device else { return Ok(u16::MAX) };
         let mut bytes = [0; 2];
-        pread(&self.device, &mut bytes, at)?;
-        pwrite(&self.device, &change(u16::from_le_bytes(bytes)).to_le_bytes(), at)?;
-        pread(&self.device, &mut bytes, at)?;
+        pread(device, &mut bytes, at)?;
+        pwrite(device, &change(u16::from_le_bytes(bytes)).to_le_bytes(), at)?;
+        pread(device, &mut bytes, at)?;
         Ok(u16::from_le_bytes(bytes))
     }
 
-    fn register(&self, offset: usize) -> *mut u32 {
+    fn register(&self, offset: usize) -> Option<*mut u32> {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.bar_bytes, "{offset:#x} is no register");
+        let bar = self.bar.get()?;
         // SAFETY: inside the mapping, as just checked.
-        unsafe { self.bar.as_ptr().add(offset).cast() }
+        Some(unsafe { bar.as_ptr().add(offset).cast() })
+    }
+
+    fn unmap_registers(&self) {
+        if let Some(bar) = self.bar.take() {
+            // SAFETY: mapped by `open`, and not reached any more: nobody keeps what `register` gives.
+            let _ = unsafe { munmap(bar.as_ptr().cast(), self.bar_bytes) };
+        }
     }
 }
 
@@ -339,6 +371,22 @@ fn region(device: impl AsFd, index: u32) -> rustix::io::Result<RegionInfo> {
     Ok(info)
 }
 
+/// An event that is there once the kernel wants the device back.
+fn wanted_back_event(device: impl AsFd) -> rustix::io::Result<OwnedFd> {
+    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let mut set = SetIrqs {
+        bytes: size_of::<SetIrqs>() as u32,
+        flags: TRIGGERS_EVENT,
+        index: WANTED_BACK,
+        start: 0,
+        count: 1,
+        event: event.as_raw_fd(),
+    };
+    // SAFETY: the structure that the request takes; the kernel keeps the event for itself.
+    unsafe { request(device, DEVICE_SET_IRQS, (&raw mut set).cast()) }?;
+    Ok(event)
+}
+
 impl Bus for VfioBus {
     fn name(&self) -> &str {
         &self.name
@@ -349,15 +397,17 @@ impl Bus for VfioBus {
     }
 
     fn read32(&self, offset: usize) -> u32 {
-        // SAFETY: a register of the device, mapped while `self` lives.
-        u32::from_le(unsafe { self.register(offset).read_volatile() })
+        let Some(register) = self.register(offset) else { return u32::MAX };
+        // SAFETY: a register of the device, mapped.
+        u32::from_le(unsafe { register.read_volatile() })
     }
 
     fn write32(&self, offset: usize, value: u32) {
         // Entries of queues before the doorbell that speaks of them.
         fence(Ordering::SeqCst);
+        let Some(register) = self.register(offset) else { return };
         // SAFETY: as above.
-        unsafe { self.register(offset).write_volatile(value.to_le()) }
+        unsafe { register.write_volatile(value.to_le()) }
     }
 
     fn allocate(&self, bytes: usize) -> DeviceResult<SharedMemory> {
@@ -401,12 +451,22 @@ impl Bus for VfioBus {
             }
         }
     }
+
+    fn is_wanted_back(&self) -> bool {
+        // Eight bytes that count, or EAGAIN.
+        read(&self.wanted_back, &mut [0; 8]).is_ok()
+    }
+
+    fn give_up(&self) {
+        // The mapping is a reference of its own.
+        self.unmap_registers();
+        drop(self.device.take());
+    }
 }
 
 impl Drop for VfioBus {
     fn drop(&mut self) {
-        // SAFETY: mapped by `open`, and its one owner goes.
-        let _ = unsafe { munmap(self.bar.as_ptr().cast(), self.bar_bytes) };
+        self.unmap_registers();
     }
 }
 
