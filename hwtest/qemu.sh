@@ -215,8 +215,16 @@ guest_failed() { # why
     fail "$1"
 }
 
+# The exit code of a scenario for which the emulation is to blame.
+emulation_failed=75
+
 # Fails if the guest can't come to a good end any more.
 watch_guest() { # scenario
+    # One of the guest's processors sleeps for ever, and with it all that waits for RCU.
+    if grep -q 'timer wakeup didn.t happen' "$work/console"; then
+        end_guest
+        exit "$emulation_failed"
+    fi
     if grep -q 'Kernel panic' "$work/console"; then guest_failed "$1: the guest's kernel panicked"; fi
     [ "$SECONDS" -lt "$deadline" ] || guest_failed "$1: not over within $limit s; CFS_HWTEST_LIMIT_S=N waits longer"
 }
