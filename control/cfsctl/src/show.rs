@@ -3,7 +3,7 @@
 use crate::device::Bound;
 use crate::doctor::{Report, State};
 use anyhow::{Context, Result};
-use cfs_api::{AdminReply, CheckReport, DeviceHealth, Repair};
+use cfs_api::{AdminReply, CheckReport, DeviceHealth, Repair, Target};
 use comfy_table::{Table, presets};
 use std::io::{ErrorKind, Write};
 
@@ -88,41 +88,7 @@ fn table(reply: &AdminReply) -> Table {
             ("codec", status.codec.clone()),
             ("uptime", format!("{} s", status.uptime_seconds)),
         ]),
-        AdminReply::Targets(targets) => {
-            let header = [
-                "target",
-                "state",
-                "capacity",
-                "live",
-                "free",
-                "log",
-                "metadata",
-                "hot",
-                "segments",
-                "zones free",
-                "device",
-                "path",
-            ];
-            rows(
-                &header,
-                targets.iter().map(|target| {
-                    vec![
-                        format!("t{}", target.id),
-                        target.state.clone(),
-                        bytes(target.capacity_bytes),
-                        bytes(target.live_bytes),
-                        bytes(target.free_bytes),
-                        bytes(target.log_bytes),
-                        bytes(target.run_bytes + target.manifest_bytes),
-                        bytes(target.hot_bytes),
-                        bytes(target.data_bytes + target.parity_bytes),
-                        format!("{}/{}", target.zones_free, target.zones),
-                        target.health.as_ref().map_or_else(String::new, device_health),
-                        target.path.clone(),
-                    ]
-                }),
-            )
-        }
+        AdminReply::Targets(targets) => show_targets(targets),
         AdminReply::Shards(shards) => {
             let header = ["shard", "leader", "term", "applied", "checkpointed", "inodes", "store"];
             rows(
@@ -189,6 +155,33 @@ fn table(reply: &AdminReply) -> Table {
             ("done", state.done.to_string()),
         ]),
     }
+}
+
+fn show_targets(targets: &[Target]) -> Table {
+    let any_tells = targets.iter().any(|target| target.health.is_some());
+    let mut header =
+        vec!["target", "state", "capacity", "live", "free", "log", "metadata", "hot", "segments", "zones free"];
+    // Only what the server drives itself tells of its health.
+    header.extend(any_tells.then_some("device"));
+    header.push("path");
+    let row = |target: &Target| {
+        let mut row = vec![format!("t{}", target.id), target.state.clone()];
+        let sizes = [
+            target.capacity_bytes,
+            target.live_bytes,
+            target.free_bytes,
+            target.log_bytes,
+            target.run_bytes + target.manifest_bytes,
+            target.hot_bytes,
+            target.data_bytes + target.parity_bytes,
+        ];
+        row.extend(sizes.map(bytes));
+        row.push(format!("{}/{}", target.zones_free, target.zones));
+        row.extend(any_tells.then(|| target.health.as_ref().map_or_else(String::new, device_health)));
+        row.push(target.path.clone());
+        row
+    };
+    rows(&header, targets.iter().map(row))
 }
 
 /// What a device says of itself: what it warns of, else how worn and warm it is.
@@ -280,4 +273,52 @@ pub fn bytes(count: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_have_a_column_for_their_devices_where_one_tells_of_itself() {
+        let files: Vec<Target> = (0..2).map(|id| Target { id, path: format!("/data/t{id}"), ..none() }).collect();
+        assert!(!show_targets(&files).to_string().contains("device"));
+        let health = DeviceHealth {
+            warnings: Vec::new(),
+            temperature_c: 41,
+            spare_percent: 100,
+            used_percent: 3,
+            media_errors: 2,
+            unsafe_shutdowns: 0,
+            power_on_hours: 9,
+        };
+        let worn =
+            DeviceHealth { warnings: vec!["its spare capacity is 4 %, below 10 %".to_owned()], ..health.clone() };
+        let driven = [Target { health: Some(health), ..none() }, Target { health: Some(worn), ..none() }];
+        let shown = show_targets(&[&files[..], &driven[..]].concat()).to_string();
+        assert!(shown.lines().next().unwrap().contains("device"), "{shown}");
+        assert!(shown.contains("3 % used, 41 °C, 2 media errors"), "{shown}");
+        assert!(shown.contains("its spare capacity is 4 %, below 10 %"), "{shown}");
+    }
+
+    fn none() -> Target {
+        Target {
+            id: 9,
+            path: String::new(),
+            state: "up".to_owned(),
+            capacity_bytes: 0,
+            live_bytes: 0,
+            free_bytes: 0,
+            zones: 0,
+            zones_free: 0,
+            log_bytes: 0,
+            run_bytes: 0,
+            manifest_bytes: 0,
+            hot_bytes: 0,
+            data_bytes: 0,
+            parity_bytes: 0,
+            tombstones: 0,
+            health: None,
+        }
+    }
 }
