@@ -472,3 +472,15 @@ fn a_controller_that_is_wanted_back_is_given_up_at_work_and_idle() {
         });
     }
 }
+
+#[test]
+fn a_controller_that_answers_no_admin_command_is_reset() {
+    run(ModelOptions::default(), 34, |device, model, handle| async move {
+        model.swallow_admin_next(1);
+        assert!(device.health().await.is_err());
+        handle.sleep(Duration::from_secs(3)).await;
+        assert_eq!(device.resets(), 1);
+        assert!(device.health().await.unwrap().is_some());
+        device.read(0, 4096).await.unwrap();
+    });
+}

@@ -286,6 +286,11 @@ impl<B: Bus> Controller<B> {
             // After a reset it is not answered any more, and that waits for the queue.
             let in_vain = self.resets.get() != resets || self.state.get() == State::Gone;
             if self.handle.now() >= deadline || in_vain {
+                if !in_vain {
+                    // It may still write its answer to where the next one's is to be.
+                    self.reset_wanted.set(true);
+                    self.work.notify_all();
+                }
                 return Err(NvmeError::Silent { device: self.device(), what });
             }
             self.pause(&mut turns).await;
@@ -332,14 +337,18 @@ impl<B: Bus> Controller<B> {
         // One pair is wanted; the controller may grant more, and no less.
         let queues = Command::new(admin::SET_FEATURES, 0).with(10, admin::NUMBER_OF_QUEUES).with(11, 0);
         self.admin_command(&mut queue, queues, "give a queue").await?;
-        let shadow = match self.identify_in(&mut queue).await?.shadow_doorbells {
-            true => Some(self.shadow.clone()),
-            false => None,
-        };
-        if let Some(shadow) = &shadow {
-            shadow.clear();
-            let shadow = Command::new(admin::DOORBELL_BUFFER_CONFIG, 0).with_data(shadow.device_addresses());
-            self.admin_command(&mut queue, shadow, "look for doorbells in memory").await?;
+        let mut shadow = self.identify_in(&mut queue).await?.shadow_doorbells.then(|| self.shadow.clone());
+        if let Some(doorbells) = &shadow {
+            doorbells.clear();
+            let here = Command::new(admin::DOORBELL_BUFFER_CONFIG, 0).with_data(doorbells.device_addresses());
+            match self.admin_command(&mut queue, here, "look for doorbells in memory").await {
+                Ok(_) => {}
+                Err(refused @ NvmeError::Refused { .. }) => {
+                    tracing::debug!(%refused, "its registers do");
+                    shadow = None;
+                }
+                Err(other) => return Err(other),
+            }
         }
         let (id, last, [submissions, completions]) = {
             let mut io = self.io.borrow_mut();
