@@ -327,7 +327,9 @@ impl Client {
             }
             state.pages_version = None;
             state.drop_cached();
-            if state.mappable > 0 && !state.has_writes_in_the_way_of(by) {
+            // Changes of our own, truncations too, keep pages from being written back until they are answered.
+            let own_change = by == Changed::ByPages && inode.order.available() == 0;
+            if state.mappable > 0 && !own_change && !state.has_writes_in_the_way_of(by) {
                 within = MAPPED_WAIT;
             }
         }

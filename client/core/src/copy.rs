@@ -142,7 +142,7 @@ impl Client {
         }
         punch(&mut writes, next + target - source, end - next);
         writes.push(FileWrite::Extend { size: target + (end - source) });
-        let outcome = self.commit_all(&session, to, writes, Some(self.handle.wall()), kill).await;
+        let outcome = self.commit_all(&session, to, writes, Some(self.handle.wall()), kill, false).await;
         to.state().extents.clear();
         self.pages.borrow_mut().drop_inode(to.ino);
         match outcome {

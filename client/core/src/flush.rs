@@ -159,17 +159,15 @@ impl Client {
             } else {
                 self.store_runs(inode, frozen, kept).await.map_err(CallError::Errno)?
             };
-            let mut writes: Vec<FileWrite> = if inline {
+            let writes: Vec<FileWrite> = if inline {
                 let inline_write =
                     |(offset, run): (&u64, &Bytes)| FileWrite::Inline { offset: *offset, bytes: run.to_vec() };
                 frozen.iter().map(inline_write).collect()
             } else {
                 placed.iter().cloned().map(data_write).collect()
             };
-            if written.drop_capability {
-                writes.push(FileWrite::DropCapability);
-            }
-            match self.commit_all(session, inode, writes, written.at, written.kill_privileges).await {
+            let (kill, capability) = (written.kill_privileges, written.drop_capability);
+            match self.commit_all(session, inode, writes, written.at, kill, capability).await {
                 Ok(()) => return Ok(placed),
                 // Too long to be inline by now; or the server is so full that it makes no inode larger,
                 // and there is room for data still.
@@ -181,7 +179,8 @@ impl Client {
         }
     }
 
-    /// Commits any number of writes, in as many commits as the limit asks for.
+    /// Commits any number of writes, in as many commits as the limit asks for. `drop_capability`: each of
+    /// them takes that away, by which the server tells what programs wrote from pages of mappings.
     pub(crate) async fn commit_all(
         self: &Rc<Self>,
         session: &Rc<Session>,
@@ -189,9 +188,12 @@ impl Client {
         mut writes: Vec<FileWrite>,
         mtime: Option<Timestamp>,
         kill: bool,
+        drop_capability: bool,
     ) -> Result<(), CallError> {
+        let room = COMMIT_WRITES_MAX - usize::from(drop_capability);
         loop {
-            let rest = writes.split_off(writes.len().min(COMMIT_WRITES_MAX));
+            let rest = writes.split_off(writes.len().min(room));
+            writes.extend(drop_capability.then_some(FileWrite::DropCapability));
             self.commit(session, inode, writes, mtime, kill).await?;
             if rest.is_empty() {
                 return Ok(());

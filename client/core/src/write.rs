@@ -35,6 +35,33 @@ pub struct WriteFlags {
     pub mapped: bool,
 }
 
+/// Counts a write until it ends, answered or not.
+struct WriteUnderWay<'a> {
+    client: &'a Client,
+    inode: &'a Inode,
+    of_pages: bool,
+}
+
+impl WriteUnderWay<'_> {
+    fn begin<'a>(client: &'a Client, inode: &'a Inode, of_pages: bool) -> WriteUnderWay<'a> {
+        let mut state = inode.state();
+        state.writes_under_way += 1;
+        state.page_writes_under_way += u32::from(of_pages);
+        WriteUnderWay { client, inode, of_pages }
+    }
+}
+
+impl Drop for WriteUnderWay<'_> {
+    fn drop(&mut self) {
+        let mut state = self.inode.state();
+        state.page_writes_under_way -= u32::from(self.of_pages);
+        state.writes_under_way -= 1;
+        if state.writes_under_way == 0 {
+            self.client.writes_ended.notify_all();
+        }
+    }
+}
+
 impl Client {
     /// Writes as the file was opened for. `kill_privileges`: the caller lacks CAP_FSETID.
     pub async fn write(
@@ -64,20 +91,8 @@ impl Client {
         if how.mapped && file.inode.state().pages_void {
             return Err(self.lose_page(&file.inode));
         }
-        let of_pages = u32::from(how.mapped);
-        {
-            let mut state = file.inode.state();
-            state.writes_under_way += 1;
-            state.page_writes_under_way += of_pages;
-        }
-        let outcome = self.write_bytes(file, offset, data, how, mapped_in).await;
-        let mut state = file.inode.state();
-        state.page_writes_under_way -= of_pages;
-        state.writes_under_way -= 1;
-        if state.writes_under_way == 0 {
-            self.writes_ended.notify_all();
-        }
-        outcome.map(|()| length)
+        let _under_way = WriteUnderWay::begin(self, &file.inode, how.mapped);
+        self.write_bytes(file, offset, data, how, mapped_in).await.map(|()| length)
     }
 
     async fn write_bytes(

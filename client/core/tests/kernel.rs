@@ -194,6 +194,54 @@ fn a_page_that_is_just_being_written_back_does_not_take_what_another_client_writ
 }
 
 #[test]
+fn nor_does_it_after_it_made_way_for_another_clients_page() {
+    for seed in seeds(1, 8) {
+        simulate(seed, |server| async move {
+            server.start().await;
+            server.disk.proposal_micros_max.set(60_000);
+            let (a, b) = (server.client("a").await, server.client("b").await);
+            let ours = create(&a, "f").await;
+            write(&a, &ours, 0, &[0; 8192]).await;
+            a.fsync(&ours, false).await.unwrap();
+            let (written, mapped) = (MappedPage::of(&a, "f").await, MappedPage::of(&b, "f").await);
+            for round in 1..40u8 {
+                mapped.store(0, round).await;
+                let under_way = mapped.clone();
+                let syncing = server.handle.spawn(async move { under_way.sync().await });
+                server.sleep(u64::from(round) % 20).await;
+                // The second page, of which the other keeps nothing.
+                let how = WriteFlags { mapped: true, ..WriteFlags::default() };
+                a.write_with(&ours, 4096, Bytes::from(vec![round; 4096]), how).await.unwrap();
+                written.write(5, round).await;
+                syncing.await.unwrap();
+                let found = read(&a, &ours, 0, 10).await;
+                assert_eq!((found[0], found[5]), (round, round), "round {round} of seed {seed}");
+            }
+        });
+    }
+}
+
+#[test]
+fn each_commit_says_whether_programs_wrote_it_or_pages_of_mappings_are_written_back() {
+    simulate(5, |server| async move {
+        server.start().await;
+        let a = server.client("a").await;
+        let file = create(&a, "f").await;
+        // Larger than fits the inode, and more runs than one commit takes.
+        for run in 0..700 {
+            write(&a, &file, 8192 * (run + 1), b"a run").await;
+        }
+        a.fsync(&file, false).await.unwrap();
+        assert!(server.disk.commits.get() > 2, "{} commits", server.disk.commits.get());
+        assert_eq!(server.disk.commits_of_bytes.get(), 0);
+        let before = server.disk.commits.get();
+        write_back(&a, &file, &b"a page"[..]).await.unwrap();
+        a.fsync(&file, false).await.unwrap();
+        assert_eq!((server.disk.commits.get() - before, server.disk.commits_of_bytes.get()), (1, 1));
+    });
+}
+
+#[test]
 fn clients_that_write_pages_of_mappings_back_do_not_wait_for_each_other() {
     for seed in seeds(1, 8) {
         simulate(seed, |server| async move {

@@ -17,7 +17,9 @@ use cfs_wire::data::{
     DataError, FetchCall, Location, OP_FETCH, OP_RESERVE, OP_STORE, Piece, ReserveCall, StoreCall, StoreReply,
 };
 use cfs_wire::limits::CHUNK_BYTES;
-use cfs_wire::meta::{MetaCall, MetaError, MetaOp, MetaResult, MountReply, MountResult, OP_META, OP_MOUNT, ShardOp};
+use cfs_wire::meta::{
+    FileWrite, MetaCall, MetaError, MetaOp, MetaResult, MountReply, MountResult, OP_META, OP_MOUNT, ShardOp,
+};
 use cfs_wire::{BlobId, Epoch, Ino, NodeId, Policy, SessionId, ShardId, VolumeId, body};
 use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
@@ -71,6 +73,9 @@ pub struct Disk {
     pub fetches: Cell<u32>,
     pub reads: Cell<u32>,
     pub changes: Cell<u32>,
+    /// Commits, and those of them that say nothing but which bytes.
+    pub commits: Cell<u32>,
+    pub commits_of_bytes: Cell<u32>,
 }
 
 pub struct Server {
@@ -147,6 +152,8 @@ impl Server {
             fetches: Cell::new(0),
             reads: Cell::new(0),
             changes: Cell::new(0),
+            commits: Cell::new(0),
+            commits_of_bytes: Cell::new(0),
         };
         Rc::new(Server {
             handle: handle.clone(),
@@ -308,6 +315,13 @@ impl Service for Endpoint {
                     let call: MetaCall = body::decode(&request.body).unwrap();
                     let count = if call.op.is_read() { &self.disk.reads } else { &self.disk.changes };
                     count.set(count.get() + 1);
+                    if let MetaOp::Commit(commit) = &call.op {
+                        let is_bytes =
+                            |write: &FileWrite| matches!(write, FileWrite::Data { .. } | FileWrite::Inline { .. });
+                        let bytes_alone = commit.writes.iter().all(is_bytes);
+                        self.disk.commits.set(self.disk.commits.get() + 1);
+                        self.disk.commits_of_bytes.set(self.disk.commits_of_bytes.get() + u32::from(bytes_alone));
+                    }
                     let stale = self.disk.stale_commits.get();
                     if stale > 0 && matches!(call.op, MetaOp::Commit(_)) {
                         self.disk.stale_commits.set(stale - 1);

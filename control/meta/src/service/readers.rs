@@ -161,6 +161,15 @@ impl Readers {
         }
     }
 
+    /// The session's lease on the inode ends no later than that.
+    pub fn shorten(&self, session: SessionId, ino: Ino, latest: Instant) {
+        let mut state = self.0.borrow_mut();
+        let held = state.leases.get_mut(&ino).into_iter().flatten();
+        for (_, until) in held.filter(|(other, _)| *other == session) {
+            *until = latest.min(*until);
+        }
+    }
+
     /// The session has dropped the inode, or its lease on it is over.
     pub fn dropped(&self, session: SessionId, ino: Ino, now: Instant) {
         let mut state = self.0.borrow_mut();

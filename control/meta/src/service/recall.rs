@@ -19,6 +19,10 @@ use std::time::Duration;
 /// acknowledgement may have begun before the holder got the lease.
 const RECALL_AGAIN: Duration = Duration::from_secs(10);
 
+/// For so long a session that acknowledged `InvalidateForPages` counts as a reader still: what the client
+/// waits at most for its own pages.
+const PAGES_LATE: Duration = Duration::from_secs(2);
+
 /// Has a session drop what it keeps of an inode.
 pub(super) type Told = fn(Ino) -> Event;
 
@@ -77,12 +81,21 @@ impl MetaService {
                 waited_for.push((other, *ino, until, ticket, shard.readers().begin_drop(*ino, other)));
             }
         }
+        if !waited_for.is_empty() {
+            // What writes back what they drop may wait for leave to pass.
+            shard.applied.progress().notify_all();
+        }
         for (other, ino, until, ticket, _dropping) in waited_for {
             match ticket {
                 Some(ticket) => drop(ticket.acknowledged_by(&self.inner.handle, until).await),
                 None => self.inner.handle.sleep(until.saturating_since(self.inner.handle.now())).await,
             }
-            shard.readers().dropped(other, ino, self.inner.handle.now());
+            let now = self.inner.handle.now();
+            match told(ino) {
+                // It may still be writing its own back: the next change of a program waits for those.
+                Event::InvalidateForPages { .. } => shard.readers().shorten(other, ino, now + PAGES_LATE),
+                _ => shard.readers().dropped(other, ino, now),
+            }
         }
     }
 
@@ -191,7 +204,9 @@ impl MetaService {
 fn told_of(op: &MetaOp) -> Told {
     let is_bytes = |write: &FileWrite| matches!(write, FileWrite::Data { .. } | FileWrite::Inline { .. });
     match op {
-        MetaOp::Commit(commit) if commit.writes.iter().all(is_bytes) => |ino| Event::InvalidateForPages { ino },
+        MetaOp::Commit(commit) if !commit.writes.is_empty() && commit.writes.iter().all(is_bytes) => {
+            |ino| Event::InvalidateForPages { ino }
+        }
         _ => |ino| Event::Invalidate { ino },
     }
 }

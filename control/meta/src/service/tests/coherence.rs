@@ -2,7 +2,7 @@
 
 use super::client::{Client, errno, name, node, write_lock};
 use super::cluster::{Cluster, SHARDS, seeds, simulate};
-use cfs_wire::meta::{Event, EventsCall, FileKind, MetaCall, MetaError, MetaOp, MetaReply};
+use cfs_wire::meta::{Commit, Event, EventsCall, FileKind, FileWrite, MetaCall, MetaError, MetaOp, MetaReply};
 use cfs_wire::{Errno, Ino, ShardId};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -132,6 +132,30 @@ pub fn a_grant_that_is_renewed_outlasts_a_lease_and_ends_with_the_next_change() 
         assert!(matches!(&gone, Ok(MetaReply::Renewed(renewals)) if renewals[0].version == 0), "{gone:?}");
         let elsewhere = vec![Ino::ROOT, Ino::new(ShardId(1), 7)];
         assert!(matches!(b.call(MetaOp::Renew { inos: elsewhere }).await, Err(MetaError::Malformed(_))));
+    });
+}
+
+#[test]
+pub fn readers_are_told_whether_pages_of_mappings_are_what_changes() {
+    simulate(4, |cluster| async move {
+        cluster.start().await;
+        let a = Client::open(&cluster, 1).await;
+        let b = Client::open(&cluster, 2).await;
+        let ino = a.create(Ino::ROOT, "file").await.unwrap();
+        let bytes = || FileWrite::Inline { offset: 0, bytes: b"bytes".to_vec() };
+        let kinds = [
+            (vec![bytes()], Event::InvalidateForPages { ino }),
+            (vec![bytes(), FileWrite::DropCapability], Event::Invalidate { ino }),
+            (vec![bytes(), FileWrite::Extend { size: 9 }], Event::Invalidate { ino }),
+            (vec![], Event::Invalidate { ino }),
+        ];
+        for (sequence, (writes, told)) in (1..).zip(kinds) {
+            b.stat(ino).await.unwrap();
+            b.events.borrow_mut().clear();
+            let commit = Commit { ino, sequence, writes, mtime: None, kill_privileges: false };
+            a.call(MetaOp::Commit(commit)).await.unwrap();
+            assert_eq!(*b.events.borrow(), [told]);
+        }
     });
 }
 
