@@ -382,6 +382,7 @@ impl<B: Bus> BlockDevice for NvmeDevice<B> {
             match self.controller.health().await {
                 Ok(health) => Ok(Some(health)),
                 Err(NvmeError::Refused { status, .. }) => Err(self.failed(request, Outcome::Completed(status))),
+                Err(_) if self.controller.is_gone() => Err(self.failed(request, Outcome::Gone)),
                 Err(_) => Err(self.failed(request, Outcome::TimedOut)),
             }
         })

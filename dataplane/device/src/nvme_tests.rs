@@ -299,7 +299,7 @@ fn commands_are_answered_while_an_abort_is_not_and_that_ends_in_a_reset() {
 fn a_controller_that_makes_answers_up_is_reset_and_what_was_under_way_is_asked_again() {
     run(ModelOptions::default(), 25, |device, model, handle| async move {
         device.write(0, vec![pattern(4, 4096)], Placement::Data, false).await.unwrap();
-        for id in [7, 200, u16::MAX] {
+        for id in [0, 7, 200, u16::MAX] {
             let resets = device.resets();
             // Polled, it finds nothing to do, and looks for completions only when something is.
             model.make_up(id);
@@ -482,5 +482,56 @@ fn a_controller_that_answers_no_admin_command_is_reset() {
         assert_eq!(device.resets(), 1);
         assert!(device.health().await.unwrap().is_some());
         device.read(0, 4096).await.unwrap();
+    });
+}
+
+#[test]
+fn who_asks_for_the_health_does_not_hold_up_a_reset() {
+    run(ModelOptions::default(), 35, |device, model, handle| async move {
+        model.swallow_admin_next(1);
+        let asked = (0..5).map(|_| {
+            let device = device.clone();
+            handle.spawn(async move { device.health().await })
+        });
+        let asked: Vec<_> = asked.collect();
+        handle.sleep(Duration::from_millis(1)).await;
+        model.swallow_next(1);
+        model.fail_fatally();
+        let begun = handle.now();
+        device.read(0, 4096).await.unwrap();
+        assert!(handle.now() - begun < Duration::from_secs(3), "{:?}", handle.now() - begun);
+        for health in asked {
+            let _ = health.await.unwrap();
+        }
+        handle.sleep(Duration::from_secs(30)).await;
+        assert_eq!(device.resets(), 1);
+        assert!(device.health().await.unwrap().is_some());
+    });
+}
+
+#[test]
+fn a_controller_that_is_wanted_back_is_given_up_under_little_work_too() {
+    run(ModelOptions::default(), 36, |device, model, handle| async move {
+        for round in 0..30 {
+            if round == 5 {
+                model.want_back();
+            }
+            let _ = device.read(0, 4096).await;
+            handle.sleep(Duration::from_millis(300)).await;
+        }
+        assert!(!model.is_wanted_back(), "it was not given up");
+        assert!(device.attached().unwrap_err().is_gone());
+    });
+}
+
+#[test]
+fn a_controller_that_fails_again_and_again_is_lost() {
+    run(ModelOptions::default(), 37, |device, model, handle| async move {
+        for _ in 0..60 {
+            model.fail_fatally();
+            handle.sleep(Duration::from_secs(1)).await;
+        }
+        assert!(device.attached().unwrap_err().is_gone());
+        assert!(device.resets() < 12, "{} resets", device.resets());
     });
 }

@@ -1,9 +1,13 @@
-//! What became of every command on an I/O queue. A command's identifier is its place here.
+//! What became of every command on an I/O queue. The lower half of a command's identifier is its place
+//! here.
 
 use super::spec::{Command, Completion, Status};
 use cfs_reactor::Instant;
 use std::any::Any;
 use std::task::Waker;
+
+/// The highest number of a place.
+const PLACES_MAX: u16 = 0xFF;
 
 /// How a command ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +41,9 @@ struct Slot {
     since: Instant,
     /// How often the controller was given it.
     sent: u8,
+    /// The upper half of the command's identifier: a late answer to the one before is not taken for one to
+    /// the next.
+    generation: u8,
 }
 
 impl Slot {
@@ -61,12 +68,14 @@ pub(super) struct Commands {
 
 impl Commands {
     pub fn new(count: u16) -> Commands {
+        assert!(count <= PLACES_MAX, "{count} places");
         let slot = || Slot {
             progress: Progress::Free,
             waker: None,
             command: Command::default(),
             since: Instant::default(),
             sent: 0,
+            generation: 0,
         };
         Commands { slots: (0..count).map(|_| slot()).collect(), free: (0..count).rev().collect() }
     }
@@ -85,8 +94,9 @@ impl Commands {
     /// `sent`: the controller is given it now, not after the reset that is under way.
     #[inline]
     pub fn start(&mut self, id: u16, command: Command, now: Instant, sent: bool) -> Command {
-        let command = command.with_id(id);
         let slot = &mut self.slots[usize::from(id)];
+        slot.generation = slot.generation.wrapping_add(1);
+        let command = command.with_id(id | u16::from(slot.generation) << 8);
         slot.progress = Progress::Waiting { polled: false };
         (slot.command, slot.since, slot.sent) = (command, now, sent.into());
         command
@@ -149,8 +159,9 @@ impl Commands {
     /// Takes a completion in. False if there is no such command: the controller made it up.
     #[inline]
     pub fn complete(&mut self, completion: &Completion, harvest: &mut Harvest) -> bool {
-        let id = completion.id();
-        let lives = self.slots.get(usize::from(id)).is_some_and(Slot::lives);
+        let id = completion.id() & PLACES_MAX;
+        let asked = |slot: &Slot| slot.lives() && slot.command.id() == completion.id();
+        let lives = self.slots.get(usize::from(id)).is_some_and(asked);
         if lives {
             self.end(id, Outcome::Completed(completion.status()), harvest);
         }
@@ -169,6 +180,11 @@ impl Commands {
             }
             before => *progress = before,
         }
+    }
+
+    /// By what the controller knows the command in a place.
+    pub fn identifier(&self, id: u16) -> u16 {
+        self.slots[usize::from(id)].command.id()
     }
 
     pub fn any_lives(&self) -> bool {

@@ -61,6 +61,9 @@ const STATUS_PAUSE: Duration = Duration::from_millis(1);
 /// the first.
 const SENT_MAX: u8 = 3;
 
+/// Resets in a row after which no command was answered: it is lost then.
+const VAIN_RESETS_MAX: u32 = 8;
+
 /// Memory to which the device reaches, for what lies elsewhere: a shard of a segment at once.
 pub(super) const BOUNCE_BYTES: usize = 1 << 20;
 
@@ -123,8 +126,12 @@ pub(super) struct Controller<B: Bus> {
     /// Commands came, or it was closed.
     work: Rc<Notify>,
     resets: Cell<u64>,
+    /// Since it last answered a command.
+    vain_resets: Cell<u32>,
     /// Nothing else helps; whoever polls resets it.
     reset_wanted: Cell<bool>,
+    /// Whoever brings it up has the admin queue.
+    bringing_up: Cell<bool>,
     /// Commands that take too long are being looked after.
     looking_after: Cell<bool>,
     /// It was closed, and nothing more is done with it.
@@ -192,7 +199,9 @@ impl<B: Bus> Controller<B> {
             state: Cell::new(State::Resetting),
             work: Notify::new(),
             resets: Cell::new(0),
+            vain_resets: Cell::new(0),
             reset_wanted: Cell::new(false),
+            bringing_up: Cell::new(false),
             looking_after: Cell::new(false),
             ended: Cell::new(false),
             at_end: Notify::new(),
@@ -267,6 +276,11 @@ impl<B: Bus> Controller<B> {
         command: Command,
         what: &'static str,
     ) -> Result<u32, NvmeError> {
+        // While it is brought up only who does that has the queue.
+        let usable = || self.bringing_up.get() || self.state.get() == State::Running;
+        if !usable() {
+            return Err(NvmeError::Silent { device: self.device(), what });
+        }
         let id = self.admin_id.get().wrapping_add(1);
         self.admin_id.set(id);
         let resets = self.resets.get();
@@ -284,7 +298,7 @@ impl<B: Bus> Controller<B> {
                 continue;
             }
             // After a reset it is not answered any more, and that waits for the queue.
-            let in_vain = self.resets.get() != resets || self.state.get() == State::Gone;
+            let in_vain = self.resets.get() != resets || !usable();
             if self.handle.now() >= deadline || in_vain {
                 if !in_vain {
                     // It may still write its answer to where the next one's is to be.
@@ -324,8 +338,16 @@ impl<B: Bus> Controller<B> {
 
     /// Disables the controller, which ends all that it does, and enables it with empty queues.
     async fn bring_up(&self) -> Result<(), NvmeError> {
-        self.disable().await?;
+        // Whoever has it, or waits for it, sees that it is in vain.
         let mut queue = self.admin.lock().await;
+        self.bringing_up.set(true);
+        let outcome = self.bring_up_with(&mut queue).await;
+        self.bringing_up.set(false);
+        outcome
+    }
+
+    async fn bring_up_with(&self, queue: &mut QueuePair) -> Result<(), NvmeError> {
+        self.disable().await?;
         queue.start_again();
         let [submissions, completions] = queue.device_addresses();
         let last = u32::from(queue.entries() - 1);
@@ -336,12 +358,12 @@ impl<B: Bus> Controller<B> {
         self.wait_for(status::READY, status::READY, "ready").await?;
         // One pair is wanted; the controller may grant more, and no less.
         let queues = Command::new(admin::SET_FEATURES, 0).with(10, admin::NUMBER_OF_QUEUES).with(11, 0);
-        self.admin_command(&mut queue, queues, "give a queue").await?;
-        let mut shadow = self.identify_in(&mut queue).await?.shadow_doorbells.then(|| self.shadow.clone());
+        self.admin_command(queue, queues, "give a queue").await?;
+        let mut shadow = self.identify_in(queue).await?.shadow_doorbells.then(|| self.shadow.clone());
         if let Some(doorbells) = &shadow {
             doorbells.clear();
             let here = Command::new(admin::DOORBELL_BUFFER_CONFIG, 0).with_data(doorbells.device_addresses());
-            match self.admin_command(&mut queue, here, "look for doorbells in memory").await {
+            match self.admin_command(queue, here, "look for doorbells in memory").await {
                 Ok(_) => {}
                 Err(refused @ NvmeError::Refused { .. }) => {
                     tracing::debug!(%refused, "its registers do");
@@ -360,10 +382,10 @@ impl<B: Bus> Controller<B> {
         // Without interrupts: completions are looked for.
         let create = Command::new(admin::CREATE_COMPLETION_QUEUE, 0).with_data([completions, 0]);
         let create = create.with(10, id | last << 16).with(11, CONTIGUOUS);
-        self.admin_command(&mut queue, create, "make a completion queue").await?;
+        self.admin_command(queue, create, "make a completion queue").await?;
         let create = Command::new(admin::CREATE_SUBMISSION_QUEUE, 0).with_data([submissions, 0]);
         let create = create.with(10, id | last << 16).with(11, CONTIGUOUS | id << 16);
-        self.admin_command(&mut queue, create, "make a submission queue").await?;
+        self.admin_command(queue, create, "make a submission queue").await?;
         Ok(())
     }
 
@@ -496,13 +518,15 @@ impl<B: Bus> Controller<B> {
             }
             let work = self.work.notified();
             if self.commands.borrow().under_way() == 0 {
-                drop(self.commands.borrow_mut().take_wakers());
-                if self.handle.timeout(AGE_CHECK, work).await.is_none() {
+                let wakers = self.commands.borrow_mut().take_wakers();
+                drop(wakers);
+                let left = next_check - self.handle.now();
+                if self.handle.timeout(left, work).await.is_none() {
+                    next_check = self.handle.now() + AGE_CHECK;
                     self.check();
                     continue;
                 }
                 fruitless = 0;
-                next_check = self.handle.now() + AGE_CHECK;
             }
             match self.turn() {
                 Ok(true) => fruitless = 0,
@@ -569,6 +593,9 @@ impl<B: Bus> Controller<B> {
         self.bus.write32(register::CONFIGURATION, configuration | configuration::SHUTDOWN);
         let deadline = self.handle.now() + SHUTDOWN_TIMEOUT;
         while self.bus.read32(register::STATUS) & status::SHUTDOWN_MASK != status::SHUTDOWN_COMPLETE {
+            if self.bus.read32(register::STATUS) == status::GONE {
+                return Err(NvmeError::Gone { device: self.device() });
+            }
             if self.handle.now() >= deadline {
                 return Err(NvmeError::Silent { device: self.device(), what: "shut down" });
             }
@@ -595,6 +622,9 @@ impl<B: Bus> Controller<B> {
             }
             io.acknowledge(&*self.bus);
         }
+        if any {
+            self.vain_resets.set(0);
+        }
         self.deliver(harvest);
         made_up.map_or(Ok(any), Err)
     }
@@ -603,8 +633,7 @@ impl<B: Bus> Controller<B> {
     fn check(self: &Rc<Self>) {
         if self.bus.is_wanted_back() {
             tracing::warn!(device = self.bus.name(), "the NVMe controller is taken away");
-            self.gone();
-            return self.bus.give_up();
+            return self.gone();
         }
         let status = self.bus.read32(register::STATUS);
         if status == status::GONE {
@@ -637,10 +666,15 @@ impl<B: Bus> Controller<B> {
         {
             let mut queue = self.admin.lock().await;
             for id in old {
+                // It may have been answered meanwhile, and its place be another's.
+                let is_old = self.timed_out().is_some_and(|old| old.contains(&id));
+                if self.resets.get() != resets || !is_old {
+                    continue;
+                }
+                let id = self.commands.borrow().identifier(id);
                 let abort = Command::new(admin::ABORT, 0).with(10, u32::from(IO_QUEUE) | u32::from(id) << 16);
                 if let Err(error) = self.admin_command(&mut queue, abort, "abort a command").await {
                     tracing::warn!(%error, "a command was not aborted");
-                    break;
                 }
             }
         }
@@ -667,6 +701,11 @@ impl<B: Bus> Controller<B> {
         }
         self.state.set(State::Resetting);
         self.resets.set(self.resets.get() + 1);
+        self.vain_resets.set(self.vain_resets.get() + 1);
+        if self.vain_resets.get() > VAIN_RESETS_MAX {
+            tracing::error!(device = self.bus.name(), "the NVMe controller does nothing any more but be reset");
+            return self.gone();
+        }
         tracing::warn!(device = self.bus.name(), "the NVMe controller is reset");
         if let Err(error) = self.bring_up().await {
             tracing::error!(%error, "the NVMe controller does not come back");
@@ -675,6 +714,8 @@ impl<B: Bus> Controller<B> {
         if self.state.get() == State::Closed {
             return self.end_all();
         }
+        // Whatever wanted another one is done.
+        self.reset_wanted.set(false);
         let mut harvest = Harvest::default();
         let again = self.commands.borrow_mut().after_reset(self.handle.now(), SENT_MAX, &mut harvest);
         let mut io = self.io.borrow_mut();
@@ -688,6 +729,8 @@ impl<B: Bus> Controller<B> {
 
     fn gone(&self) {
         self.bus.cut_off();
+        // Nobody looks any more whether it is wanted back.
+        self.bus.give_up();
         if self.state.get() != State::Closed {
             self.state.set(State::Gone);
         }

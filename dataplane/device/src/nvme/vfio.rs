@@ -460,7 +460,13 @@ impl Bus for VfioBus {
     fn give_up(&self) {
         // The mapping is a reference of its own.
         self.unmap_registers();
-        drop(self.device.take());
+        let device = self.device.take();
+        // The kernel resets it when it is closed, which may take a minute: not on this thread.
+        #[allow(clippy::disallowed_methods, reason = "closing waits for the device")]
+        let closing = std::thread::Builder::new().name("cfs-vfio-close".to_owned()).spawn(move || drop(device));
+        if let Err(error) = closing {
+            tracing::warn!(%error, "the controller was closed by who drives others");
+        }
     }
 }
 
