@@ -7,6 +7,7 @@ use crate::inode::{Inode, InodeState, WriteLease};
 use crate::session::Session;
 use crate::stamps::Stamp;
 use cfs_reactor::Instant;
+use cfs_wire::limits::MAPPED_PAGES_WAIT;
 use cfs_wire::meta::{Attr, DirEntry, FileKind, Grant, MetaOp, MetaReply, Name};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino, Timestamp};
@@ -20,8 +21,6 @@ const CONTENDED: Duration = Duration::from_secs(5);
 
 /// How long a change of another client waits for pages that are being written here.
 const PAGES_WAIT: Duration = Duration::from_millis(20);
-/// The same where only what was stored to mappings has to be written back.
-pub(crate) const MAPPED_WAIT: Duration = Duration::from_secs(2);
 /// How long pages are not dropped because they are being written, for others may be written meanwhile.
 const WRITES_WAIT: Duration = Duration::from_millis(500);
 
@@ -330,7 +329,7 @@ impl Client {
             // Changes of our own, truncations too, keep pages from being written back until they are answered.
             let own_change = by == Changed::ByPages && inode.order.available() == 0;
             if state.mappable > 0 && !own_change && !state.has_writes_in_the_way_of(by) {
-                within = MAPPED_WAIT;
+                within = MAPPED_PAGES_WAIT;
             }
         }
         self.pages.borrow_mut().drop_inode(ino);

@@ -4,7 +4,7 @@
 //! own, so that a slow flush never holds up the next heartbeat, and each is acknowledged when it has been.
 
 use crate::Client;
-use crate::cache::{Changed, MAPPED_WAIT};
+use crate::cache::Changed;
 use crate::calls::{self, NotMounted};
 use crate::inode::Inode;
 use crate::link::LinkError;
@@ -13,7 +13,7 @@ use crate::write::LEASE_DENIED;
 use bytes::Bytes;
 use cfs_reactor::clock::Instant;
 use cfs_reactor::sync::Notify;
-use cfs_wire::limits::RENEWALS_MAX;
+use cfs_wire::limits::{MAPPED_PAGES_WAIT, RENEWALS_MAX};
 use cfs_wire::meta::{Event, EventsCall, EventsReply, MetaError, MetaOp, OP_EVENTS};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Errno, Ino, body};
@@ -173,7 +173,7 @@ impl Client {
         if inode.state().mappable > 0 {
             // What a program stored to a mapping is written while it can still be kept under the lease, under
             // which no write waits for the change.
-            self.drop_pages(ino, false, MAPPED_WAIT).await;
+            self.drop_pages(ino, false, MAPPED_PAGES_WAIT).await;
         }
         let turn = inode.order.acquire(1).await;
         // From here on writes wait for the turn: nothing that is kept comes in any more.

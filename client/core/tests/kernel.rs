@@ -168,35 +168,11 @@ impl Invalidator for MappedPage {
     }
 }
 
-#[test]
-fn a_page_that_is_just_being_written_back_does_not_take_what_another_client_writes_beside_it() {
+/// A page of b's mapping is being written back when a writes into it by write(2); before that, a writes back
+/// a page of its own, if at all.
+fn write_beside_a_page_that_is_written_back(second_page: bool) {
     for seed in seeds(1, 8) {
-        simulate(seed, |server| async move {
-            server.start().await;
-            server.disk.proposal_micros_max.set(60_000);
-            let (a, b) = (server.client("a").await, server.client("b").await);
-            let ours = create(&a, "f").await;
-            write(&a, &ours, 0, &[0; 10]).await;
-            a.fsync(&ours, false).await.unwrap();
-            let (written, mapped) = (MappedPage::of(&a, "f").await, MappedPage::of(&b, "f").await);
-            for round in 1..40u8 {
-                mapped.store(0, round).await;
-                let under_way = mapped.clone();
-                let syncing = server.handle.spawn(async move { under_way.sync().await });
-                server.sleep(u64::from(round) % 20).await;
-                written.write(5, round).await;
-                syncing.await.unwrap();
-                let found = read(&a, &ours, 0, 10).await;
-                assert_eq!((found[0], found[5]), (round, round), "round {round} of seed {seed}");
-            }
-        });
-    }
-}
-
-#[test]
-fn nor_does_it_after_it_made_way_for_another_clients_page() {
-    for seed in seeds(1, 8) {
-        simulate(seed, |server| async move {
+        simulate(seed, move |server| async move {
             server.start().await;
             server.disk.proposal_micros_max.set(60_000);
             let (a, b) = (server.client("a").await, server.client("b").await);
@@ -209,9 +185,10 @@ fn nor_does_it_after_it_made_way_for_another_clients_page() {
                 let under_way = mapped.clone();
                 let syncing = server.handle.spawn(async move { under_way.sync().await });
                 server.sleep(u64::from(round) % 20).await;
-                // The second page, of which the other keeps nothing.
-                let how = WriteFlags { mapped: true, ..WriteFlags::default() };
-                a.write_with(&ours, 4096, Bytes::from(vec![round; 4096]), how).await.unwrap();
+                if second_page {
+                    let how = WriteFlags { mapped: true, ..WriteFlags::default() };
+                    a.write_with(&ours, 4096, Bytes::from(vec![round; 4096]), how).await.unwrap();
+                }
                 written.write(5, round).await;
                 syncing.await.unwrap();
                 let found = read(&a, &ours, 0, 10).await;
@@ -219,6 +196,16 @@ fn nor_does_it_after_it_made_way_for_another_clients_page() {
             }
         });
     }
+}
+
+#[test]
+fn a_page_that_is_just_being_written_back_does_not_take_what_another_client_writes_beside_it() {
+    write_beside_a_page_that_is_written_back(false);
+}
+
+#[test]
+fn nor_does_it_after_it_made_way_for_another_clients_page() {
+    write_beside_a_page_that_is_written_back(true);
 }
 
 #[test]

@@ -141,6 +141,9 @@ pub type DeviceResult<T> = Result<T, DeviceError>;
 /// A write that was answered is readable, but survives a power cut only once a later `flush`
 /// was answered (or if it was written with `fua`). Writes under way at a power cut may be
 /// wholly, partly or not applied, block by block.
+///
+/// An operation may begin when it is asked for, and takes a place on the device until its future ends: who
+/// has several polls all of them.
 pub trait BlockDevice: 'static {
     /// A name for messages: a path, a PCI address.
     fn name(&self) -> &str;

@@ -378,13 +378,16 @@ impl<B: Bus> BlockDevice for NvmeDevice<B> {
 
     fn health(&self) -> LocalBoxFuture<'_, DeviceResult<Option<DeviceHealth>>> {
         Box::pin(async move {
-            let request = Request { operation: "health log", offset: 0, length: 0 };
-            match self.controller.health().await {
-                Ok(health) => Ok(Some(health)),
-                Err(NvmeError::Refused { status, .. }) => Err(self.failed(request, Outcome::Completed(status))),
-                Err(_) if self.controller.is_gone() => Err(self.failed(request, Outcome::Gone)),
-                Err(_) => Err(self.failed(request, Outcome::TimedOut)),
-            }
+            let told = self.controller.health().await;
+            self.attached()?;
+            let failed = |error: NvmeError| DeviceError::Io {
+                device: self.name.clone(),
+                operation: "health log",
+                offset: 0,
+                length: 0,
+                detail: error.to_string(),
+            };
+            told.map(Some).map_err(failed)
         })
     }
 

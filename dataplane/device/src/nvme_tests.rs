@@ -450,7 +450,8 @@ fn a_controller_tells_of_its_health() {
         assert!(health.warnings.spare_is_low);
         assert_eq!(health.spare_percent, 9);
         device.close().await;
-        assert!(device.health().await.is_err());
+        let error = device.health().await.unwrap_err().to_string();
+        assert!(error.contains("does not answer when asked to tell of its health"), "{error}");
     });
 }
 
@@ -477,7 +478,8 @@ fn a_controller_that_is_wanted_back_is_given_up_at_work_and_idle() {
 fn a_controller_that_answers_no_admin_command_is_reset() {
     run(ModelOptions::default(), 34, |device, model, handle| async move {
         model.swallow_admin_next(1);
-        assert!(device.health().await.is_err());
+        let error = device.health().await.unwrap_err().to_string();
+        assert!(error.contains("does not answer when asked to tell of its health"), "{error}");
         handle.sleep(Duration::from_secs(3)).await;
         assert_eq!(device.resets(), 1);
         assert!(device.health().await.unwrap().is_some());

@@ -1,6 +1,7 @@
 //! How fast one target is on a file or block device: sequential 1 MiB puts, then random 4 KiB
 //! reads, checksums on, and 4 KiB puts that are durable when they are answered, at the depth and one at a
-//! time; then how long it takes to open. `store_bench PATH SIZE_MIB DEPTH [BLOB_KIB]`; PATH is erased. BLOB_KIB: puts of this size instead of 1 MiB.
+//! time; then how long it takes to open. `store_bench PATH SIZE_MIB DEPTH [BLOB_KIB]`; PATH is erased.
+//! BLOB_KIB: puts of this size instead of 1 MiB.
 //!
 //! Prints `NAME RATE UNIT cpu MICROSECONDS-PER-OPERATION`, and for writes how many of them one
 //! flush covered, so that a yardstick can flush as often.
@@ -19,6 +20,7 @@ use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::{BlobId, ClusterId, DeviceId, NodeId, Policy, TargetId};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
+use rustix::time::{ClockId, clock_gettime};
 use std::cell::Cell;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -73,12 +75,10 @@ impl BlockDevice for Counting {
 }
 
 /// Processor time of this process, user and system.
+/// Of the whole process, the kernel's io_uring workers too.
 fn cpu_seconds() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/stat").expect("procfs is mounted");
-    let fields: Vec<&str> = text.rsplit(')').next().expect("a command name").split_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number")).sum();
-    // USER_HZ is 100 on every Linux architecture.
-    ticks as f64 / 100.0
+    let spent = clock_gettime(ClockId::ProcessCPUTime);
+    spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9
 }
 
 const READS: u64 = 200_000;

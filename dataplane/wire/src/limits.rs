@@ -1,5 +1,7 @@
 //! Every bound that more than one crate relies on, with the relations between them asserted.
 
+use std::time::Duration;
+
 /// Device and checksum granularity: payloads are aligned to it and carry one CRC32C per page.
 pub const PAGE: usize = 4096;
 /// An immutable blob's payload at most (section 5 of the design).
@@ -45,6 +47,9 @@ pub const SESSION_REPLIES_MAX: usize = 1024;
 pub const RENEWALS_MAX: usize = 1024;
 /// Inodes released by one call: its entry is applied in well under a millisecond.
 pub const RELEASES_MAX: usize = 64;
+/// How long a client waits at most, before it acknowledges an `Invalidate`, for pages that programs stored
+/// to through mappings to be written back.
+pub const MAPPED_PAGES_WAIT: Duration = Duration::from_secs(2);
 /// A client's name as its session records keep it: a mountpoint (PATH_MAX) and what makes it
 /// unique.
 pub const CLIENT_NAME_BYTES_MAX: usize = 4096 + 255;

@@ -3,10 +3,11 @@
 
 use super::MetaService;
 use super::call::{BLOCKED_RECHECK, unreadable};
+use super::recall::PLAINLY;
 use super::shard::Shard;
 use crate::state::transaction::TxnStatus;
 use crate::state::{self, Action, Answer, LogEntry, Refusal, Reply, TxnId};
-use cfs_wire::meta::{Event, FileKind, MetaError, MetaOp, MetaReply, Name};
+use cfs_wire::meta::{FileKind, MetaError, MetaOp, MetaReply, Name};
 use cfs_wire::{Errno, Ino, RequestId, SessionId, ShardId, Timestamp};
 use futures_util::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
@@ -197,7 +198,7 @@ impl MetaService {
     ) -> Result<PeerReply, MetaError> {
         let recall = match shard.is_alone(session) {
             true => None,
-            false => Some(self.recall(shard, session, changed_by(&actions), |ino| Event::Invalidate { ino }).await?),
+            false => Some(self.recall(shard, session, changed_by(&actions), PLAINLY).await?),
         };
         let delivery = self.propose(shard, &LogEntry::Prepare { txn, actions, now }).await?;
         let Reply::Prepared(answer) = delivery.outcome.reply else { return Err(unexpected(&delivery.outcome.reply)) };

@@ -9,6 +9,7 @@ use super::readers::Recall;
 use super::shard::Shard;
 use crate::state::{self, Change, ChangeKind};
 use cfs_reactor::Instant;
+use cfs_wire::limits::MAPPED_PAGES_WAIT;
 use cfs_wire::meta::{Event, FileWrite, MetaError, MetaOp, MetaReply, Name};
 use cfs_wire::planted::{self, Bug};
 use cfs_wire::{Ino, SessionId};
@@ -19,12 +20,11 @@ use std::time::Duration;
 /// acknowledgement may have begun before the holder got the lease.
 const RECALL_AGAIN: Duration = Duration::from_secs(10);
 
-/// For so long a session that acknowledged `InvalidateForPages` counts as a reader still: what the client
-/// waits at most for its own pages.
-const PAGES_LATE: Duration = Duration::from_secs(2);
-
 /// Has a session drop what it keeps of an inode.
 pub(super) type Told = fn(Ino) -> Event;
+
+/// What is told unless pages of mappings are what changes.
+pub(super) const PLAINLY: Told = |ino| Event::Invalidate { ino };
 
 impl MetaService {
     /// Recalls what an operation is about to change. `None`: nobody else talks to the shard.
@@ -93,7 +93,7 @@ impl MetaService {
             let now = self.inner.handle.now();
             match told(ino) {
                 // It may still be writing its own back: the next change of a program waits for those.
-                Event::InvalidateForPages { .. } => shard.readers().shorten(other, ino, now + PAGES_LATE),
+                Event::InvalidateForPages { .. } => shard.readers().shorten(other, ino, now + MAPPED_PAGES_WAIT),
                 _ => shard.readers().dropped(other, ino, now),
             }
         }
@@ -119,7 +119,7 @@ impl MetaService {
             .collect();
         if !unforeseen.is_empty() {
             let _recall = shard.readers().begin_recall(session, &unforeseen);
-            self.invalidate(shard, session, &unforeseen, |ino| Event::Invalidate { ino }).await;
+            self.invalidate(shard, session, &unforeseen, PLAINLY).await;
         }
     }
 
@@ -207,7 +207,7 @@ fn told_of(op: &MetaOp) -> Told {
         MetaOp::Commit(commit) if !commit.writes.is_empty() && commit.writes.iter().all(is_bytes) => {
             |ino| Event::InvalidateForPages { ino }
         }
-        _ => |ino| Event::Invalidate { ino },
+        _ => PLAINLY,
     }
 }
 

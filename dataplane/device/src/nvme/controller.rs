@@ -451,8 +451,11 @@ impl<B: Bus> Controller<B> {
         let id = commands.take();
         let command = match data {
             Data::None => command,
-            Data::Pages(pages) => command.with_data(self.describe(id, pages)),
-            Data::Run { start, bytes } => command.with_data(self.describe_run(id, start, bytes)),
+            Data::Pages(pages) => command.with_data(self.describe(id, pages.iter().copied())),
+            Data::Run { start, bytes } => {
+                let page = |index: usize| start + (index * PAGE) as u64;
+                command.with_data(self.describe(id, (0..bytes.div_ceil(PAGE)).map(page)))
+            }
             Data::Inline(bytes) => {
                 let list = usize::from(id) * PAGE;
                 self.lists.copy_in(list, bytes);
@@ -474,33 +477,17 @@ impl<B: Bus> Controller<B> {
         Ok(UnderWay { controller: self.clone(), id, kept: Some((kept, place)) })
     }
 
-    /// The same of pages that follow each other.
-    fn describe_run(&self, id: u16, start: u64, bytes: usize) -> [u64; 2] {
-        const STEP: u64 = PAGE as u64;
-        match bytes.div_ceil(PAGE) {
-            0 | 1 => [start, 0],
-            2 => [start, start + STEP],
-            count => {
-                assert!(count - 1 <= LIST_ENTRIES, "{count} pages are more than one list takes");
-                let list = usize::from(id) * PAGE;
-                for index in 0..count - 1 {
-                    self.lists.write(list + 8 * index, (start + STEP * (index as u64 + 1)).to_le());
-                }
-                [start, self.lists.device_address(list)]
-            }
-        }
-    }
-
     /// Where the controller finds the pages: both, or the first and a page of the others' addresses.
-    fn describe(&self, id: u16, pages: &[u64]) -> [u64; 2] {
-        match *pages {
-            [] => unreachable!("a transfer has a page"),
-            [only] => [only, 0],
-            [first, second] => [first, second],
-            [first, ref others @ ..] => {
-                assert!(others.len() <= LIST_ENTRIES, "{} pages are more than one list takes", pages.len());
+    #[inline]
+    fn describe(&self, id: u16, mut pages: impl ExactSizeIterator<Item = u64>) -> [u64; 2] {
+        let first = pages.next().expect("a transfer has a page");
+        match pages.len() {
+            0 => [first, 0],
+            1 => [first, pages.next().expect("one is left")],
+            others => {
+                assert!(others <= LIST_ENTRIES, "{others} more pages are more than one list takes");
                 let list = usize::from(id) * PAGE;
-                for (index, page) in others.iter().enumerate() {
+                for (index, page) in pages.enumerate() {
                     self.lists.write(list + 8 * index, page.to_le());
                 }
                 [first, self.lists.device_address(list)]
