@@ -175,15 +175,16 @@ start_guest() { # scenario, VARIABLE=value...
     : >"$work/console"
     : >"$work/results"
     # Software emulation even where /dev/kvm is: a host with PVM has it, and runs no such guest.
-    # Periodic timers, unchecked: on a busy host the emulation is late with one that is set for once, and
-    # one that got lost leaves a processor of the guest asleep.
+    # Both processors of the guest by one thread of the host, taking turns: with a thread each the
+    # emulation now and then loses a processor's timer, which then sleeps, and waits for RCU with it all.
+    # Timers are periodic and unchecked, for it is late with one that is set for once.
     # The IOMMU comes first: what is made before it is not behind it.
-    qemu-system-x86_64 -M q35,kernel-irqchip=split -accel tcg -cpu max -smp 2 -m 2G \
+    qemu-system-x86_64 -M q35,kernel-irqchip=split -accel tcg,thread=single -cpu max -smp 2 -m 2G \
         -device intel-iommu,intremap=on,caching-mode=on \
         -nodefaults -no-user-config -display none -no-reboot \
         -serial "file:$work/console" -serial "file:$work/results" \
         "${disks[@]}" -kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
-        -append "console=ttyS0 no_timer_check nohz=off highres=off loglevel=4 panic=-1 oops=panic intel_iommu=on iommu=pt HWTEST_SCENARIO=$scenario $*" \
+        -append "console=ttyS0 no_timer_check nohz=off highres=off loglevel=4 panic=-1 oops=panic intel_iommu=on iommu=pt HWTEST_SCENARIO=$scenario HWTEST_LIMIT_S=$limit $*" \
         </dev/null 2>"$work/qemu.log" &
     qemu=$!
     if [ -n "$verbose" ]; then
