@@ -311,7 +311,7 @@ fn run_client(
     let ring = Ring::new(RING_ENTRIES)?;
     let executor = Executor::new(Rc::new(KernelClock::new()));
     let handle = executor.domain();
-    let fabric = TcpFabric::new(ring.clone(), &handle);
+    let fabric = TcpFabric::new(ring.clone(), &handle, config.identity.clone());
     let main = {
         let (handle, ring, ready) = (handle.clone(), ring.clone(), ready.clone());
         let farewell = farewell.clone();

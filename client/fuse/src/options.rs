@@ -2,13 +2,17 @@
 
 use cfs_client::ClientConfig;
 use cfs_fabric::Address;
+use cfs_fabric::identity::Identity;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What is mounted where, and how.
 #[derive(Clone, Debug)]
 pub struct MountConfig {
     pub mountpoint: PathBuf,
     pub address: Address,
+    /// Proves to the server who this is; without one only loopback is called.
+    pub identity: Option<Arc<Identity>>,
     pub client: ClientConfig,
     pub options: MountOptions,
 }
@@ -18,6 +22,7 @@ impl MountConfig {
         MountConfig {
             mountpoint: mountpoint.into(),
             address,
+            identity: None,
             client: ClientConfig::default(),
             options: MountOptions::default(),
         }

@@ -2,7 +2,7 @@
 
 use crate::config::{self, DEFAULT_LISTEN};
 use cfs_wire::Policy;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 #[derive(Parser)]
@@ -27,10 +27,45 @@ pub enum Command {
     Mount(MountArgs),
     /// A whole one-node cluster on files in a directory, mounted, in one process
     Dev(DevArgs),
+    /// Make what servers and clients prove by who they are, on one machine, to be copied to the others
+    Authority {
+        #[command(subcommand)]
+        action: AuthorityAction,
+    },
     /// Print a completion script
     Completions { shell: clap_complete::Shell },
     /// Write man pages
     Man { dir: PathBuf },
+}
+
+#[derive(Subcommand)]
+pub enum AuthorityAction {
+    /// Make a cluster's authority; whoever has its ca.key makes identities
+    Create {
+        /// A directory for it
+        authority: PathBuf,
+    },
+    /// Make an identity: a directory to be copied to one machine, where only root may read it
+    Issue {
+        /// The authority's directory
+        authority: PathBuf,
+        /// What it is for
+        #[arg(long, value_enum)]
+        role: Role,
+        /// Whom it is for: lower-case letters, digits and hyphens
+        #[arg(long)]
+        name: String,
+        /// A directory for it
+        identity: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Role {
+    /// To serve, and to call other servers
+    Server,
+    /// To mount, and for cfsctl
+    Client,
 }
 
 #[derive(Args)]
@@ -76,7 +111,7 @@ pub struct ServerArgs {
     /// Configuration file (TOML)
     #[arg(long, env = "CFS_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Address to listen on (loopback only until enrolment and mTLS exist)
+    /// Address to listen on; loopback only without an identity
     #[arg(long, env = "CFS_LISTEN")]
     pub listen: Option<String>,
     /// A target of this node; repeat for each
@@ -101,6 +136,9 @@ pub struct TuningArgs {
     /// MiB per second at which what lost targets held is rebuilt
     #[arg(long, env = "CFS_REPAIR_MIB_S")]
     pub repair_mib_s: Option<u32>,
+    /// Directory of this server's identity (cfs authority): peers prove by TLS 1.3 who they are
+    #[arg(long, env = "CFS_IDENTITY")]
+    pub identity: Option<PathBuf>,
     /// What codes segments: auto, isal (Intel's ISA-L) or portable [default: auto]
     #[arg(long, env = "CFS_CODEC")]
     pub codec: Option<String>,
@@ -111,6 +149,9 @@ pub struct MountArgs {
     /// Address of a server: its port behind localhost or an IP address, such as 127.0.0.1:7400
     pub address: String,
     pub mountpoint: PathBuf,
+    /// Directory of this client's identity (cfs authority), for a server that has one; also -o identity=DIR
+    #[arg(long, env = "CFS_IDENTITY")]
+    pub identity: Option<PathBuf>,
     /// Mount options, comma separated
     #[arg(short = 'o', value_delimiter = ',')]
     pub options: Vec<String>,

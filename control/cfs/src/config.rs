@@ -9,14 +9,15 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7400";
 
 /// Keys of the file, with their meaning; the one list that the error for unknown keys,
 /// the documentation and the decoder agree on.
-pub const KEYS: [(&str, &str); 8] = [
-    ("listen", "address to listen on, host:port; loopback only until enrolment and mTLS exist"),
+pub const KEYS: [(&str, &str); 9] = [
+    ("listen", "address to listen on, host:port; loopback only without an identity"),
     ("targets", "this node's targets, formatted by `cfs format`: paths of files or block devices, or nvme:PCI-ADDRESS"),
     ("log", "log filter, such as info or cfs_store=debug"),
     ("spin_us", "microseconds a reactor polls before it sleeps; 0 sleeps at once"),
     ("session_lease_ms", "milliseconds after which a silent client loses its leases"),
     ("read_lease_ms", "milliseconds for which a client may serve an inode from its cache"),
     ("repair_mib_s", "MiB per second at which what lost targets held is rebuilt"),
+    ("identity", "directory of this server's identity, made by `cfs authority`; peers must have one, too"),
     ("codec", "what codes segments: auto, isal (Intel's ISA-L) or portable; all give the same bytes"),
 ];
 
@@ -30,6 +31,7 @@ pub struct FileConfig {
     pub session_lease_ms: Option<u32>,
     pub read_lease_ms: Option<u32>,
     pub repair_mib_s: Option<u32>,
+    pub identity: Option<PathBuf>,
     pub codec: Option<String>,
 }
 
@@ -116,7 +118,7 @@ mod tests {
 
     #[test]
     fn every_known_key_decodes() {
-        let text = "listen = \"a\"\ntargets = []\nlog = \"x\"\nspin_us = 1\nsession_lease_ms = 2\nread_lease_ms = 3\nrepair_mib_s = 4\ncodec = \"auto\"";
+        let text = "listen = \"a\"\ntargets = []\nlog = \"x\"\nspin_us = 1\nsession_lease_ms = 2\nread_lease_ms = 3\nrepair_mib_s = 4\nidentity = \"/i\"\ncodec = \"auto\"";
         assert_eq!(text.lines().count(), KEYS.len());
         FileConfig::parse(text, "a.toml").unwrap();
     }

@@ -1,10 +1,9 @@
 //! `cfs dev`: a whole one-node cluster on files in a directory, mounted, in one process.
 
 use crate::cli::DevArgs;
-use crate::mount;
-use crate::say;
 use crate::server::{self, Server, Settings};
 use crate::signals::Signals;
+use crate::{load_identity, mount, say};
 use anyhow::{Context, Result, anyhow, bail};
 use cfs::format::FormatSpec;
 use cfs_wire::{Policy, TargetId};
@@ -42,6 +41,7 @@ pub fn run(args: DevArgs) -> Result<()> {
     let signals = Signals::catch()?;
     let client_file = args.data.join(CLIENT_FILE);
     let dead_client = std::fs::read_to_string(&client_file).ok();
+    let identity = load_identity(args.tuning.identity.as_deref())?;
     let settings = Settings {
         listen: args.listen.clone(),
         targets,
@@ -49,6 +49,7 @@ pub fn run(args: DevArgs) -> Result<()> {
         session_lease_ms: args.tuning.session_lease_ms,
         read_lease_ms: args.tuning.read_lease_ms,
         repair_mib_s: args.tuning.repair_mib_s,
+        identity: identity.clone(),
         codec: args.tuning.codec.clone(),
         dead_client,
     };
@@ -59,7 +60,7 @@ pub fn run(args: DevArgs) -> Result<()> {
     say(&format!("serving {} on {}", args.data.display(), server.address()));
     let client = client_name(mountpoint)?;
     write_durably(&client_file, &client)?;
-    let mounted = mount::in_background(server.address(), mountpoint, client, signals.waker()?)?;
+    let mounted = mount::in_background(server.address(), mountpoint, identity, client, signals.waker()?)?;
     say(&format!("mounted at {}; Ctrl-C or umount ends it", mountpoint.display()));
     signals.wait()?;
     // First the client, whose dirty bytes the server must still take.

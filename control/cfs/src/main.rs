@@ -12,12 +12,14 @@ mod signals;
 
 use anyhow::{Context, Result, bail};
 use cfs_api::misuse;
+use cfs_fabric::identity::{Identity, authority};
 use cfs_wire::TargetId;
 use clap::{CommandFactory, Parser};
-use cli::{Cli, Command, FormatArgs, ReplaceArgs, ServerArgs};
+use cli::{AuthorityAction, Cli, Command, FormatArgs, ReplaceArgs, Role, ServerArgs};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// The exit code of a command line that is not understood: clap's own.
 const MISUSED: u8 = 2;
@@ -70,6 +72,7 @@ fn run(cli: Cli) -> Result<()> {
             start_log(log)?;
             dev::run(args)
         }
+        Command::Authority { action } => authority(action),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "cfs", &mut script);
@@ -127,6 +130,36 @@ fn replace(args: ReplaceArgs) -> Result<()> {
     Ok(())
 }
 
+/// An identity, if there is one.
+pub(crate) fn load_identity(directory: Option<&Path>) -> Result<Option<Arc<Identity>>> {
+    Ok(directory.map(Identity::load).transpose()?.map(Arc::new))
+}
+
+fn authority(action: AuthorityAction) -> Result<()> {
+    match action {
+        AuthorityAction::Create { authority: directory } => {
+            authority::create(&directory)?;
+            say(&format!(
+                "{0} is an authority: keep {0}/ca.key where nobody else reads it, and make identities with: \
+                 cfs authority issue {0} --role server --name NAME DIRECTORY",
+                directory.display()
+            ));
+        }
+        AuthorityAction::Issue { authority: directory, role, name, identity } => {
+            let role = match role {
+                Role::Server => authority::Role::Server,
+                Role::Client => authority::Role::Client,
+            };
+            authority::issue(&directory, role, &name, &identity)?;
+            say(&format!(
+                "{} is the identity of {name}: copy it to its machine, and give it there with --identity",
+                identity.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Flags and environment over the file over defaults.
 fn serve(args: ServerArgs, log: Option<String>) -> Result<()> {
     let file = match &args.config {
@@ -142,6 +175,7 @@ fn serve(args: ServerArgs, log: Option<String>) -> Result<()> {
         session_lease_ms: args.tuning.session_lease_ms.or(file.session_lease_ms),
         read_lease_ms: args.tuning.read_lease_ms.or(file.read_lease_ms),
         repair_mib_s: args.tuning.repair_mib_s.or(file.repair_mib_s),
+        identity: load_identity(args.tuning.identity.or(file.identity).as_deref())?,
         codec: args.tuning.codec.or(file.codec),
         dead_client: None,
     };

@@ -1,24 +1,28 @@
 //! `cfs mount`, and `mount.cfs` as `mount -t cfs` and fstab call it.
 
 use crate::cli::MountArgs;
-use crate::say;
 use crate::signals::Signals;
+use crate::{load_identity, say};
 use anyhow::{Context, Result, bail};
 use cfs_api::progress::Progress;
 use cfs_fabric::Address;
+use cfs_fabric::identity::Identity;
 use cfs_fuse::{MountConfig, MountOptions, Unmounter, run_mount};
 use rustix::fs::FileType;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::sync::mpsc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 /// Names under which mount(8) finds this program: by the type that is asked for, and by the type
 /// that the kernel shows, which is what a remount goes by.
 const HELPER_NAMES: [&str; 2] = ["mount.cfs", "mount.fuse.cfs"];
+
+/// A mount option, for fstab.
+const IDENTITY_OPTION: &str = "identity=";
 
 /// Under the name of a mount helper the arguments are `ADDRESS MOUNTPOINT [-sfnv] [-N NAMESPACE]
 /// [-o OPTIONS] [-t TYPE]` (mount(8), "external helpers"); there `-f` asks for everything but the mount.
@@ -74,7 +78,11 @@ pub fn run(args: MountArgs) -> Result<()> {
         bail!("mount namespace {namespace}: not supported here; use: nsenter --mount={namespace} mount ...");
     }
     let (remounts, options) = args.options.into_iter().partition::<Vec<_>, _>(|option| option == "remount");
-    let config = configure(&args.address, &args.mountpoint, &options)?;
+    let (directories, options) =
+        options.into_iter().partition::<Vec<_>, _>(|option| option.starts_with(IDENTITY_OPTION));
+    let given = directories.last().and_then(|option| option.strip_prefix(IDENTITY_OPTION)).map(PathBuf::from);
+    let mut config = configure(&args.address, &args.mountpoint, &options)?;
+    config.identity = load_identity(args.identity.or(given).as_deref())?;
     if remounts.is_empty() {
         check_mountpoint(&args.mountpoint)?;
     }
@@ -171,8 +179,15 @@ pub fn both(one: Result<()>, other: Result<()>) -> Result<()> {
 }
 
 /// Mounts `address` at `mountpoint` as the client `name`; whoever unmounts it wakes `ended`.
-pub fn in_background(address: &str, mountpoint: &Path, name: String, ended: UnixStream) -> Result<Mounted> {
+pub fn in_background(
+    address: &str,
+    mountpoint: &Path,
+    identity: Option<Arc<Identity>>,
+    name: String,
+    ended: UnixStream,
+) -> Result<Mounted> {
     let mut config = configure(address, mountpoint, &[])?;
+    config.identity = identity;
     config.client.name = name;
     spawn(config, ended)
 }
@@ -258,7 +273,7 @@ fn parse_options(parsed: &mut MountOptions, options: &[String]) -> Result<()> {
                 Some(("user_id" | "group_id" | "max_read" | "comment", _)) => {}
                 _ if other.starts_with("x-") => {}
                 _ => bail!(
-                    "mount option '{other}' is unknown; known: ro, nosuid, nodev, noexec, noatime, allow_other, read_ahead_kib=N"
+                    "mount option '{other}' is unknown; known: ro, nosuid, nodev, noexec, noatime, allow_other, read_ahead_kib=N, identity=DIR"
                 ),
             },
         }

@@ -10,6 +10,7 @@ use cfs_api::progress::Progress;
 use cfs_device::uring::OpenOptions;
 use cfs_device::{BlockDevice, DeviceError};
 use cfs_fabric::Address;
+use cfs_fabric::identity::Identity;
 use cfs_fabric::tcp::TcpFabric;
 use cfs_meta::service::ServiceConfig;
 use cfs_reactor::clock::KernelClock;
@@ -27,7 +28,7 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ pub struct Settings {
     pub session_lease_ms: Option<u32>,
     pub read_lease_ms: Option<u32>,
     pub repair_mib_s: Option<u32>,
+    pub identity: Option<Arc<Identity>>,
     pub codec: Option<String>,
     /// The name of a client that is certainly dead: what it held is given away at once.
     pub dead_client: Option<String>,
@@ -161,7 +163,7 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
         for path in &settings.targets {
             slots.push(slot(path, &devices).await?);
         }
-        let fabric = TcpFabric::new(devices.ring.clone(), &handle);
+        let fabric = TcpFabric::new(devices.ring.clone(), &handle, settings.identity.clone());
         let listen = Address(settings.listen.clone());
         let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices: slots, config, attach: None };
         let node = Node::start(setup).await?;

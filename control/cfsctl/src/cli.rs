@@ -12,6 +12,9 @@ pub struct Cli {
     /// Address of a server
     #[arg(long, global = true, env = "CFS_ADDRESS", default_value = "127.0.0.1:7400")]
     pub address: String,
+    /// Directory of this program's identity (cfs authority), for a server that has one
+    #[arg(long, global = true, env = "CFS_IDENTITY")]
+    pub identity: Option<PathBuf>,
     /// Print JSON instead of tables, and errors as {"error": "..."}
     #[arg(long, global = true)]
     pub json: bool,

@@ -2,11 +2,14 @@
 
 use anyhow::{Context, Result, anyhow};
 use cfs_api::{AdminCall, AdminReply, client};
+use cfs_fabric::identity::Identity;
 use cfs_fabric::tcp::TcpFabric;
 use cfs_fabric::{Address, Fabric, FabricError};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, clock::KernelClock};
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Requests at once: one, and its connection's own.
@@ -14,17 +17,20 @@ const RING_ENTRIES: u32 = 32;
 
 pub struct Server {
     address: Address,
+    identity: Option<Arc<Identity>>,
 }
 
 impl Server {
-    pub fn new(address: &str) -> Server {
-        Server { address: Address(address.to_owned()) }
+    /// With the directory of an identity, which is to prove to the server who asks.
+    pub fn new(address: &str, identity: Option<&Path>) -> Result<Server> {
+        let identity = identity.map(Identity::load).transpose()?.map(Arc::new);
+        Ok(Server { address: Address(address.to_owned()), identity })
     }
 
     pub fn call(&self, call: AdminCall) -> Result<AdminReply> {
-        let address = self.address.clone();
+        let (address, identity) = (self.address.clone(), self.identity.clone());
         drive(move |handle, ring| async move {
-            let fabric = TcpFabric::new(ring, &handle);
+            let fabric = TcpFabric::new(ring, &handle, identity);
             let connection = fabric.connect(&address).await.map_err(|error| match error {
                 FabricError::Connect { .. } => anyhow!("{error} Start one with `cfs dev` or `cfs server`"),
                 other => other.into(),

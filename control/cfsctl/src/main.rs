@@ -83,7 +83,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Extents { path } => AdminCall::Extents { path: cli::path_bytes(path) },
     };
     let progress = Progress::on_one_line(waiting(cli));
-    let reply = Server::new(&cli.address).call(call)?;
+    let reply = server(cli)?.call(call)?;
     drop(progress);
     show::reply(&reply, cli.json)?;
     Ok(ExitCode::SUCCESS)
@@ -104,7 +104,7 @@ fn check(cli: &Cli, repair: bool, deep: bool) -> Result<ExitCode> {
 }
 
 fn checked(cli: &Cli, repair: bool, deep: bool) -> Result<CheckReport> {
-    let server = Server::new(&cli.address);
+    let server = server(cli)?;
     let progress = Progress::on_one_line(waiting(cli));
     let mut state = expect_check(server.call(AdminCall::CheckStart { repair, deep })?)?;
     let id = state.id;
@@ -117,6 +117,10 @@ fn checked(cli: &Cli, repair: bool, deep: bool) -> Result<CheckReport> {
         connection::pause(CHECK_POLL);
         state = expect_check(server.call(AdminCall::CheckPoll)?)?;
     }
+}
+
+fn server(cli: &Cli) -> Result<Server> {
+    Server::new(&cli.address, cli.identity.as_deref())
 }
 
 fn waiting(cli: &Cli) -> String {

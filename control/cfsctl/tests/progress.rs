@@ -82,7 +82,7 @@ fn slow_check() -> String {
         let ring = Ring::new(32).unwrap();
         let executor = Executor::new(Rc::new(KernelClock::new()));
         let handle = executor.domain();
-        let fabric = TcpFabric::new(ring.clone(), &handle);
+        let fabric = TcpFabric::new(ring.clone(), &handle, None);
         executor.run(&mut ring.driver(), Duration::ZERO, &handle, async move {
             let service = Rc::new(SlowCheck { polls_left: Cell::new(0) });
             let listener = fabric.listen(&Address("127.0.0.1:0".into()), service).unwrap();

@@ -10,6 +10,7 @@
 //! device as they are.
 #![forbid(unsafe_code)]
 
+pub mod identity;
 pub mod mem;
 pub mod tcp;
 
@@ -29,11 +30,13 @@ impl fmt::Display for Address {
     }
 }
 
-/// Who is at the other end. Authentication fills it in; without it only loopback is served.
+/// Who is at the other end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Peer {
     /// A process on this machine, known only to be local.
     Local,
+    /// Whom the cluster's authority issued a certificate for, by name.
+    Certified(String),
     /// A simulated node, by name.
     Simulated(String),
 }
@@ -76,8 +79,19 @@ pub enum FabricError {
     Version { address: Address, theirs: u16, ours: u16 },
     #[error("message of {length} bytes exceeds the limit of {limit}")]
     TooLarge { length: usize, limit: usize },
+    #[error("{address} and this program do not trust each other: {detail}")]
+    Distrust { address: Address, detail: String },
     #[error("{address} is no address to connect to: {detail}")]
     Address { address: Address, detail: String },
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Local => f.write_str("a local process"),
+            Peer::Certified(name) | Peer::Simulated(name) => f.write_str(name),
+        }
+    }
 }
 
 impl FabricError {

@@ -7,13 +7,17 @@
 //! Everything is bounded: a client waits for one of [`CALLS_MAX`](crate::CALLS_MAX) slots and for its share of
 //! [`BYTES_MAX`]; a server that has as much under way stops reading. Start at [`TcpFabric`].
 //!
-//! Peers do not prove who they are yet, so only loopback addresses are served and called.
+//! With an [`Identity`] peers prove by TLS 1.3 who they are, and all bytes are encrypted. Without one nothing
+//! is, and only loopback addresses are served and called.
 
 mod client;
 mod link;
 mod reader;
+mod records;
 mod server;
+mod tls;
 
+use crate::identity::Identity;
 use crate::{Address, Connection, Fabric, FabricError, Listener, Service};
 use cfs_reactor::Handle;
 use cfs_reactor::uring::Ring;
@@ -22,6 +26,7 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Message bytes under way on one connection at most, per direction: seven of the largest
@@ -35,44 +40,48 @@ const HELLO_WAIT: Duration = Duration::from_secs(5);
 pub struct TcpFabric {
     ring: Rc<Ring>,
     handle: Handle,
+    identity: Option<Arc<Identity>>,
 }
 
 impl TcpFabric {
-    pub fn new(ring: Rc<Ring>, handle: &Handle) -> Rc<TcpFabric> {
-        Rc::new(TcpFabric { ring, handle: handle.clone() })
+    /// With an identity every peer must have one of the same authority, on loopback too.
+    pub fn new(ring: Rc<Ring>, handle: &Handle, identity: Option<Arc<Identity>>) -> Rc<TcpFabric> {
+        Rc::new(TcpFabric { ring, handle: handle.clone(), identity })
+    }
+
+    /// The socket address meant, or why there is none.
+    fn parse(&self, address: &Address) -> Result<SocketAddr, String> {
+        let text = match address.0.strip_prefix("localhost:") {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => address.0.clone(),
+        };
+        let parsed: SocketAddr =
+            text.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:7400".to_owned())?;
+        if !parsed.ip().is_loopback() && self.identity.is_none() {
+            let detail = "without an identity only loopback is allowed: use 127.0.0.1 or [::1], or make \
+                          identities with cfs authority and give one with --identity";
+            return Err(detail.to_owned());
+        }
+        Ok(parsed)
     }
 }
 
 impl Fabric for TcpFabric {
-    /// `host:port`; port 0 lets the system choose. The host is a loopback address.
+    /// `host:port`; port 0 lets the system choose. Without an identity the host is a loopback address.
     fn listen(&self, address: &Address, service: Rc<dyn Service>) -> Result<Box<dyn Listener>, FabricError> {
         let refused = |detail| FabricError::Listen { address: address.clone(), detail };
-        let socket_address = parse(address).map_err(refused)?;
-        server::listen(&self.ring, &self.handle, socket_address, service).map_err(refused)
+        let socket_address = self.parse(address).map_err(refused)?;
+        let identity = self.identity.clone();
+        server::listen(&self.ring, &self.handle, identity, socket_address, service).map_err(refused)
     }
 
     fn connect(&self, address: &Address) -> LocalBoxFuture<'_, Result<Rc<dyn Connection>, FabricError>> {
         let address = address.clone();
         async move {
             let socket_address =
-                parse(&address).map_err(|detail| FabricError::Address { address: address.clone(), detail })?;
-            client::connect(&self.ring, &self.handle, &address, socket_address).await
+                self.parse(&address).map_err(|detail| FabricError::Address { address: address.clone(), detail })?;
+            client::connect(&self.ring, &self.handle, self.identity.as_deref(), &address, socket_address).await
         }
         .boxed_local()
     }
-}
-
-/// The loopback socket address meant, or why there is none.
-fn parse(address: &Address) -> Result<SocketAddr, String> {
-    let text = match address.0.strip_prefix("localhost:") {
-        Some(port) => format!("127.0.0.1:{port}"),
-        None => address.0.clone(),
-    };
-    let parsed: SocketAddr =
-        text.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:7400".to_owned())?;
-    if !parsed.ip().is_loopback() {
-        let detail = "enrolment and mTLS do not exist yet, so only loopback is allowed: use 127.0.0.1 or [::1]";
-        return Err(detail.to_owned());
-    }
-    Ok(parsed)
 }

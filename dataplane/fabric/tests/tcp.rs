@@ -24,9 +24,9 @@ fn run<T: 'static, F: Future<Output = T> + 'static>(story: impl FnOnce(Rc<Ring>,
     let executor = Executor::new(Rc::new(KernelClock::new()));
     let (server_handle, client_handle) = (executor.domain(), executor.domain());
     let env = Env {
-        server: TcpFabric::new(ring.clone(), &server_handle),
+        server: TcpFabric::new(ring.clone(), &server_handle, None),
         server_handle,
-        client: TcpFabric::new(ring.clone(), &client_handle),
+        client: TcpFabric::new(ring.clone(), &client_handle, None),
         client_handle,
         address: Address("127.0.0.1:0".to_owned()),
     };
@@ -55,7 +55,10 @@ fn only_loopback_is_served() {
             let error = env.server.listen(&address, recorder.clone()).map(|_| ()).unwrap_err();
             let text = error.to_string();
             assert!(matches!(error, FabricError::Listen { .. }), "{text}");
-            assert!(text.contains(&address.0) && text.contains("mTLS") && text.contains("only loopback"), "{text}");
+            assert!(
+                text.contains(&address.0) && text.contains("--identity") && text.contains("only loopback"),
+                "{text}"
+            );
             let error = env.client.connect(&address).await.map(|_| ()).unwrap_err();
             assert!(matches!(error, FabricError::Address { .. }) && !error.is_retryable(), "{error}");
         }

@@ -73,7 +73,7 @@ pub fn start_server_with(config: ServiceConfig) -> Running {
         let ring = Ring::new(256).unwrap();
         let executor = Executor::new(Rc::new(KernelClock::new()));
         let handle = executor.domain();
-        let fabric = TcpFabric::new(ring.clone(), &handle);
+        let fabric = TcpFabric::new(ring.clone(), &handle, None);
         let main = {
             let handle = handle.clone();
             async move {

@@ -110,7 +110,7 @@ impl Running {
         let ring = Ring::new(32).unwrap();
         let executor = Executor::new(Rc::new(KernelClock::new()));
         let handle = executor.domain();
-        let (fabric, address) = (TcpFabric::new(ring.clone(), &handle), Address(self.address.clone()));
+        let (fabric, address) = (TcpFabric::new(ring.clone(), &handle, None), Address(self.address.clone()));
         let reply = executor.run(&mut ring.driver(), Duration::ZERO, &handle, async move {
             let connection = fabric.connect(&address).await.unwrap();
             client::call(&*connection, &AdminCall::Status).await.unwrap()

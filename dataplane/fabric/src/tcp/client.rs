@@ -2,19 +2,25 @@
 
 use super::link::{Link, sum};
 use super::reader::{ReadError, Reader};
+use super::records::RecordError;
+use super::tls::{self, TlsError};
 use super::{BYTES_MAX, HELLO_WAIT};
+use crate::identity::Identity;
 use crate::{Address, CALLS_MAX, Connection, FabricError, Message};
 use cfs_reactor::Handle;
 use cfs_reactor::collections::HashMap;
 use cfs_reactor::sync::{OneshotSender, Permit, Semaphore, oneshot};
 use cfs_reactor::uring::Ring;
-use cfs_wire::frame::{Hello, Kind, Refusal, VERSION_MAX, VERSION_MIN};
+use cfs_wire::frame::{FrameError, Hello, Kind, Refusal, VERSION_MAX, VERSION_MIN};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+
+/// How the answer begins of a server that expects TLS and heard a HELLO: content type 21, version 3.
+const TLS_ALERT: u16 = u16::from_le_bytes([21, 3]);
 
 /// A call whose reply is to come. It keeps its slot and bytes also if nobody waits any more,
 /// for the server still works on it.
@@ -41,6 +47,7 @@ struct TcpConnection {
 pub(super) async fn connect(
     ring: &Rc<Ring>,
     handle: &Handle,
+    identity: Option<&Identity>,
     address: &Address,
     socket_address: SocketAddr,
 ) -> Result<Rc<dyn Connection>, FabricError> {
@@ -52,7 +59,7 @@ pub(super) async fn connect(
     let greeting = async {
         let connected = ring.connect(&link.socket, socket_address).await;
         connected.map_err(|errno| failed(format!("{errno}: is the server running?")))?;
-        shake_hands(&link, address).await
+        shake_hands(&link, identity, address).await
     };
     let greeted = handle.timeout(HELLO_WAIT, greeting).await;
     let reader = greeted.unwrap_or_else(|| Err(failed("no answer in 5 s".to_owned())))?;
@@ -69,13 +76,29 @@ pub(super) async fn connect(
     }))
 }
 
-/// Says HELLO, hears one, and agrees on a version.
-async fn shake_hands(link: &Rc<Link>, address: &Address) -> Result<Reader, FabricError> {
+/// Proves who this is, says HELLO, hears one, and agrees on a version.
+async fn shake_hands(link: &Rc<Link>, identity: Option<&Identity>, address: &Address) -> Result<Reader, FabricError> {
     let failed = |detail: String| FabricError::Connect { address: address.clone(), detail };
+    let secured = match identity {
+        Some(identity) => Some(tls::connect(&link.ring, &link.socket, identity).await),
+        None => None,
+    };
+    let distrusted = |detail: String| FabricError::Distrust { address: address.clone(), detail };
+    let secured = secured.transpose().map_err(|error| match error {
+        TlsError::Closed | TlsError::Socket(_) => failed(error.to_string()),
+        error => distrusted(error.to_string()),
+    })?;
+    let (mut reader, _) = link.secure(secured);
     link.enqueue_hello().map_err(|error| failed(error.to_string()))?;
     link.send_queued().await;
-    let mut reader = Reader::new(link.clone());
-    let theirs = reader.hello().await.map_err(|error| failed(format!("no handshake: {error}")))?;
+    let theirs = reader.hello().await.map_err(|error| match error {
+        ReadError::Frame(FrameError::Magic { found: TLS_ALERT }) => {
+            distrusted("it speaks TLS only; give an identity with --identity".to_owned())
+        }
+        // A server looks at a client's certificate when that takes the handshake for over.
+        ReadError::Record(error @ RecordError::Alert(_)) => distrusted(error.to_string()),
+        error => failed(format!("no handshake: {error}")),
+    })?;
     let Some(version) = Hello::OURS.agree(theirs) else {
         link.close("no version in common");
         let newer = theirs.version_min > VERSION_MAX;

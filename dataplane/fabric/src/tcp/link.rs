@@ -1,6 +1,9 @@
 //! What both ends of a connection share: the socket, the queue to it, and its end.
 
-use crate::Message;
+use super::reader::Reader;
+use super::records::{CONTENT_BYTES_MAX, Sealer};
+use super::tls::Secured;
+use crate::{Message, Peer};
 use bytes::{Bytes, BytesMut};
 use cfs_reactor::Handle;
 use cfs_reactor::sync::Notify;
@@ -17,6 +20,9 @@ const BODY_COPIED_MAX: usize = 1024;
 const SEND_BYTES_MAX: usize = 2 << 20;
 /// Queued bytes beyond which a server admits no more requests: its client does not read.
 const QUEUED_BYTES_MAX: usize = 16 << 20;
+
+/// Encrypted in one go: some 50 µs. A multiple of a record's content, so that full ones follow each other.
+const SEALED_BYTES: usize = 8 * CONTENT_BYTES_MAX;
 
 /// Summed in one go: some 100 µs, half of what a task may run without yielding.
 pub(super) const SUM_BYTES: usize = 1 << 20;
@@ -38,6 +44,8 @@ pub(super) struct Link {
     pub ring: Rc<Ring>,
     pub socket: Rc<OwnedFd>,
     version: Cell<u8>,
+    /// Of a connection with TLS, once its handshake is over.
+    sealer: RefCell<Option<Sealer>>,
     queue: RefCell<VecDeque<Bytes>>,
     queued_bytes: Cell<usize>,
     /// Something was queued, much was sent, or the connection ended. Only the connection's own
@@ -57,12 +65,23 @@ impl Link {
             ring,
             socket: Rc::new(socket),
             version: Cell::new(VERSION_MAX),
+            sealer: RefCell::default(),
             queue: RefCell::default(),
             queued_bytes: Cell::new(0),
             changed: Notify::new(),
             closed: RefCell::default(),
             ended: Notify::new(),
         })
+    }
+
+    /// What reads this connection, and who is at its other end. What is sent from now on is encrypted, if
+    /// that was agreed on.
+    pub fn secure(self: &Rc<Self>, secured: Option<Secured>) -> (Reader, Peer) {
+        let Some(Secured { sealer, opener, peer, received }) = secured else {
+            return (Reader::new(self.clone(), None), Peer::Local);
+        };
+        *self.sealer.borrow_mut() = Some(sealer);
+        (Reader::new(self.clone(), Some((opener, received))), peer)
     }
 
     pub fn version(&self) -> u8 {
@@ -170,18 +189,42 @@ impl Link {
     /// Sends one batch.
     pub async fn send_queued(&self) {
         let (parts, length) = self.take_batch();
-        let (sent, parts) = self.ring.send(&self.socket, parts).await;
-        drop(parts);
+        let sent =
+            if self.sealer.borrow().is_some() { self.send_sealed(parts).await } else { self.send(parts, length).await };
         match sent {
-            Ok(sent) if sent == length => {
+            Ok(()) => {
                 self.queued_bytes.set(self.queued_bytes.get().saturating_sub(length));
                 if self.queued_bytes.get() + length > QUEUED_BYTES_MAX {
                     self.changed.notify_all();
                 }
             }
-            Ok(_) => self.close("sending stopped half-way"),
-            Err(errno) => self.close(&format!("sending failed: {errno}")),
+            Err(reason) => self.close(&reason),
         }
+    }
+
+    async fn send(&self, parts: Vec<Bytes>, length: usize) -> Result<(), String> {
+        match self.ring.send(&self.socket, parts).await.0 {
+            Ok(sent) if sent == length => Ok(()),
+            Ok(_) => Err("sending stopped half-way".to_owned()),
+            Err(errno) => Err(format!("sending failed: {errno}")),
+        }
+    }
+
+    /// Encrypts and sends a piece at a time: the peer decrypts one while the next is encrypted.
+    async fn send_sealed(&self, parts: Vec<Bytes>) -> Result<(), String> {
+        let handle = Handle::current();
+        let mut parts = VecDeque::from(parts);
+        while let Some((piece, length)) = take_piece(&mut parts) {
+            handle.work(length).await;
+            let sealed = match &mut *self.sealer.borrow_mut() {
+                Some(sealer) => sealer.seal(&piece).map_err(|error| error.to_string())?,
+                None => return Err("there is no key to encrypt with".to_owned()),
+            };
+            drop(piece);
+            let length = sealed.len();
+            self.send(vec![sealed], length).await?;
+        }
+        Ok(())
     }
 
     fn take_batch(&self) -> (Vec<Bytes>, usize) {
@@ -194,4 +237,19 @@ impl Link {
         }
         (parts, length)
     }
+}
+
+/// The next [`SEALED_BYTES`] of these parts; `None` at their end.
+fn take_piece(parts: &mut VecDeque<Bytes>) -> Option<(Vec<Bytes>, usize)> {
+    let (mut piece, mut length) = (Vec::new(), 0);
+    while length < SEALED_BYTES {
+        let Some(part) = parts.front_mut() else { break };
+        let taken = part.split_to(part.len().min(SEALED_BYTES - length));
+        if part.is_empty() {
+            parts.pop_front();
+        }
+        length += taken.len();
+        piece.push(taken);
+    }
+    (length > 0).then_some((piece, length))
 }

@@ -1,8 +1,11 @@
 //! From a byte stream to messages.
 
 use super::link::{Link, SUM_BYTES};
+use super::records::{CONTENT_BYTES_MAX, Opened, Opener, RecordError, room_for};
+use super::tls::{Received, first_record};
 use crate::Message;
 use bytes::Bytes;
+use cfs_reactor::Handle;
 use cfs_reactor::buffer::DmaBuf;
 use cfs_reactor::uring::Errno;
 use cfs_wire::frame::{BulkSum, FrameError, Header, Hello, Kind};
@@ -11,6 +14,8 @@ use std::rc::Rc;
 /// Received at once when the size of what comes is unknown. Holds dozens of small frames; of a
 /// large one only so much is copied, the rest is received in place.
 const BUFFER_BYTES: usize = 16 << 10;
+/// The same where records are decrypted to: one, what a padded one has besides, and a header's beginning.
+const OPENED_BYTES: usize = CONTENT_BYTES_MAX + 4096;
 
 /// Why a stream gave no further frame.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +26,8 @@ pub(super) enum ReadError {
     Truncated,
     #[error("receiving failed: {0}")]
     Socket(Errno),
+    #[error(transparent)]
+    Record(#[from] RecordError),
     #[error("bad frame: {0}")]
     Frame(#[from] FrameError),
     #[error("a frame of this kind makes no sense here")]
@@ -30,7 +37,7 @@ pub(super) enum ReadError {
 impl ReadError {
     /// Whether the peer broke the protocol, as opposed to having gone away.
     pub fn is_violation(&self) -> bool {
-        matches!(self, ReadError::Frame(_) | ReadError::Unexpected)
+        matches!(self, ReadError::Frame(_) | ReadError::Record(_) | ReadError::Unexpected)
     }
 }
 
@@ -41,11 +48,14 @@ pub(super) struct Reader {
     buffer: Option<DmaBuf>,
     start: usize,
     end: usize,
+    /// Of a connection with TLS: what comes is records.
+    records: Option<(Opener, Received)>,
 }
 
 impl Reader {
-    pub fn new(link: Rc<Link>) -> Reader {
-        Reader { link, buffer: Some(DmaBuf::uninitialised(BUFFER_BYTES)), start: 0, end: 0 }
+    pub fn new(link: Rc<Link>, records: Option<(Opener, Received)>) -> Reader {
+        let bytes = if records.is_some() { OPENED_BYTES } else { BUFFER_BYTES };
+        Reader { link, buffer: Some(DmaBuf::uninitialised(bytes)), start: 0, end: 0, records }
     }
 
     fn buffered(&self) -> &[u8] {
@@ -98,6 +108,9 @@ impl Reader {
         let copied = length.min(self.buffered().len());
         part[..copied].copy_from_slice(&self.buffered()[..copied]);
         self.start += copied;
+        if self.records.is_some() {
+            return self.open_part(part, copied, sum).await;
+        }
         let mut piece = 0..copied;
         loop {
             if let Some(sum) = sum.as_deref_mut() {
@@ -116,8 +129,84 @@ impl Reader {
         }
     }
 
+    /// The same of an encrypted connection: records are decrypted to where their content belongs, if they
+    /// lie within the part, as all but the last of a long one do.
+    async fn open_part(
+        &mut self,
+        mut part: DmaBuf,
+        copied: usize,
+        mut sum: Option<&mut BulkSum>,
+    ) -> Result<Bytes, ReadError> {
+        let handle = Handle::current();
+        let mut piece = 0..copied;
+        loop {
+            if let Some(sum) = sum.as_deref_mut() {
+                sum.update(&part[piece.clone()]);
+            }
+            let filled = piece.end;
+            if filled == part.len() {
+                return Ok(part.freeze());
+            }
+            let length = self.whole_record().await?.ok_or(ReadError::Truncated)?;
+            handle.work(length).await;
+            let opened = if room_for(length) <= part.len() - filled {
+                self.open(length, &mut part[filled..])?
+            } else {
+                self.open_buffered(length)?;
+                let copied = self.buffered().len().min(part.len() - filled);
+                part[filled..filled + copied].copy_from_slice(&self.buffered()[..copied]);
+                self.start += copied;
+                copied
+            };
+            piece = filled..filled + opened;
+        }
+    }
+
+    /// Waits for a whole record: its length, or `None` at the end of the stream.
+    async fn whole_record(&mut self) -> Result<Option<usize>, ReadError> {
+        let Some((_, received)) = &mut self.records else { return Ok(None) };
+        loop {
+            if let Some(length) = first_record(received)? {
+                return Ok(Some(length));
+            }
+            let more = received.receive(&self.link.ring, &self.link.socket).await;
+            if more.map_err(ReadError::Socket)? == 0 {
+                return if received.bytes().is_empty() { Ok(None) } else { Err(ReadError::Truncated) };
+            }
+        }
+    }
+
+    /// Decrypts the first record, which is whole and for whose content there is room: how much it was.
+    fn open(&mut self, length: usize, room: &mut [u8]) -> Result<usize, ReadError> {
+        let Some((opener, received)) = &mut self.records else { return Err(ReadError::Ended) };
+        let opened = opener.open(&received.bytes()[..length], room)?;
+        received.consume(length);
+        match opened {
+            Opened::Data(bytes) => Ok(bytes),
+            Opened::Closed => Err(ReadError::Ended),
+        }
+    }
+
+    /// The same behind what is in the buffer, which is less than a header.
+    fn open_buffered(&mut self, length: usize) -> Result<(), ReadError> {
+        let Some(mut buffer) = self.buffer.take() else { return Err(ReadError::Ended) };
+        buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        let opened = self.open(length, &mut buffer[self.end..]);
+        self.buffer = Some(buffer);
+        self.end += opened?;
+        Ok(())
+    }
+
     /// Receives more behind the start of a header.
     async fn fill(&mut self) -> Result<(), ReadError> {
+        if self.records.is_some() {
+            return match self.whole_record().await? {
+                Some(length) => self.open_buffered(length),
+                None if self.end > self.start => Err(ReadError::Truncated),
+                None => Err(ReadError::Ended),
+            };
+        }
         let Some(mut buffer) = self.buffer.take() else { return Err(ReadError::Ended) };
         // What is left is less than a header.
         buffer.copy_within(self.start..self.end, 0);

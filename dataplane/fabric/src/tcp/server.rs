@@ -2,7 +2,9 @@
 
 use super::link::{Link, sum};
 use super::reader::{ReadError, Reader};
+use super::tls::{self, TlsError};
 use super::{BYTES_MAX, HELLO_WAIT};
+use crate::identity::Identity;
 use crate::{Address, CALLS_MAX, Listener, Message, Peer, Service};
 use bytes::Bytes;
 use cfs_reactor::sync::{Permit, Semaphore};
@@ -16,6 +18,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Connections of one listener at most: each may hold [`BYTES_MAX`] and two descriptors.
@@ -26,6 +29,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 struct Server {
     ring: Rc<Ring>,
     handle: Handle,
+    identity: Option<Arc<Identity>>,
     address: Address,
     service: Rc<dyn Service>,
     links: RefCell<Vec<Weak<Link>>>,
@@ -55,6 +59,7 @@ impl Drop for TcpListener {
 pub(super) fn listen(
     ring: &Rc<Ring>,
     handle: &Handle,
+    identity: Option<Arc<Identity>>,
     address: SocketAddr,
     service: Rc<dyn Service>,
 ) -> Result<Box<dyn Listener>, String> {
@@ -67,6 +72,7 @@ pub(super) fn listen(
     let server = Rc::new(Server {
         ring: ring.clone(),
         handle: handle.clone(),
+        identity,
         address: Address(bound.to_string()),
         service,
         links: RefCell::default(),
@@ -87,7 +93,7 @@ async fn accept(server: Rc<Server>, socket: Rc<OwnedFd>) {
                     links.retain(|link| link.strong_count() > 0);
                     links.push(Rc::downgrade(&link));
                 }
-                server.handle.spawn(serve(server.handle.clone(), server.service.clone(), link, place));
+                server.handle.spawn(serve(server.clone(), link, place));
             }
             Err(errno) => {
                 tracing::warn!(%errno, address = %server.address, "accepting a connection failed");
@@ -98,16 +104,18 @@ async fn accept(server: Rc<Server>, socket: Rc<OwnedFd>) {
 }
 
 /// One connection from HELLO to its end.
-async fn serve(handle: Handle, service: Rc<dyn Service>, link: Rc<Link>, _place: Permit) {
-    let mut reader = Reader::new(link.clone());
-    let greeted = handle.timeout(HELLO_WAIT, shake_hands(&link, &mut reader)).await;
+async fn serve(server: Rc<Server>, link: Rc<Link>, _place: Permit) {
+    let (handle, service, identity) = (server.handle.clone(), server.service.clone(), server.identity.clone());
+    // It stops when its listener is dropped.
+    drop(server);
+    let greeted = handle.timeout(HELLO_WAIT, shake_hands(&link, identity.as_deref())).await;
     let reason = match greeted {
         None => "no HELLO in 5 s".to_owned(),
         Some(Err(error)) => error.to_string(),
-        Some(Ok(())) => {
+        Some(Ok((mut reader, peer))) => {
             let writer = link.clone();
             handle.spawn(async move { writer.write().await });
-            let error = read_requests(&handle, &service, &link, &mut reader).await;
+            let error = read_requests(&handle, &service, &link, &peer, &mut reader).await;
             if !error.is_violation() {
                 link.close(&error.to_string());
                 return;
@@ -122,6 +130,8 @@ async fn serve(handle: Handle, service: Rc<dyn Service>, link: Rc<Link>, _place:
 #[derive(Debug, thiserror::Error)]
 enum GreetError {
     #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -130,17 +140,28 @@ enum GreetError {
     Version(Hello),
 }
 
-/// Hears HELLO and answers it, whatever the versions: the client says what it makes of it.
-async fn shake_hands(link: &Rc<Link>, reader: &mut Reader) -> Result<(), GreetError> {
+/// Finds out who it is, hears HELLO and answers it, whatever the versions: the client says what it makes of it.
+async fn shake_hands(link: &Rc<Link>, identity: Option<&Identity>) -> Result<(Reader, Peer), GreetError> {
+    let secured = match identity {
+        Some(identity) => Some(tls::accept(&link.ring, &link.socket, identity).await?),
+        None => None,
+    };
+    let (mut reader, peer) = link.secure(secured);
     let theirs = reader.hello().await?;
     link.enqueue_hello()?;
     link.send_queued().await;
     link.set_version(Hello::OURS.agree(theirs).ok_or(GreetError::Version(theirs))?);
-    Ok(())
+    Ok((reader, peer))
 }
 
 /// Reads and starts requests until the connection ends; waits while too many run.
-async fn read_requests(handle: &Handle, service: &Rc<dyn Service>, link: &Rc<Link>, reader: &mut Reader) -> ReadError {
+async fn read_requests(
+    handle: &Handle,
+    service: &Rc<dyn Service>,
+    link: &Rc<Link>,
+    peer: &Peer,
+    reader: &mut Reader,
+) -> ReadError {
     let slots = Semaphore::new(CALLS_MAX);
     let bytes = Semaphore::new(BYTES_MAX);
     loop {
@@ -167,9 +188,9 @@ async fn read_requests(handle: &Handle, service: &Rc<dyn Service>, link: &Rc<Lin
             Err(error) => return error,
         };
         // A service may take any time, while the socket is to go with its connection.
-        let (service, link) = (service.clone(), Rc::downgrade(link));
+        let (service, link, peer) = (service.clone(), Rc::downgrade(link), peer.clone());
         handle.spawn(async move {
-            let reply = service.handle(Peer::Local, request).await;
+            let reply = service.handle(peer, request).await;
             let sum = sum(&reply.bulk).await;
             if let Some(link) = link.upgrade() {
                 answer(&link, header.request_id, reply, &sum);
