@@ -156,6 +156,8 @@ pub struct DeviceHealth {
     pub media_errors: u64,
     pub unsafe_shutdowns: u64,
     pub power_on_hours: u64,
+    /// Reclaim unit handles by which it keeps apart what dies at different times; 0 if that is not used.
+    pub placement_handles: u16,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

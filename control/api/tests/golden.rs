@@ -80,6 +80,7 @@ fn target() -> Target {
             media_errors: 0x0401,
             unsafe_shutdowns: 0x0402,
             power_on_hours: 0x0403,
+            placement_handles: 0x0404,
         }),
     }
 }

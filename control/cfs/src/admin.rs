@@ -121,6 +121,7 @@ fn health_in_words(health: &cfs_device::DeviceHealth) -> DeviceHealth {
         media_errors: health.media_errors,
         unsafe_shutdowns: health.unsafe_shutdowns,
         power_on_hours: health.power_on_hours,
+        placement_handles: health.placement_handles,
     }
 }
 

@@ -184,14 +184,19 @@ fn show_targets(targets: &[Target]) -> Table {
     rows(&header, targets.iter().map(row))
 }
 
-/// What a device says of itself: what it warns of, else how worn and warm it is.
+/// What a device says of itself: what it warns of, else how worn and warm it is, and whether it places data.
 fn device_health(health: &DeviceHealth) -> String {
-    let DeviceHealth { warnings, used_percent, temperature_c, media_errors, .. } = health;
+    let DeviceHealth { warnings, used_percent, temperature_c, media_errors, placement_handles, .. } = health;
     if !warnings.is_empty() {
         return warnings.join("; ");
     }
     let errors = if *media_errors == 0 { String::new() } else { format!(", {media_errors} media errors") };
-    format!("{used_percent} % used, {temperature_c} °C{errors}")
+    let placement = match placement_handles {
+        0 => String::new(),
+        1 => ", placement 1 handle".to_owned(),
+        handles => format!(", placement {handles} handles"),
+    };
+    format!("{used_percent} % used, {temperature_c} °C{errors}{placement}")
 }
 
 fn repair(repair: &Repair) -> String {
@@ -291,13 +296,16 @@ mod tests {
             media_errors: 2,
             unsafe_shutdowns: 0,
             power_on_hours: 9,
+            placement_handles: 0,
         };
         let worn =
             DeviceHealth { warnings: vec!["its spare capacity is 4 %, below 10 %".to_owned()], ..health.clone() };
-        let driven = [Target { health: Some(health), ..none() }, Target { health: Some(worn), ..none() }];
+        let placing = DeviceHealth { placement_handles: 4, media_errors: 0, ..health.clone() };
+        let driven = [health, placing, worn].map(|health| Target { health: Some(health), ..none() });
         let shown = show_targets(&[&files[..], &driven[..]].concat()).to_string();
         assert!(shown.lines().next().unwrap().contains("device"), "{shown}");
-        assert!(shown.contains("3 % used, 41 °C, 2 media errors"), "{shown}");
+        assert!(shown.contains("3 % used, 41 °C, 2 media errors "), "{shown}");
+        assert!(shown.contains("3 % used, 41 °C, placement 4 handles "), "{shown}");
         assert!(shown.contains("its spare capacity is 4 %, below 10 %"), "{shown}");
     }
 

@@ -49,6 +49,8 @@ pub struct DeviceHealth {
     pub media_errors: u64,
     pub unsafe_shutdowns: u64,
     pub power_on_hours: u64,
+    /// Reclaim unit handles by which it keeps apart what dies at different times; 0 if that is not used.
+    pub placement_handles: u16,
 }
 
 /// What it warns of.
@@ -61,15 +63,26 @@ pub struct HealthWarnings {
     pub backup_failed: bool,
 }
 
-/// Where data of one expected lifetime goes: the hint given to FDP or ZNS. Others ignore it.
+/// What dies together, from what dies soonest on: the hint given to FDP or ZNS. Others ignore it. The store
+/// has one for each of its streams of appends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum Placement {
+    /// Cut off at its end all the time.
     Log = 0,
+    /// Small writes, until they are packed.
     Hot = 1,
-    Data = 2,
-    Parity = 3,
-    Relocated = 4,
+    /// Runs of the ordered store, until they are merged.
+    Metadata = 2,
+    Data = 3,
+    Parity = 4,
+    /// What has outlived others of its kind already.
+    Relocated = 5,
+}
+
+impl Placement {
+    pub const ALL: [Placement; 6] =
+        [Placement::Log, Placement::Hot, Placement::Metadata, Placement::Data, Placement::Parity, Placement::Relocated];
 }
 
 /// Whether a range is aligned and lies on the device.

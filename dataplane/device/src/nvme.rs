@@ -2,8 +2,8 @@
 //!
 //! Start at [`NvmeDevice::open`], which takes a namespace of a controller. Below it are the
 //! controller and its one pair of I/O queues ([`controller`]), what became of every command
-//! ([`commands`]), the rings ([`queue`]) and the format of it all ([`spec`]). The driver reaches the
-//! hardware through [`bus::Bus`] only: VFIO on a real one, a model in tests.
+//! ([`commands`]), which data goes together in the device ([`placement`]), the rings ([`queue`]) and the
+//! format of it all ([`spec`]). The driver reaches the hardware through [`bus::Bus`] only: VFIO on a real one, a model in tests.
 //!
 //! It knows no interrupts and takes no locks: a controller belongs to one executor. Data moves
 //! between the device and memory of the arena without a copy; what lies elsewhere, or not on pages,
@@ -14,6 +14,7 @@ mod commands;
 mod controller;
 pub mod instant;
 pub mod model;
+mod placement;
 mod queue;
 pub mod spec;
 pub mod vfio;
@@ -30,8 +31,9 @@ use cfs_reactor::buffer::DmaBuf;
 use commands::Outcome;
 use controller::{BOUNCE_BYTES, Controller, Data, PAGE, TRANSFER_MAX};
 use futures_util::future::{LocalBoxFuture, ready, try_join_all};
+use placement::Placing;
 use smallvec::SmallVec;
-use spec::{Command, io};
+use spec::{Command, Status, io};
 use std::rc::Rc;
 
 /// Addresses of pages; most transfers are of a page or a few.
@@ -59,8 +61,20 @@ pub struct NvmeDevice<B: Bus> {
     opened: Rc<Opened<B>>,
     namespace: u32,
     geometry: DeviceGeometry,
+    placing: Rc<Placing<B>>,
     bus: Rc<B>,
 }
+
+/// What makes a command of a range.
+#[derive(Clone, Copy)]
+struct Transfer {
+    opcode: u8,
+    /// The upper half of dword 12.
+    flags: u32,
+    placement: Option<u16>,
+}
+
+const READ: Transfer = Transfer { opcode: io::READ, flags: 0, placement: None };
 
 /// What an error speaks of.
 #[derive(Clone, Copy)]
@@ -104,7 +118,8 @@ impl<B: Bus> NvmeDevice<B> {
             volatile_cache: identity.volatile_cache,
             discards: identity.deallocates,
         };
-        Ok(Rc::new(NvmeDevice { name, bus, controller, opened, namespace, geometry }))
+        let placing = Placing::of(name.clone(), controller.clone(), namespace).await;
+        Ok(Rc::new(NvmeDevice { name, bus, controller, opened, namespace, geometry, placing }))
     }
 
     pub fn namespace(&self) -> u32 {
@@ -133,11 +148,12 @@ impl<B: Bus> NvmeDevice<B> {
         self.retry(request, command, data, ended).await
     }
 
-    /// What became of a command, after as many more tries as help.
+    /// What became of a command, after as many more tries as help. They let the device choose where data
+    /// goes: whether it still takes placement identifiers may have changed since.
     async fn retry<K: 'static>(
         &self,
         request: Request,
-        command: Command,
+        mut command: Command,
         data: Data<'_>,
         mut ended: (Outcome, K),
     ) -> DeviceResult<K> {
@@ -145,8 +161,17 @@ impl<B: Bus> NvmeDevice<B> {
         loop {
             match ended {
                 (Outcome::Completed(status), kept) if status.is_success() => return Ok(kept),
+                // A hint must not cost the write.
+                (Outcome::Completed(status), kept)
+                    if status.code() == Status::INVALID_FIELD.code() && command.placement().is_some() =>
+                {
+                    self.placing.refused(status);
+                    command = command.without_placement();
+                    ended = self.controller.execute(command, data, kept).await;
+                }
                 (Outcome::Completed(status), kept) if status.may_be_retried() && retries < RETRIES_MAX => {
                     retries += 1;
+                    command = command.without_placement();
                     ended = self.controller.execute(command, data, kept).await;
                 }
                 (outcome, _) => return Err(self.failed(request, outcome)),
@@ -159,7 +184,7 @@ impl<B: Bus> NvmeDevice<B> {
     fn send<K: 'static, T: 'static>(
         &self,
         request: Request,
-        (opcode, flags): (u8, u32),
+        how: Transfer,
         start: Option<u64>,
         kept: K,
         answer: fn(K) -> T,
@@ -168,7 +193,7 @@ impl<B: Bus> NvmeDevice<B> {
         let Some(start) = start.filter(|start| start.is_multiple_of(PAGE as u64)) else { return Err(kept) };
         let fits = (1..=self.transfer_max()).contains(&bytes);
         let Some(place) = self.controller.place().filter(|_| fits) else { return Err(kept) };
-        let (command, data) = (self.transfer(opcode, request.offset, bytes, flags), Data::Run { start, bytes });
+        let (command, data) = (self.transfer(how, request.offset, bytes), Data::Run { start, bytes });
         let under_way = self.controller.send(place, command, data, kept)?;
         Ok(Box::pin(async move {
             let ended = under_way.await;
@@ -176,17 +201,20 @@ impl<B: Bus> NvmeDevice<B> {
                 Outcome::Completed(status) if status.is_success() => Ok(answer(ended.1)),
                 // Boxed: it seldom happens, and would make every future large.
                 _ => {
-                    let command = self.transfer(opcode, request.offset, bytes, flags);
+                    let command = self.transfer(how, request.offset, bytes);
                     Box::pin(self.retry(request, command, data, ended)).await.map(answer)
                 }
             }
         }))
     }
 
-    fn transfer(&self, opcode: u8, offset: u64, length: usize, flags: u32) -> Command {
+    #[inline]
+    fn transfer(&self, how: Transfer, offset: u64, length: usize) -> Command {
         // Blocks are a power of two: no divisions here, there is one of these for every few KiB.
         let shift = self.geometry.block.trailing_zeros();
-        Command::new(opcode, self.namespace).with_blocks(offset >> shift, (length >> shift) as u32, flags)
+        let command = Command::new(how.opcode, self.namespace);
+        let command = command.with_blocks(offset >> shift, (length >> shift) as u32, how.flags);
+        how.placement.map_or(command, |identifier| command.with_placement(identifier))
     }
 
     /// Where the device finds each page of these parts, if it reaches them all and pages describe them.
@@ -220,7 +248,7 @@ impl<B: Bus> NvmeDevice<B> {
         }
         let buffer = DmaBuf::uninitialised(length);
         let start = self.bus.device_address(&buffer);
-        let sent = self.send(request, (io::READ, 0), start, buffer, |buffer| buffer);
+        let sent = self.send(request, READ, start, buffer, |buffer| buffer);
         sent.unwrap_or_else(|buffer| Box::pin(self.read_in_pieces(request, buffer)))
     }
 
@@ -234,55 +262,62 @@ impl<B: Bus> NvmeDevice<B> {
         let Some(pages) = self.pages_of(std::iter::once(&buffer[..])) else {
             for (start, length) in self.pieces(length, BOUNCE_BYTES.min(self.transfer_max())) {
                 let turn = self.controller.bouncing.acquire(1).await;
-                let command = self.transfer(io::READ, offset + start as u64, length, 0);
+                let command = self.transfer(READ, offset + start as u64, length);
                 let _turn = self.run(request, command, Data::Pages(&self.bounce_pages(length)), turn).await?;
                 self.controller.bounce.copy_out(0, &mut buffer[start..start + length]);
             }
             return Ok(buffer);
         };
         if length <= self.transfer_max() {
-            return self.run(request, self.transfer(io::READ, offset, length, 0), Data::Pages(&pages), buffer).await;
+            return self.run(request, self.transfer(READ, offset, length), Data::Pages(&pages), buffer).await;
         }
         let buffer = Rc::new(buffer);
         let reads = self.pieces(length, self.transfer_max()).map(|(start, length)| {
             let pages = &pages[start / PAGE..(start + length).div_ceil(PAGE)];
-            let command = self.transfer(io::READ, offset + start as u64, length, 0);
+            let command = self.transfer(READ, offset + start as u64, length);
             self.run(request, command, Data::Pages(pages), buffer.clone())
         });
         drop(try_join_all(reads).await?);
         Ok(Rc::into_inner(buffer).expect("all that read into it have ended"))
     }
 
-    fn write_at(&self, offset: u64, parts: Vec<Bytes>, fua: bool) -> LocalBoxFuture<'_, DeviceResult<()>> {
+    fn write_at(
+        &self,
+        offset: u64,
+        parts: Vec<Bytes>,
+        placement: Placement,
+        fua: bool,
+    ) -> LocalBoxFuture<'_, DeviceResult<()>> {
         let length = match check_write(&self.name, &self.geometry, offset, &parts) {
             Ok(length) => length,
             Err(refused) => return Box::pin(ready(Err(refused))),
         };
         let request = Request { operation: "write", offset, length };
         let flags = if fua && self.geometry.volatile_cache { io::FUA } else { 0 };
+        let how = Transfer { opcode: io::WRITE, flags, placement: self.placing.identifier(placement) };
         let start = match &parts[..] {
             [only] => self.bus.device_address(only),
             _ => None,
         };
-        let sent = self.send(request, (io::WRITE, flags), start, parts, drop);
-        sent.unwrap_or_else(|parts| Box::pin(self.write_in_pieces(request, parts, flags)))
+        let sent = self.send(request, how, start, parts, drop);
+        sent.unwrap_or_else(|parts| Box::pin(self.write_in_pieces(request, parts, how)))
     }
 
-    async fn write_in_pieces(&self, request: Request, parts: Vec<Bytes>, flags: u32) -> DeviceResult<()> {
+    async fn write_in_pieces(&self, request: Request, parts: Vec<Bytes>, how: Transfer) -> DeviceResult<()> {
         let (offset, length) = (request.offset, request.length as usize);
         let Some(pages) = self.pages_of(parts.iter().map(|part| &part[..])) else {
-            return self.write_copied(request, parts, flags).await;
+            return self.write_copied(request, parts, how).await;
         };
         let writes = self.pieces(length, self.transfer_max()).map(|(start, length)| {
             let pages = &pages[start / PAGE..(start + length).div_ceil(PAGE)];
-            let command = self.transfer(io::WRITE, offset + start as u64, length, flags);
+            let command = self.transfer(how, offset + start as u64, length);
             self.run(request, command, Data::Pages(pages), parts.clone())
         });
         try_join_all(writes).await.map(|_| ())
     }
 
     /// Parts that the device does not reach, or that pages do not describe.
-    async fn write_copied(&self, request: Request, parts: Vec<Bytes>, flags: u32) -> DeviceResult<()> {
+    async fn write_copied(&self, request: Request, parts: Vec<Bytes>, how: Transfer) -> DeviceResult<()> {
         let mut parts = parts.into_iter();
         let mut part = Bytes::new();
         for (start, length) in self.pieces(request.length as usize, BOUNCE_BYTES.min(self.transfer_max())) {
@@ -296,7 +331,7 @@ impl<B: Bus> NvmeDevice<B> {
                 self.controller.bounce.copy_in(filled, &piece);
                 filled += piece.len();
             }
-            let command = self.transfer(io::WRITE, request.offset + start as u64, length, flags);
+            let command = self.transfer(how, request.offset + start as u64, length);
             let _turn = self.run(request, command, Data::Pages(&self.bounce_pages(length)), turn).await?;
         }
         Ok(())
@@ -358,10 +393,10 @@ impl<B: Bus> BlockDevice for NvmeDevice<B> {
         &self,
         offset: u64,
         parts: Vec<Bytes>,
-        _placement: Placement,
+        placement: Placement,
         fua: bool,
     ) -> LocalBoxFuture<'_, DeviceResult<()>> {
-        self.write_at(offset, parts, fua)
+        self.write_at(offset, parts, placement, fua)
     }
 
     fn flush(&self) -> LocalBoxFuture<'_, DeviceResult<()>> {
@@ -379,6 +414,7 @@ impl<B: Bus> BlockDevice for NvmeDevice<B> {
     fn health(&self) -> LocalBoxFuture<'_, DeviceResult<Option<DeviceHealth>>> {
         Box::pin(async move {
             let told = self.controller.health().await;
+            let told = told.map(|told| DeviceHealth { placement_handles: self.placing.handles(), ..told });
             self.attached()?;
             let failed = |error: NvmeError| DeviceError::Io {
                 device: self.name.clone(),

@@ -1,4 +1,4 @@
-use super::model::{Model, ModelOptions};
+use super::model::{Model, ModelOptions, PlacementOptions};
 use super::spec::{NamespaceError, Status};
 use super::*;
 use crate::conformance::{self, pattern};
@@ -7,6 +7,9 @@ use cfs_reactor::clock::SimClock;
 use futures_util::future::{join_all, join3};
 use std::future::Future;
 use std::time::Duration;
+
+#[path = "nvme_placement_tests.rs"]
+mod placement;
 
 type Device = Rc<NvmeDevice<Rc<Model>>>;
 
@@ -48,7 +51,8 @@ fn the_driver_conforms_on_controllers_of_every_kind() {
         ModelOptions { queue_entries_max: 5, volatile_cache: false, ..usual.clone() },
         ModelOptions { deallocates: false, ..usual.clone() },
         ModelOptions { shadow_doorbells: true, ..usual.clone() },
-        ModelOptions { shadow_doorbells: true, queue_entries_max: 3, ..usual },
+        ModelOptions { shadow_doorbells: true, queue_entries_max: 3, ..usual.clone() },
+        ModelOptions { placement: PlacementOptions { handles: 4, flaw: None }, ..usual },
     ];
     for (seed, options) in (1..).zip(kinds) {
         let counts = run(options, seed, move |device, model, _| async move {
@@ -443,6 +447,7 @@ fn a_controller_tells_of_its_health() {
             media_errors: 2,
             unsafe_shutdowns: 3,
             power_on_hours: 1000,
+            placement_handles: 0,
         };
         assert_eq!(health, expected);
         model.wear_out(9);

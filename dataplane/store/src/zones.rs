@@ -38,8 +38,8 @@ impl Stream {
     pub fn placement(self) -> Placement {
         match self {
             Stream::Log => Placement::Log,
-            // Runs are rewritten by merges about as often as hot blobs by the packer.
-            Stream::Meta | Stream::Hot => Placement::Hot,
+            Stream::Meta => Placement::Metadata,
+            Stream::Hot => Placement::Hot,
             Stream::Data => Placement::Data,
             Stream::Parity => Placement::Parity,
             Stream::Relocated => Placement::Relocated,

@@ -202,7 +202,8 @@ impl Commands {
     }
 
     /// After the controller was reset, and touches no memory any more: what it has to be told, oldest first.
-    /// What it was given so often already, and what nobody waits for, ends here.
+    /// What it was given so often already, and what nobody waits for, ends here. Writes go without a
+    /// placement identifier: whether it still takes those is not known yet, and without is always right.
     ///
     /// All of them may be carried out twice: reads, writes of the same bytes to the same blocks,
     /// which nobody else writes while they are under way, flushes and deallocations.
@@ -215,6 +216,7 @@ impl Commands {
                 _ if slot.sent == sent_max => self.end(id, Outcome::TimedOut, harvest),
                 _ => {
                     slot.sent += 1;
+                    slot.command = slot.command.without_placement();
                     again.push((slot.since, slot.command));
                     slot.since = now;
                 }

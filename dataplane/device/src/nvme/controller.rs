@@ -99,7 +99,7 @@ enum State {
 }
 
 pub(super) struct Controller<B: Bus> {
-    handle: Handle,
+    pub(super) handle: Handle,
     capabilities: Capabilities,
     admin: Mutex<QueuePair>,
     /// The identifier of the last admin command.
@@ -109,6 +109,8 @@ pub(super) struct Controller<B: Bus> {
     io: RefCell<QueuePair>,
     /// Used if the controller takes them.
     shadow: Rc<ShadowDoorbells>,
+    /// As it said when it was brought up last.
+    flexible_data_placement: Cell<bool>,
     commands: RefCell<Commands>,
     /// A page of addresses for each command.
     lists: SharedMemory,
@@ -189,6 +191,7 @@ impl<B: Bus> Controller<B> {
             answers: bus.allocate(IDENTIFY_BYTES)?,
             io: RefCell::new(QueuePair::new(&*bus, IO_QUEUE, entries, capabilities)?),
             shadow: Rc::new(ShadowDoorbells::new(&*bus)?),
+            flexible_data_placement: Cell::new(false),
             commands: RefCell::new(Commands::new(places)),
             lists: bus.allocate(usize::from(places) * PAGE)?,
             bounce: bus.allocate(BOUNCE_BYTES)?,
@@ -245,6 +248,22 @@ impl<B: Bus> Controller<B> {
         let mut queue = self.admin.lock().await;
         let answer = self.answer_to(&mut queue, command, "identify a namespace").await?;
         Namespace::parse(&answer).map_err(|why| NvmeError::Namespace { device: self.device(), namespace, why })
+    }
+
+    /// While it is brought up that is not known yet: it waits for whoever does that.
+    pub async fn has_flexible_data_placement(&self) -> bool {
+        let _queue = self.admin.lock().await;
+        self.flexible_data_placement.get()
+    }
+
+    /// Whether flexible data placement is enabled in an endurance group.
+    pub async fn places_data(&self, endurance_group: u16) -> Result<bool, NvmeError> {
+        let command = Command::new(admin::GET_FEATURES, 0)
+            .with(10, admin::FLEXIBLE_DATA_PLACEMENT)
+            .with(11, endurance_group.into());
+        let mut queue = self.admin.lock().await;
+        let answer = self.admin_command(&mut queue, command, "tell of its flexible data placement").await?;
+        Ok(answer & 1 == 1)
     }
 
     /// What it says of its own state.
@@ -359,7 +378,9 @@ impl<B: Bus> Controller<B> {
         // One pair is wanted; the controller may grant more, and no less.
         let queues = Command::new(admin::SET_FEATURES, 0).with(10, admin::NUMBER_OF_QUEUES).with(11, 0);
         self.admin_command(queue, queues, "give a queue").await?;
-        let mut shadow = self.identify_in(queue).await?.shadow_doorbells.then(|| self.shadow.clone());
+        let identity = self.identify_in(queue).await?;
+        self.flexible_data_placement.set(identity.flexible_data_placement);
+        let mut shadow = identity.shadow_doorbells.then(|| self.shadow.clone());
         if let Some(doorbells) = &shadow {
             doorbells.clear();
             let here = Command::new(admin::DOORBELL_BUFFER_CONFIG, 0).with_data(doorbells.device_addresses());

@@ -5,6 +5,10 @@
 //! It reaches for memory under the addresses it has in this process, and only for what the driver may
 //! give it: the arena and what it allocated. Anything else is counted as a fault of the IOMMU.
 
+mod placement;
+
+pub use placement::{PlacementFlaw, PlacementOptions};
+
 use super::bus::{Bus, SharedMemory};
 use super::spec::{
     Command, Completion, HEALTH_BYTES, IDENTIFY_BYTES, Status, admin, configuration, io, register,
@@ -15,6 +19,7 @@ use cfs_reactor::Handle;
 use cfs_reactor::buffer::device_memory;
 use cfs_reactor::clock::SplitMix64;
 use cfs_reactor::sync::Notify;
+use placement::Placed;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -47,6 +52,7 @@ pub struct ModelOptions {
     pub shadow_doorbells: bool,
     /// Whether an abort ends a command that was not answered.
     pub aborts: bool,
+    pub placement: PlacementOptions,
 }
 
 impl Default for ModelOptions {
@@ -62,6 +68,7 @@ impl Default for ModelOptions {
             metadata_bytes: 0,
             shadow_doorbells: false,
             aborts: true,
+            placement: PlacementOptions::default(),
         }
     }
 }
@@ -76,6 +83,10 @@ pub struct Counts {
     pub resets: u64,
     /// Addresses that it may not reach.
     pub memory_faults: u64,
+    /// Writes in which any field of a directive was set.
+    pub directives: u64,
+    /// Writes with a placement identifier of no handle.
+    pub invalid_placements: u64,
 }
 
 struct CompletionQueue {
@@ -107,6 +118,7 @@ struct State {
     pending: Vec<(u16, Command)>,
     unanswered: Vec<(u16, Command)>,
     disk: Vec<u8>,
+    placed: Placed,
     reachable: Vec<Range<u64>>,
     random: SplitMix64,
     failing: Vec<(u8, Status)>,
@@ -144,6 +156,7 @@ impl Model {
             pending: Vec::new(),
             unanswered: Vec::new(),
             disk,
+            placed: Placed::default(),
             reachable: arena.into_iter().collect(),
             random: SplitMix64::new(seed),
             failing: Vec::new(),
@@ -191,7 +204,18 @@ impl Model {
     }
 
     pub fn counts(&self) -> Counts {
-        self.state.borrow().counts
+        let state = self.state.borrow();
+        Counts { directives: state.placed.directives, invalid_placements: state.placed.invalid, ..state.counts }
+    }
+
+    /// The handle by which a block of the first namespace was written last, if the write named one.
+    pub fn handle_of(&self, block: u64) -> Option<u16> {
+        self.state.borrow().placed.handle_of(block as usize)
+    }
+
+    /// Has other handles from now on, as after a change of its firmware or configuration.
+    pub fn place_by(&self, placement: PlacementOptions) {
+        self.state.borrow_mut().options.placement = placement;
     }
 
     /// The next command with this opcode ends with this status.
@@ -374,8 +398,10 @@ impl State {
     }
 
     fn carry_out(&mut self, queue: u16, command: Command) {
-        if queue != ADMIN && self.swallowing > 0 {
-            self.swallowing -= 1;
+        let silent = self.options.placement.flaw == Some(PlacementFlaw::Silent);
+        let is_silent = queue != ADMIN && silent && command.opcode() == io::MANAGEMENT_RECEIVE;
+        if queue != ADMIN && (self.swallowing > 0 || is_silent) {
+            self.swallowing = self.swallowing.saturating_sub(1);
             self.unanswered.push((queue, command));
             return;
         }
@@ -429,6 +455,14 @@ impl State {
                 self.fill_pages(command.data(), &log[..asked.min(HEALTH_BYTES)]);
                 (Status::SUCCESS, 0)
             }
+            admin::GET_FEATURES if command.dword(10) == admin::FLEXIBLE_DATA_PLACEMENT => {
+                let placement = self.options.placement;
+                match placement.has_it() && command.dword(11) == u32::from(placement::ENDURANCE_GROUP) {
+                    // The rest is the number of a configuration.
+                    true => (Status::SUCCESS, 0x0300 | u32::from(placement.is_on())),
+                    false => (Status::INVALID_FIELD, 0),
+                }
+            }
             admin::SET_FEATURES if command.dword(10) == admin::NUMBER_OF_QUEUES => (Status::SUCCESS, command.dword(11)),
             admin::CREATE_COMPLETION_QUEUE if queue != ADMIN => {
                 self.add_completions(queue, command.data()[0], last);
@@ -463,6 +497,7 @@ impl State {
                 answer[24..64].fill(b' ');
                 answer[24..29].copy_from_slice(b"model");
                 answer[77] = options.transfer_shift;
+                answer[98] = u8::from(options.placement.has_it()) << 3;
                 answer[257] = options.shadow_doorbells.into();
                 answer[520] = u8::from(options.deallocates) << 2;
                 answer[525] = options.volatile_cache.into();
@@ -472,6 +507,7 @@ impl State {
             (admin::NAMESPACE, namespace) if (1..=options.namespaces).contains(&namespace) => {
                 answer[..8].copy_from_slice(&options.blocks.to_le_bytes());
                 answer[26] = 2;
+                answer[102..104].copy_from_slice(&options.placement.endurance_group().to_le_bytes());
                 let format = u32::from(options.metadata_bytes) | u32::from(options.block_shift) << 16;
                 answer[136..140].copy_from_slice(&format.to_le_bytes());
                 Status::SUCCESS
@@ -508,6 +544,11 @@ impl State {
                     let bytes = self.disk[range].to_vec();
                     self.fill_pages(command.data(), &bytes);
                 } else {
+                    let blocks = range.start >> self.options.block_shift..range.end >> self.options.block_shift;
+                    let placed = self.placed.write(self.options.placement, &command, blocks);
+                    if !placed.is_success() {
+                        return placed;
+                    }
                     self.counts.forced_writes += u64::from(command.dword(12) & io::FUA != 0);
                     let mut bytes = vec![0; range.len()];
                     self.gather_pages(command.data(), &mut bytes);
@@ -516,8 +557,21 @@ impl State {
                 Status::SUCCESS
             }
             io::DATASET_MANAGEMENT if command.dword(11) & io::DEALLOCATE != 0 => self.deallocate(command),
+            io::MANAGEMENT_RECEIVE => self.management_receive(command),
             _ => Status::INVALID_OPCODE,
         }
+    }
+
+    fn management_receive(&mut self, command: Command) -> Status {
+        let placement = self.options.placement;
+        let refuses = !placement.is_on() || placement.flaw == Some(PlacementFlaw::RefusesStatus);
+        if refuses || command.dword(10) != io::RECLAIM_UNIT_HANDLE_STATUS {
+            return Status::INVALID_FIELD;
+        }
+        let status = placement.status();
+        let asked = (command.dword(11) as usize + 1) * 4;
+        self.fill_pages(command.data(), &status[..status.len().min(asked)]);
+        Status::SUCCESS
     }
 
     fn deallocate(&mut self, command: Command) -> Status {

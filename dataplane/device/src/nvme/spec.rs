@@ -1,6 +1,7 @@
 //! The parts of the NVM Express Base Specification 2.0 and NVM Command Set Specification 1.0 that
 //! this driver speaks: registers, commands, completions, and what identify answers. Figures are
-//! theirs. Nothing here touches a device.
+//! theirs. Flexible Data Placement is of the Base Specification 2.1 (before that technical proposal
+//! 4146). Nothing here touches a device.
 
 use crate::{DeviceHealth, HealthWarnings};
 use std::fmt;
@@ -80,6 +81,7 @@ pub mod admin {
     pub const IDENTIFY: u8 = 0x06;
     pub const ABORT: u8 = 0x08;
     pub const SET_FEATURES: u8 = 0x09;
+    pub const GET_FEATURES: u8 = 0x0A;
     pub const DOORBELL_BUFFER_CONFIG: u8 = 0x7C;
 
     /// CNS of identify.
@@ -91,6 +93,8 @@ pub mod admin {
 
     /// Feature identifier: number of queues.
     pub const NUMBER_OF_QUEUES: u32 = 0x07;
+    /// Flexible data placement, of the endurance group that dword 11 names. Bit 0 of the answer: enabled.
+    pub const FLEXIBLE_DATA_PLACEMENT: u32 = 0x1D;
 }
 
 pub mod io {
@@ -98,9 +102,17 @@ pub mod io {
     pub const WRITE: u8 = 0x01;
     pub const READ: u8 = 0x02;
     pub const DATASET_MANAGEMENT: u8 = 0x09;
+    pub const MANAGEMENT_RECEIVE: u8 = 0x12;
 
     /// Dword 12 of a write: force unit access.
     pub const FUA: u32 = 1 << 30;
+    /// Dword 12 of a write, directive type: data placement. The upper half of dword 13, the directive's own,
+    /// is then the placement identifier.
+    pub const DATA_PLACEMENT: u32 = 2 << 20;
+    pub const DIRECTIVE_MASK: u32 = 0xF << 20;
+    /// Dword 10 of management receive, the operation: reclaim unit handle status. Dword 11 is the number of
+    /// dwords to answer, 0's based.
+    pub const RECLAIM_UNIT_HANDLE_STATUS: u32 = 0x01;
     /// Dword 11 of dataset management: deallocate.
     pub const DEALLOCATE: u32 = 1 << 2;
     /// Ranges of 16 bytes in one dataset management command.
@@ -155,6 +167,26 @@ impl Command {
     #[inline]
     pub fn with_blocks(self, first: u64, count: u32, flags: u32) -> Command {
         self.with(10, first as u32).with(11, (first >> 32) as u32).with(12, (count - 1) | flags)
+    }
+
+    /// A write whose data goes where this placement identifier says.
+    #[inline]
+    pub fn with_placement(self, identifier: u16) -> Command {
+        self.with(12, self.get(12) & !io::DIRECTIVE_MASK | io::DATA_PLACEMENT).with(13, u32::from(identifier) << 16)
+    }
+
+    /// The placement identifier of a write that has one.
+    pub fn placement(&self) -> Option<u16> {
+        let placed = self.opcode() == io::WRITE && self.get(12) & io::DIRECTIVE_MASK == io::DATA_PLACEMENT;
+        placed.then_some((self.get(13) >> 16) as u16)
+    }
+
+    /// The same without it: the device chooses.
+    pub fn without_placement(self) -> Command {
+        match self.placement() {
+            Some(_) => self.with(12, self.get(12) & !io::DIRECTIVE_MASK).with(13, self.get(13) & 0xFFFF),
+            None => self,
+        }
     }
 
     #[inline]
@@ -302,7 +334,7 @@ impl fmt::Debug for Status {
 /// Bytes of what identify answers.
 pub const IDENTIFY_BYTES: usize = 4096;
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
@@ -330,6 +362,8 @@ pub struct Controller {
     pub volatile_cache: bool,
     /// Takes doorbells in memory.
     pub shadow_doorbells: bool,
+    /// Has endurance groups in which the host says which data goes together.
+    pub flexible_data_placement: bool,
 }
 
 impl Controller {
@@ -348,6 +382,8 @@ impl Controller {
             deallocates: u16_at(bytes, 520) >> 2 & 1 == 1,
             volatile_cache: bytes[525] & 1 == 1,
             shadow_doorbells: u16_at(bytes, 256) >> 8 & 1 == 1,
+            // CTRATT.
+            flexible_data_placement: u32_at(bytes, 96) >> 19 & 1 == 1,
         }
     }
 }
@@ -376,6 +412,8 @@ pub fn parse_health(bytes: &[u8; HEALTH_BYTES]) -> DeviceHealth {
         power_on_hours: counter(128),
         unsafe_shutdowns: counter(144),
         media_errors: counter(160),
+        // Not of the log.
+        placement_handles: 0,
     }
 }
 
@@ -401,6 +439,8 @@ pub enum NamespaceError {
 pub struct Namespace {
     pub blocks: u64,
     pub block_bytes: u32,
+    /// ENDGID; 0 if it is in none.
+    pub endurance_group: u16,
 }
 
 impl Namespace {
@@ -423,6 +463,6 @@ impl Namespace {
         if !(512..=4096).contains(&block_bytes) {
             return Err(NamespaceError::BlockSize { bytes: block_bytes });
         }
-        Ok(Namespace { blocks, block_bytes: block_bytes as u32 })
+        Ok(Namespace { blocks, block_bytes: block_bytes as u32, endurance_group: u16_at(bytes, 102) })
     }
 }
