@@ -5,6 +5,9 @@
 # shellcheck disable=SC2154  # the caller's
 # Disks that can't read some places, each with a configuration of blkdebug that says which.
 declare -A unreadable=()
+# Disks whose controllers have flexible data placement, each with the reclaim unit handles of its namespace,
+# of eight.
+declare -A handles=()
 kernel=${XDG_CACHE_HOME:-$HOME/.cache}/cfs-tools/hwtest/kernel
 # Beside it, to be renamed when it is complete.
 unpacked=$kernel.$$
@@ -29,7 +32,7 @@ install_qemu() {
 # What is missing is installed as root; a guest of QEMU itself needs no rights.
 install_tools() {
     local package missing=()
-    for package in busybox-static cpio kmod xz-utils zstd binutils fio; do
+    for package in busybox-static cpio kmod xz-utils zstd binutils fio nvme-cli; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
     done
     local qemu_packages=()
@@ -145,9 +148,15 @@ make_disks() { # nvme or volatile, name...
             truncate -s 512M "$file"
             local from="file=$file"
             [ -z "${unreadable[$name]:-}" ] || from="file=blkdebug:${unreadable[$name]}:$file"
+            local subsystem='' placement=''
+            if [ -n "${handles[$name]:-}" ]; then
+                # Units that no scenario fills: what room they have left says what each handle has written.
+                disks+=(-device "nvme-subsys,id=subsystem-$name,nqn=$name,fdp=on,fdp.runs=1G,fdp.nrg=1,fdp.nruh=8")
+                subsystem=,subsys=subsystem-$name placement=",fdp.ruhs=${handles[$name]}"
+            fi
             disks+=(-drive "$from,format=raw,if=none,id=$name,cache=writeback,discard=unmap"
-                -device "nvme,serial=$name,id=controller-$name"
-                -device "nvme-ns,drive=$name,bus=controller-$name,nsid=1,logical_block_size=4096,physical_block_size=4096")
+                -device "nvme,serial=$name,id=controller-$name$subsystem"
+                -device "nvme-ns,drive=$name,bus=controller-$name,nsid=1,logical_block_size=4096,physical_block_size=4096$placement")
         else
             # Clusters as large as a block of the guest: no write shares one with an older write.
             qemu-img create -q -f qcow2 -o cluster_size=4096 "$file" 512M

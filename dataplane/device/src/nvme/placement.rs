@@ -147,7 +147,8 @@ impl<B: Bus> Placing<B> {
 
     /// How many handles the namespace has; 0 if they are not used.
     pub fn handles(&self) -> u16 {
-        self.handles.get().map_or(0, |handles| handles.count)
+        let is_sure = self.resets.get() == self.controller.resets();
+        self.handles.get().filter(|_| is_sure).map_or(0, |handles| handles.count)
     }
 
     /// A write was refused that had an identifier: until the controller is reset, none has one any more.
