@@ -162,8 +162,10 @@ fn a_controller_that_does_not_say_what_handles_it_has_is_used_without_and_not_as
             write_each(&device, 0).await;
             model.reset_function();
             write_each(&device, 6).await;
-            handle.sleep(Duration::from_secs(200)).await;
+            // These would have it asked.
             write_each(&device, 12).await;
+            handle.sleep(Duration::from_secs(200)).await;
+            write_each(&device, 18).await;
             assert_eq!((device.resets(), model.counts().directives), (resets + 1, 0));
         });
     }

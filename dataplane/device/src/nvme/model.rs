@@ -457,7 +457,7 @@ impl State {
             }
             admin::GET_FEATURES if command.dword(10) == admin::FLEXIBLE_DATA_PLACEMENT => {
                 let placement = self.options.placement;
-                match placement.has_it() && command.dword(11) == u32::from(placement::ENDURANCE_GROUP) {
+                match placement.has_it() && command.dword(11) == u32::from(placement.endurance_group()) {
                     // The rest is the number of a configuration.
                     true => (Status::SUCCESS, 0x0300 | u32::from(placement.is_on())),
                     false => (Status::INVALID_FIELD, 0),
@@ -564,7 +564,8 @@ impl State {
 
     fn management_receive(&mut self, command: Command) -> Status {
         let placement = self.options.placement;
-        let refuses = !placement.is_on() || placement.flaw == Some(PlacementFlaw::RefusesStatus);
+        // One that is switched off has handles all the same.
+        let refuses = !placement.has_it() || placement.flaw == Some(PlacementFlaw::RefusesStatus);
         if refuses || command.dword(10) != io::RECLAIM_UNIT_HANDLE_STATUS {
             return Status::INVALID_FIELD;
         }

@@ -32,7 +32,7 @@ pub struct PlacementOptions {
     pub flaw: Option<PlacementFlaw>,
 }
 
-pub(super) const ENDURANCE_GROUP: u16 = 5;
+const ENDURANCE_GROUP: u16 = 5;
 
 /// Neither identifiers nor handles are counted from 0, and they are not the same.
 fn identifier(handle: u16) -> u16 {
