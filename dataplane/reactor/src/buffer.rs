@@ -58,6 +58,11 @@ impl DmaBuf {
         DmaBuf { memory, length }
     }
 
+    /// The same outside of the memory for devices: for what lives long and no device reaches.
+    pub fn apart(length: usize) -> DmaBuf {
+        DmaBuf { memory: Memory::Heap(vec![ZERO_PAGE; length.div_ceil(PAGE).max(1)].into_boxed_slice()), length }
+    }
+
     pub fn zeroed(length: usize) -> DmaBuf {
         let mut buffer = DmaBuf::uninitialised(length);
         buffer.fill(0);

@@ -298,7 +298,7 @@ fn iommu(machine: &Machine) -> Finding {
 }
 
 fn rdma(machine: &Machine) -> Finding {
-    let used = "not used by this build: the fabric is TCP, on loopback only";
+    let used = "not used by this build: the fabric is TCP";
     match machine.rdma.as_deref() {
         None => finding("RDMA", State::Unknown, "unknown", used),
         Some([]) => finding("RDMA", State::Unused, "none", used),

@@ -21,8 +21,9 @@ const SEND_BYTES_MAX: usize = 2 << 20;
 /// Queued bytes beyond which a server admits no more requests: its client does not read.
 const QUEUED_BYTES_MAX: usize = 16 << 20;
 
-/// Encrypted in one go: some 50 µs. A multiple of a record's content, so that full ones follow each other.
-const SEALED_BYTES: usize = 8 * CONTENT_BYTES_MAX;
+/// Encrypted in one go, some 20 µs, into a buffer of the size that there are most of. A multiple of a
+/// record's content, so that full ones follow each other.
+const SEALED_BYTES: usize = 4 * CONTENT_BYTES_MAX;
 
 /// Summed in one go: some 100 µs, half of what a task may run without yielding.
 pub(super) const SUM_BYTES: usize = 1 << 20;

@@ -255,6 +255,17 @@ impl Sealer {
         Ok(())
     }
 
+    /// A record of any kind and length.
+    #[cfg(test)]
+    pub fn seal_one(&mut self, kind: u8, content: &[u8]) -> Bytes {
+        let bytes = DmaBuf::zeroed(content.len() + RECORD_OVERHEAD);
+        let mut sealed = Sealed { bytes, end: 0, gathered: content.len() };
+        let place = sealed.content();
+        sealed.bytes[place].copy_from_slice(content);
+        self.finish(&mut sealed, kind).unwrap();
+        sealed.bytes.freeze()
+    }
+
     /// From now on a key is for so many records.
     #[cfg(test)]
     pub fn limit_keys(&mut self, records: u64) {
@@ -339,7 +350,7 @@ impl Opener {
     }
 
     /// The only handshake message that comes later: what follows is under the next key.
-    fn heed(&mut self, message: &[u8]) -> Result<(), RecordError> {
+    pub(super) fn heed(&mut self, message: &[u8]) -> Result<(), RecordError> {
         let &[KEY_UPDATE, 0, 0, 1, request @ (NOT_REQUESTED | REQUESTED)] = message else {
             return Err(RecordError::Message(message.first().copied().unwrap_or_default()));
         };

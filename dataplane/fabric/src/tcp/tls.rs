@@ -67,7 +67,7 @@ pub(super) struct Received {
 
 impl Received {
     fn new() -> Received {
-        Received { buffer: Some(DmaBuf::uninitialised(RECEIVED_BYTES)), start: 0, end: 0 }
+        Received { buffer: Some(DmaBuf::apart(RECEIVED_BYTES)), start: 0, end: 0 }
     }
 
     /// All that is there.
@@ -373,6 +373,69 @@ mod tests {
         }
     }
 
+    /// Forwards one direction with a bit flipped at a place, or cut off there.
+    async fn forward(ring: Rc<Ring>, from: Rc<OwnedFd>, to: Rc<OwnedFd>, harm: Option<(usize, Option<u8>)>) {
+        let mut at = 0;
+        loop {
+            let (received, buffer) = ring.recv(&from, DmaBuf::uninitialised(4096)).await;
+            let Ok(length @ 1..) = received else { break };
+            let mut bytes = buffer[..length].to_vec();
+            match harm {
+                Some((place, Some(bit))) if (at..at + length).contains(&place) => bytes[place - at] ^= 1 << bit,
+                Some((place, None)) if place < at + length => bytes.truncate(place - at),
+                _ => {}
+            }
+            let is_cut = bytes.len() < length;
+            at += length;
+            let (sent, _) = ring.send(&to, vec![Bytes::from(bytes)]).await;
+            if sent.is_err() || is_cut {
+                break;
+            }
+        }
+        let _ = rustix::net::shutdown(&*to, rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(&*from, rustix::net::Shutdown::Both);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Whatever happens to a handshake on its way, both ends come to an end, and those that believe that
+        /// it is over agree on the keys.
+        #[test]
+        fn a_harmed_handshake_fails_or_is_one(
+            place in 0usize..2200, bit in prop::option::of(0u8..8), of_client in any::<bool>(),
+        ) {
+            let ring = Ring::new(64).unwrap();
+            let executor = Executor::new(Rc::new(KernelClock::new()));
+            let handle = executor.domain();
+            let [(client_end, near), (far, server_end)] =
+                [(); 2].map(|()| UnixStream::pair().unwrap()).map(|(one, other)| (Rc::new(OwnedFd::from(one)), Rc::new(OwnedFd::from(other))));
+            let [server, client] = identities();
+            let story = {
+                let (ring, handle) = (ring.clone(), handle.clone());
+                async move {
+                    let harm = |harmed: bool| harmed.then_some((place, bit));
+                    handle.spawn(forward(ring.clone(), near.clone(), far.clone(), harm(of_client)));
+                    handle.spawn(forward(ring.clone(), far, near, harm(!of_client)));
+                    // As a connection does, each end closes its socket when it fails.
+                    let ended = |socket: Rc<OwnedFd>, outcome: Result<Secured, TlsError>| {
+                        outcome.inspect_err(|_| {
+                            let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
+                        })
+                    };
+                    let serving = async { ended(server_end.clone(), accept(&ring, &server_end, server).await) };
+                    let calling = async { ended(client_end.clone(), connect(&ring, &client_end, client).await) };
+                    handle.timeout(Duration::from_secs(20), join(serving, calling)).await
+                }
+            };
+            let both = executor.run(&mut ring.driver(), Duration::ZERO, &handle, story).unwrap();
+            let both = both.expect("both ends come to an end");
+            if let (Ok(mut server), Ok(mut client)) = both {
+                let sealed = client.sealer.seal(&[pattern(0, 100)]).unwrap();
+                prop_assert_eq!(opened(&mut server.opener, &sealed).unwrap(), pattern(0, 100));
+            }
+        }
+    }
+
     #[test]
     fn a_record_is_taken_once_and_in_its_turn_only() {
         let [mut server, mut client] = shaken();
@@ -383,6 +446,37 @@ mod tests {
         assert_eq!(opened(&mut client.opener, &sealed).unwrap(), pattern(1, 100));
         assert!(matches!(opened(&mut client.opener, &sealed), Err(RecordError::Forged)));
         assert!(matches!(opened(&mut client.opener, &one), Err(RecordError::Forged)), "another connection's");
+    }
+
+    #[test]
+    fn only_data_of_no_more_than_a_record_holds_is_data() {
+        let [mut server, mut client] = shaken();
+        let mut room = vec![0; 2 * CONTENT_BYTES_MAX];
+        let mut said = |kind: u8, content: &[u8]| client.opener.open(&server.sealer.seal_one(kind, content), &mut room);
+        assert_eq!(said(23, b"data").unwrap(), Opened::Data(4));
+        assert_eq!(said(23, &vec![7; CONTENT_BYTES_MAX]).unwrap(), Opened::Data(CONTENT_BYTES_MAX));
+        assert_eq!(said(21, &[1, 0]).unwrap(), Opened::Closed);
+        let refusal = said(21, &[2, 48]).unwrap_err();
+        assert!(refusal.to_string().contains("give one that the cluster's authority issued"), "{refusal}");
+        assert!(matches!(said(21, &[2]), Err(RecordError::Length(1))));
+        assert!(matches!(said(20, &[1]), Err(RecordError::Type(20))));
+        assert!(matches!(said(0, &[0, 0]), Err(RecordError::Type(0))));
+        assert!(matches!(said(23, &vec![7; CONTENT_BYTES_MAX + 1]), Err(RecordError::Length(_))));
+    }
+
+    #[test]
+    fn who_is_asked_for_a_new_key_takes_one() {
+        let [mut server, mut client] = shaken();
+        assert!(server.opener.heed(&[24, 0, 0, 1, 2]).is_err());
+        assert!(server.opener.heed(&[4, 0, 0, 1, 1]).is_err());
+        server.opener.heed(&[24, 0, 0, 1, 1]).unwrap();
+        let plain = 100 + records::RECORD_OVERHEAD;
+        let sealed = server.sealer.seal(&[pattern(1, 100)]).unwrap();
+        assert_eq!(sealed.len(), plain + 5 + records::RECORD_OVERHEAD, "a KeyUpdate goes before it");
+        assert_eq!(opened(&mut client.opener, &sealed).unwrap(), pattern(1, 100));
+        let sealed = server.sealer.seal(&[pattern(2, 100)]).unwrap();
+        assert_eq!(sealed.len(), plain, "and only once");
+        assert_eq!(opened(&mut client.opener, &sealed).unwrap(), pattern(2, 100));
     }
 
     #[test]
