@@ -334,6 +334,51 @@ fn a_controller_that_has_failed_is_reset_at_once_and_given_up_if_it_does_not_com
 }
 
 #[test]
+fn a_controller_that_is_away_while_others_reset_it_is_waited_for_and_one_that_stays_away_is_gone() {
+    run(ModelOptions::default(), 35, |device, model, handle| async move {
+        for (round, away_ms) in [1, 400, 1100, 1900].into_iter().enumerate() {
+            let writing = device.clone();
+            model.go_away();
+            let write = async move { writing.write(0, vec![pattern(7, 4096)], Placement::Data, false).await };
+            let write = handle.spawn(write);
+            handle.sleep(Duration::from_millis(away_ms)).await;
+            model.come_back();
+            write.await.unwrap().unwrap();
+            assert_eq!(device.read(0, 4096).await.unwrap()[..], pattern(7, 4096)[..]);
+            assert_eq!(device.resets(), round as u64 + 1, "away for {away_ms} ms");
+        }
+        model.go_away();
+        let begun = handle.now();
+        assert!(device.read(0, 4096).await.err().unwrap().is_gone());
+        assert!(handle.now() - begun < Duration::from_secs(4), "not after 30 s");
+        assert!(device.attached().unwrap_err().is_gone());
+        assert_eq!(model.counts().memory_faults, 0);
+    });
+}
+
+#[test]
+fn a_controller_that_others_reset_while_it_is_brought_up_is_brought_up_again() {
+    run(ModelOptions::default(), 36, |device, model, handle| async move {
+        let writing = device.clone();
+        model.reset_function();
+        let write = async move { writing.write(0, vec![pattern(9, 4096)], Placement::Data, false).await };
+        let write = handle.spawn(write);
+        // It is enabled and not ready yet when they do so again, three times.
+        for _ in 0..3 {
+            while !model.is_enabled() {
+                handle.sleep(Duration::from_micros(100)).await;
+            }
+            model.reset_function();
+        }
+        let begun = handle.now();
+        write.await.unwrap().unwrap();
+        assert!(handle.now() - begun < Duration::from_secs(1), "nobody waits for what was undone");
+        assert_eq!(device.read(0, 4096).await.unwrap()[..], pattern(9, 4096)[..]);
+        assert_eq!(device.resets(), 1);
+    });
+}
+
+#[test]
 fn closing_waits_for_what_is_under_way_and_for_the_controller() {
     run(ModelOptions::default(), 27, |device, model, handle| async move {
         let write = |index| device.write(index * 4096, vec![pattern(index, 4096)], Placement::Data, false);

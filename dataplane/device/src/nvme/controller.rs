@@ -57,10 +57,17 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a controller may take to get its caches in order.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 const STATUS_PAUSE: Duration = Duration::from_millis(1);
+/// Registers of a function that is being reset read all ones as those of one that is gone. It has a second
+/// to come back (PCI Express Base Specification, "Conventional Reset"); this is twice as long.
+const ABSENT_MAX: Duration = Duration::from_secs(2);
 /// How often the controller is given a command that it does not answer, with a reset before each time but
 /// the first.
 const SENT_MAX: u8 = 3;
 
+/// Tries to bring a controller up after a reset, and the pause between them: others reset a function in well
+/// under a second.
+const BRING_UPS_MAX: u32 = 5;
+const BRING_UP_PAUSE: Duration = Duration::from_millis(200);
 /// Resets in a row after which no command was answered: it is lost then.
 const VAIN_RESETS_MAX: u32 = 8;
 
@@ -72,6 +79,8 @@ pub(super) const BOUNCE_BYTES: usize = 1 << 20;
 pub enum NvmeError {
     #[error("NVMe controller {device} is gone from the bus")]
     Gone { device: String },
+    #[error("NVMe controller {device} was reset by others while it was brought up")]
+    Undone { device: String },
     #[error("NVMe controller {device} does not become {state} within {seconds} s (status register {status:#x})")]
     NotReady { device: String, state: &'static str, seconds: u64, status: u32 },
     #[error("NVMe controller {device} has failed (status register {status:#x}); power-cycle it")]
@@ -410,7 +419,23 @@ impl<B: Bus> Controller<B> {
         Ok(())
     }
 
+    /// The status register, once there is one to be read.
+    async fn status(&self) -> Result<u32, NvmeError> {
+        let deadline = self.handle.now() + ABSENT_MAX;
+        loop {
+            let status = self.bus.read32(register::STATUS);
+            if status != status::GONE {
+                return Ok(status);
+            }
+            if self.bus.is_wanted_back() || self.handle.now() >= deadline {
+                return Err(NvmeError::Gone { device: self.device() });
+            }
+            self.handle.sleep(STATUS_PAUSE).await;
+        }
+    }
+
     async fn disable(&self) -> Result<(), NvmeError> {
+        self.status().await?;
         if self.bus.read32(register::CONFIGURATION) & configuration::ENABLE != 0 {
             self.bus.write32(register::CONFIGURATION, 0);
         }
@@ -422,16 +447,16 @@ impl<B: Bus> Controller<B> {
         let within = Duration::from_millis(self.capabilities.ready_within_ms());
         let deadline = self.handle.now() + within;
         loop {
-            let status = self.bus.read32(register::STATUS);
-            if status == status::GONE {
-                return Err(NvmeError::Gone { device: self.device() });
-            }
+            let status = self.status().await?;
             // One that has failed may still be disabled, which brings it back.
             if status & status::FATAL != 0 && wanted != 0 {
                 return Err(NvmeError::Fatal { device: self.device(), status });
             }
             if status & mask == wanted {
                 return Ok(());
+            }
+            if wanted != 0 && self.bus.read32(register::CONFIGURATION) & configuration::ENABLE == 0 {
+                return Err(NvmeError::Undone { device: self.device() });
             }
             if self.handle.now() >= deadline {
                 let seconds = within.as_secs();
@@ -645,7 +670,8 @@ impl<B: Bus> Controller<B> {
         }
         let status = self.bus.read32(register::STATUS);
         if status == status::GONE {
-            return self.gone();
+            tracing::warn!(device = self.bus.name(), "the NVMe controller is gone from the bus, or is being reset");
+            return self.reset_wanted.set(true);
         }
         if status & status::FATAL != 0 {
             tracing::error!(device = self.bus.name(), status, "the NVMe controller has failed");
@@ -715,9 +741,16 @@ impl<B: Bus> Controller<B> {
             return self.gone();
         }
         tracing::warn!(device = self.bus.name(), "the NVMe controller is reset");
-        if let Err(error) = self.bring_up().await {
-            tracing::error!(%error, "the NVMe controller does not come back");
-            return self.gone();
+        let mut tries = 1;
+        while let Err(error) = self.bring_up().await {
+            // Others' reset may take a while and do its work twice: what was set up meanwhile is undone.
+            if tries == BRING_UPS_MAX || matches!(error, NvmeError::Gone { .. }) || self.state.get() == State::Closed {
+                tracing::error!(%error, "the NVMe controller does not come back");
+                return self.gone();
+            }
+            tracing::warn!(%error, "the NVMe controller is brought up once more");
+            tries += 1;
+            self.handle.sleep(BRING_UP_PAUSE).await;
         }
         if self.state.get() == State::Closed {
             return self.end_all();

@@ -257,6 +257,10 @@ impl Model {
         state.stop();
     }
 
+    pub fn is_enabled(&self) -> bool {
+        self.state.borrow().configuration & configuration::ENABLE != 0
+    }
+
     /// It does not become ready any more once it was disabled.
     pub fn break_down(&self) {
         self.state.borrow_mut().broken = true;
@@ -265,6 +269,16 @@ impl Model {
     /// It says that it has failed, until it is disabled.
     pub fn fail_fatally(&self) {
         self.state.borrow_mut().fatal = true;
+    }
+
+    /// Others reset it in the way that takes longest: registers read all ones until it is back.
+    pub fn go_away(&self) {
+        self.reset_function();
+        self.state.borrow_mut().gone = true;
+    }
+
+    pub fn come_back(&self) {
+        self.state.borrow_mut().gone = false;
     }
 
     /// Pulled out: registers read all ones, and nothing is answered any more.
