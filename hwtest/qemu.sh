@@ -177,6 +177,19 @@ add_double_disk() { # name
     done
 }
 
+# One more NVMe controller, which takes little at once, with two namespaces: one with blocks of 512 bytes, one
+# whose blocks carry metadata.
+add_odd_disk() { # name
+    local number
+    disks+=(-device "nvme,serial=$1,id=controller-$1,mdts=4")
+    local formats=('' 'logical_block_size=512,physical_block_size=512' 'logical_block_size=4096,physical_block_size=4096,ms=8')
+    for number in 1 2; do
+        truncate -s 64M "$work/$1-$number.disk"
+        disks+=(-drive "file=$work/$1-$number.disk,format=raw,if=none,id=$1-$number,cache=writeback,discard=unmap"
+            -device "nvme-ns,drive=$1-$number,bus=controller-$1,nsid=$number,${formats[$number]}")
+    done
+}
+
 # Boots the guest with $disks. Its console is in $work/console, its results are in $work/results.
 start_guest() { # scenario, VARIABLE=value...
     local scenario=$1

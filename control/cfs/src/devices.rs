@@ -1,8 +1,10 @@
-//! What a target's path stands for: a file or block device, used through io_uring, or
-//! `nvme:PCI-ADDRESS[/NAMESPACE]`, a controller that is given to vfio-pci and driven by this process.
+//! What a target's path stands for: a file or block device, used through io_uring; the character device
+//! `/dev/ngXnY` of an NVMe namespace, to which commands go through io_uring; or `nvme:PCI-ADDRESS[/NAMESPACE]`,
+//! a controller that is given to vfio-pci and driven by this process.
 
 use cfs_device::nvme::vfio::{PciAddress, VfioBus};
 use cfs_device::nvme::{NvmeDevice, NvmeError};
+use cfs_device::passthru::{PassthruDevice, is_character_device};
 use cfs_device::uring::{OpenOptions, UringDevice};
 use cfs_device::{BlockDevice, DeviceError, DeviceResult};
 use cfs_reactor::Handle;
@@ -36,6 +38,9 @@ impl Devices {
     /// Opens it for this process alone.
     pub async fn open(&self, path: &Path, options: OpenOptions) -> DeviceResult<Rc<dyn BlockDevice>> {
         let Some(place) = path.to_str().and_then(|path| path.strip_prefix(DRIVEN)) else {
+            if is_character_device(path) {
+                return Ok(PassthruDevice::open(path, &self.ring, &self.handle, options).await?);
+            }
             return Ok(UringDevice::open(path, &self.ring, &self.handle, options)?);
         };
         let (address, namespace) =

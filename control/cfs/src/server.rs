@@ -23,6 +23,7 @@ use cfs_store::{DEVICE_BYTES_MIN, inspect};
 use cfs_wire::cluster::ClusterParameters;
 use cfs_wire::{ClusterId, TargetId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::FileType;
 use std::future::Future;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -228,7 +229,7 @@ where
     outcome?
 }
 
-/// Formats files (created with `size` bytes if missing) or block devices as a new cluster. The files
+/// Formats files (created with `size` bytes if missing) or devices as a new cluster. The files
 /// that it created are gone again if it fails.
 pub fn format_files(paths: &[PathBuf], size: Option<u64>, spec: FormatSpec) -> Result<ClusterId> {
     check_given_once(paths)?;
@@ -301,7 +302,7 @@ pub fn parameters_of(paths: &[PathBuf]) -> Result<Option<ClusterParameters>> {
     })
 }
 
-/// Makes an empty target of `path`, a file to create or a block device, in the place of target
+/// Makes an empty target of `path`, a file to create or a device, in the place of target
 /// `id`. `survivors` are where the others should be; nobody may be using them.
 pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, force: bool) -> Result<()> {
     check_given_once(&survivors)?;
@@ -310,7 +311,7 @@ pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, forc
         check_not_dangling(&path)?;
         let is_file = match is_driven(&path) {
             true => Some(false),
-            false => std::fs::metadata(&path).map(|found| !found.file_type().is_block_device()).ok(),
+            false => std::fs::metadata(&path).map(|found| !is_device(found.file_type())).ok(),
         };
         if is_file == Some(true) {
             bail!("{} exists; move it away first: replacing erases what it holds", path.display());
@@ -340,9 +341,14 @@ pub fn replace_target(path: PathBuf, survivors: Vec<PathBuf>, id: TargetId, forc
     })
 }
 
+/// Whether what it names is known by its number, not by the directory entry.
+fn is_device(kind: FileType) -> bool {
+    kind.is_block_device() || kind.is_char_device()
+}
+
 /// The same device twice would be found in use by ourselves.
 fn check_given_once(targets: &[PathBuf]) -> Result<()> {
-    let mut seen: BTreeMap<(bool, u64, u64), &Path> = BTreeMap::new();
+    let mut seen: BTreeMap<(Option<bool>, u64, u64), &Path> = BTreeMap::new();
     let mut unseen: BTreeSet<&Path> = BTreeSet::new();
     for path in targets {
         // What can't be looked at is made, or refused with the reason, when it is opened.
@@ -352,9 +358,9 @@ fn check_given_once(targets: &[PathBuf]) -> Result<()> {
             }
             continue;
         };
-        let key = match found.file_type().is_block_device() {
-            true => (true, found.rdev(), 0),
-            false => (false, found.dev(), found.ino()),
+        let key = match is_device(found.file_type()) {
+            true => (Some(found.file_type().is_block_device()), found.rdev(), 0),
+            false => (None, found.dev(), found.ino()),
         };
         if let Some(other) = seen.insert(key, path) {
             bail!("{} and {} are the same target: give it once", other.display(), path.display());

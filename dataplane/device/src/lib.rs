@@ -2,9 +2,9 @@
 //!
 //! A [`BlockDevice`] reads and writes aligned ranges, flushes its volatile cache, and discards.
 //! Back ends: [`uring`] (regular files and block devices, O_DIRECT), [`nvme`] (NVMe controllers
-//! driven from user space) and [`mem`] (in memory, seeded, with every fault a device can have). A
-//! device belongs to one executor. What every back end must do is written down as tests in
-//! [`conformance`].
+//! driven from user space), [`passthru`] (NVMe commands through the kernel's driver) and [`mem`] (in
+//! memory, seeded, with every fault a device can have). A device belongs to one executor. What every
+//! back end must do is written down as tests in [`conformance`].
 //!
 //! It knows nothing of zones, blobs or checksums; those are the store's.
 
@@ -12,6 +12,8 @@ pub mod conformance;
 pub mod mem;
 #[allow(unsafe_code, reason = "shares memory with devices")]
 pub mod nvme;
+#[allow(unsafe_code, reason = "asks the kernel for what has no safe call, and hands memory to devices")]
+pub mod passthru;
 pub mod uring;
 
 use bytes::Bytes;

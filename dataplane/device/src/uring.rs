@@ -16,6 +16,8 @@ mod polled;
 mod settle;
 
 pub use open::OpenOptions;
+pub(crate) use open::open_block_device;
+pub(crate) use polled::queue_is_polled;
 
 use open::Opened;
 use polled::Polled;

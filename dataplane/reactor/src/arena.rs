@@ -77,10 +77,14 @@ pub(crate) fn establish() -> Option<(*mut u8, usize)> {
 
 /// Whether memory lies in the arena.
 pub(crate) fn contains(bytes: &[u8]) -> bool {
+    contains_range(bytes.as_ptr(), bytes.len())
+}
+
+/// The same of memory that is named only.
+pub(crate) fn contains_range(from: *const u8, bytes: usize) -> bool {
     let Some(Some(arena)) = ARENA.get() else { return false };
     let start = arena.start.as_ptr() as usize;
-    let from = bytes.as_ptr() as usize;
-    from >= start && from + bytes.len() <= start + ARENA_BYTES
+    (from as usize).checked_sub(start).is_some_and(|at| at + bytes <= ARENA_BYTES)
 }
 
 /// Blocks of each length that a thread keeps for itself, newest on top.

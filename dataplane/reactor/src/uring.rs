@@ -13,14 +13,16 @@
 mod core;
 mod driver;
 mod file;
+mod nvme;
 mod operation;
 mod sockets;
 #[cfg(test)]
 mod tests;
 
-pub use self::core::RingError;
+pub use self::core::{Layout, Plain, RingError, Wide};
 pub use driver::RingDriver;
 pub use file::RingFile;
+pub use nvme::{NvmeCommand, NvmeData};
 pub use operation::{Command, Operation};
 pub use rustix::io::Errno;
 pub use sockets::{Accept, Connect};
@@ -35,15 +37,25 @@ use std::rc::Rc;
 
 /// Submissions queued for polled devices; more take a call of their own.
 const POLLED_ENTRIES: u32 = 256;
+/// Commands that can follow one that takes long, before they have to wait for it ([`Layout::ENTRIES_STAY`]).
+const COMMAND_ENTRIES: u32 = 4096;
 
 /// Parts of one vectored call at most (Linux UIO_MAXIOV).
 pub const PARTS_MAX: usize = 1024;
 
 /// An io_uring and the operations under way on it. Lives on the thread that made it.
-pub struct Ring {
-    core: RefCell<Core>,
-    /// For devices whose completions are polled; driven together with this ring.
+pub struct Ring<L: Layout = Plain> {
+    core: RefCell<Core<L>>,
+    beside: Beside,
+}
+
+/// Rings that are driven together with an executor's first one, for what that can't do. Each is made when
+/// first asked for.
+#[derive(Default)]
+struct Beside {
     polled: OnceCell<Rc<Ring>>,
+    commands: OnceCell<Rc<Ring<Wide>>>,
+    polled_commands: OnceCell<Rc<Ring<Wide>>>,
 }
 
 fn raw(fd: &Rc<OwnedFd>) -> types::Fd {
@@ -56,31 +68,51 @@ fn iovecs(parts: &[Bytes]) -> Vec<libc::iovec> {
     parts.iter().map(entry).collect()
 }
 
-impl Ring {
-    /// A ring for `entries` queued submissions. Completions are not bounded by it.
-    pub fn new(entries: u32) -> Result<Rc<Ring>, RingError> {
-        Ok(Rc::new(Ring { core: RefCell::new(Core::new(entries, Completions::Announced)?), polled: OnceCell::new() }))
+/// The ring in a place beside the first one.
+fn beside<L: Layout>(place: &OnceCell<Rc<Ring<L>>>, entries: u32, kind: Completions) -> Result<Rc<Ring<L>>, RingError> {
+    if let Some(ring) = place.get() {
+        return Ok(ring.clone());
     }
+    let ring = Ring::with(entries, kind)?;
+    Ok(place.get_or_init(|| ring).clone())
+}
 
-    /// The ring beside this one on which completions are polled for (IORING_SETUP_IOPOLL), made
-    /// when first asked for. It takes reads and writes of files, and while any is under way the
-    /// executor does not sleep.
-    pub fn polled(&self) -> Result<Rc<Ring>, RingError> {
-        if let Some(polled) = self.polled.get() {
-            return Ok(polled.clone());
-        }
-        let core = RefCell::new(Core::new(POLLED_ENTRIES, Completions::Polled)?);
-        Ok(self.polled.get_or_init(|| Rc::new(Ring { core, polled: OnceCell::new() })).clone())
-    }
-
-    /// What `Executor::run` drives this ring with.
-    pub fn driver(self: &Rc<Self>) -> RingDriver {
-        RingDriver::new(self.clone())
+impl<L: Layout> Ring<L> {
+    fn with(entries: u32, kind: Completions) -> Result<Rc<Ring<L>>, RingError> {
+        Ok(Rc::new(Ring { core: RefCell::new(Core::new(entries, kind)?), beside: Beside::default() }))
     }
 
     /// Operations whose completion has not been reaped, cancelled ones included.
     pub fn in_flight(&self) -> usize {
         self.core.borrow().in_flight()
+    }
+}
+
+impl Ring {
+    /// A ring for `entries` queued submissions. Completions are not bounded by it.
+    pub fn new(entries: u32) -> Result<Rc<Ring>, RingError> {
+        Ring::with(entries, Completions::Announced)
+    }
+
+    /// The ring beside this one on which completions are polled for (IORING_SETUP_IOPOLL). It takes reads
+    /// and writes of files, and while any is under way the executor does not sleep.
+    pub fn polled(&self) -> Result<Rc<Ring>, RingError> {
+        beside(&self.beside.polled, POLLED_ENTRIES, Completions::Polled)
+    }
+
+    /// The ring beside this one that takes commands of devices, and wakes who sleeps in this one.
+    pub fn commands(&self) -> Result<Rc<Ring<Wide>>, RingError> {
+        beside(&self.beside.commands, COMMAND_ENTRIES, Completions::Signalled)
+    }
+
+    /// The same, on which completions are polled for.
+    pub fn polled_commands(&self) -> Result<Rc<Ring<Wide>>, RingError> {
+        beside(&self.beside.polled_commands, COMMAND_ENTRIES, Completions::Polled)
+    }
+
+    /// What `Executor::run` drives this ring with.
+    pub fn driver(self: &Rc<Self>) -> RingDriver {
+        RingDriver::new(self.clone())
     }
 
     /// Ends when the descriptor has something to read, or its peer hung up.

@@ -23,7 +23,7 @@ pub struct OpenOptions {
     pub create_size: Option<u64>,
 }
 
-pub(super) struct Opened {
+pub(crate) struct Opened {
     pub file: OwnedFd,
     pub size: u64,
     pub block: u32,
@@ -223,7 +223,8 @@ fn file_alignment(path: &Path, file: &OwnedFd) -> DeviceResult<(u32, u32)> {
     Ok((block, found.stx_dio_mem_align))
 }
 
-fn open_block_device(path: &Path, options: &OpenOptions) -> DeviceResult<Opened> {
+/// Opens a block device that nobody uses, and keeps others from it until the file is closed.
+pub(crate) fn open_block_device(path: &Path, options: &OpenOptions) -> DeviceResult<Opened> {
     if options.create_size.is_some() {
         return refuse(path, "it is a block device, whose size is not ours to choose");
     }

@@ -28,7 +28,7 @@ pub(super) fn probe(ring: &Rc<Ring>, file: &OwnedFd) -> Result<Polled, String> {
 }
 
 /// Whether the queue of a block device, or of the disk a partition is on, has poll queues.
-fn queue_is_polled(sys: &Path, major: u32, minor: u32) -> Result<(), String> {
+pub(crate) fn queue_is_polled(sys: &Path, major: u32, minor: u32) -> Result<(), String> {
     let device = sys.join(format!("{major}:{minor}"));
     let flags = ["queue/io_poll", "../queue/io_poll"].map(|flag| std::fs::read_to_string(device.join(flag)));
     match flags.into_iter().find_map(Result::ok) {

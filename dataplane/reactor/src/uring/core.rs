@@ -1,7 +1,7 @@
 //! The queues, and what became of every operation on them.
 
-use io_uring::squeue::Entry;
-use io_uring::{IoUring, Probe, opcode, types};
+use io_uring::squeue::EntryMarker;
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use slab::Slab;
@@ -9,6 +9,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
@@ -18,10 +19,12 @@ use super::file::WRITEV_FIXED;
 use crate::arena;
 use crate::executor::Unpark;
 
-/// Completions of the eventfd read, and of cancellations; no slot ever has these keys.
+/// Completions of the eventfd read, of cancellations, and of the wait for another ring; no slot ever has
+/// these keys.
 const KEY_WAKE: u64 = u64::MAX;
 const KEY_IGNORED: u64 = u64::MAX - 1;
-/// Keeps a slot's generation away from the two keys above.
+const KEY_SIBLING: u64 = u64::MAX - 2;
+/// Keeps a slot's generation away from the keys above.
 const GENERATION_MASK: u64 = 0x7FFF_FFFF;
 /// Completion entries per submission entry: operations outlive their submission, and an
 /// overflow costs a system call.
@@ -82,6 +85,9 @@ pub enum RingError {
     NoTimedWait,
 }
 
+/// Something did.
+pub(super) struct Completed;
+
 /// Names one operation; the generation keeps a reused slot's completions apart.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key(u64);
@@ -135,6 +141,35 @@ impl Unpark for Wakeup {
     }
 }
 
+/// How large a ring's entries are: all that its kinds of operations need.
+pub trait Layout: 'static {
+    type Submission: squeue::EntryMarker;
+    type Completion: cqueue::EntryMarker;
+    /// Whether an entry has to stay as it is until its operation has completed. Kernels from 6.10 on, until
+    /// they were mended (6.14; "io_uring/uring_cmd: switch sqe to async_data on EAGAIN"), read a device's
+    /// command anew from the submission queue when they give it to a thread, as they do where a command
+    /// would have to wait: another command may stand there by then.
+    const ENTRIES_STAY: bool;
+}
+
+/// Entries for files and sockets.
+pub enum Plain {}
+
+impl Layout for Plain {
+    type Submission = squeue::Entry;
+    type Completion = cqueue::Entry;
+    const ENTRIES_STAY: bool = false;
+}
+
+/// Entries with room for a device's own commands (IORING_SETUP_SQE128 and IORING_SETUP_CQE32).
+pub enum Wide {}
+
+impl Layout for Wide {
+    type Submission = squeue::Entry128;
+    type Completion = cqueue::Entry32;
+    const ENTRIES_STAY: bool = true;
+}
+
 /// What the ring has registered with the kernel, beyond files.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Fixed {
@@ -144,8 +179,8 @@ pub(super) struct Fixed {
     pub vectors: bool,
 }
 
-pub(super) struct Core {
-    uring: IoUring,
+pub(super) struct Core<L: Layout = Plain> {
+    uring: IoUring<L::Submission, L::Completion>,
     pub fixed: Fixed,
     files: Files,
     /// Free places in the table of registered files; `None` until the first file.
@@ -153,11 +188,18 @@ pub(super) struct Core {
     slots: Slab<Slot>,
     next_generation: u64,
     /// Entries the full submission queue did not take, in order.
-    backlog: VecDeque<Entry>,
+    backlog: VecDeque<L::Submission>,
+    /// Where entries stay: what was put last into each place of the submission queue, and how many were.
+    places: Vec<Key>,
+    pushed: usize,
     wakeup: Arc<Wakeup>,
     /// Where the read of the eventfd lands.
     wake_count: Box<[u8; 8]>,
     wake_armed: bool,
+    /// Counts up when something completes, for the ring that sleeps for this one.
+    signal: Option<Rc<OwnedFd>>,
+    /// The signal of another ring is waited for.
+    sibling_armed: bool,
     closing: bool,
     /// io_uring_enter.
     #[cfg(test)]
@@ -169,17 +211,19 @@ fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY))
 }
 
-/// Whether completions are announced by the kernel or looked for by us (IORING_SETUP_IOPOLL): a
-/// ring is of one kind, and a polled one takes reads and writes of files only.
+/// Whether completions are announced by the kernel, to who waits in this ring or in another, or looked for
+/// by us (IORING_SETUP_IOPOLL): a ring is of one kind, and a polled one takes reads and writes of files, and
+/// devices' commands, only.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Completions {
     Announced,
+    Signalled,
     Polled,
 }
 
-fn setup(entries: u32, kind: Completions) -> io::Result<IoUring> {
+fn setup<L: Layout>(entries: u32, kind: Completions) -> io::Result<IoUring<L::Submission, L::Completion>> {
     let builder = || {
-        let mut builder = IoUring::builder();
+        let mut builder = IoUring::<L::Submission, L::Completion>::builder();
         builder.setup_clamp().setup_cqsize(entries * COMPLETIONS_PER_ENTRY);
         if kind == Completions::Polled {
             builder.setup_iopoll();
@@ -195,9 +239,19 @@ fn setup(entries: u32, kind: Completions) -> io::Result<IoUring> {
     }
 }
 
-impl Core {
-    pub fn new(entries: u32, kind: Completions) -> Result<Core, RingError> {
-        let uring = setup(entries.clamp(1, 1 << 15), kind).map_err(|error| match error.raw_os_error() {
+/// An eventfd that counts the completions of a ring. Signalled for what is deferred too, which is why it is
+/// not the ring's own descriptor that another ring waits for: that becomes readable only with an entry in
+/// the completion queue, and of a ring whose completions are deferred its thread is to put them there.
+fn register_signal<L: Layout>(uring: &IoUring<L::Submission, L::Completion>) -> Result<Rc<OwnedFd>, RingError> {
+    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+    let event = event.map_err(|errno| RingError::Setup(errno.into()))?;
+    uring.submitter().register_eventfd(event.as_raw_fd()).map_err(RingError::Setup)?;
+    Ok(Rc::new(event))
+}
+
+impl<L: Layout> Core<L> {
+    pub fn new(entries: u32, kind: Completions) -> Result<Core<L>, RingError> {
+        let uring = setup::<L>(entries.clamp(1, 1 << 15), kind).map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => RingError::NotAllowed(error),
             Some(libc::ENOSYS) => RingError::Missing(error),
             _ => RingError::Setup(error),
@@ -207,6 +261,7 @@ impl Core {
         }
         let event = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| RingError::Setup(errno.into()))?;
         let wakeup = Arc::new(Wakeup { event, notified: AtomicBool::new(false) });
+        let signal = if kind == Completions::Signalled { Some(register_signal::<L>(&uring)?) } else { None };
         let mut core = Core {
             uring,
             fixed: Fixed::default(),
@@ -215,14 +270,18 @@ impl Core {
             slots: Slab::new(),
             next_generation: 0,
             backlog: VecDeque::new(),
+            places: Vec::new(),
+            pushed: 0,
             wakeup,
             wake_count: Box::new([0; 8]),
             wake_armed: false,
+            signal,
+            sibling_armed: false,
             closing: false,
             #[cfg(test)]
             calls: 0,
         };
-        // A polled ring never sleeps, and could not read an eventfd.
+        // Nobody sleeps in the others, and a polled one could not read an eventfd.
         if kind == Completions::Announced {
             core.arm_wakeup();
         }
@@ -242,7 +301,32 @@ impl Core {
         let event = types::Fd(self.wakeup.event.as_raw_fd());
         let entry = opcode::Read::new(event, self.wake_count.as_mut_ptr(), 8).build();
         // SAFETY: the box is freed only with the core, after this read completed.
-        unsafe { self.push(entry.user_data(KEY_WAKE), SUBMIT_AT) };
+        unsafe { self.push(entry.user_data(KEY_WAKE).into(), SUBMIT_AT) };
+    }
+
+    /// What another ring is to wait for before it sleeps while something is under way here, and whether
+    /// anything completed meanwhile. Looked at after the signal was taken back: what completes later sets it
+    /// again.
+    pub fn prepare_sleep(&mut self, harvest: &mut Harvest) -> Result<Option<Rc<OwnedFd>>, Completed> {
+        if self.slots.is_empty() && self.backlog.is_empty() && self.uring.submission().is_empty() {
+            return Ok(None);
+        }
+        if let Some(signal) = &self.signal {
+            // The count, or EAGAIN.
+            let _ = rustix::io::read(&**signal, &mut [0; 8]);
+        }
+        if self.turn(harvest) { Err(Completed) } else { Ok(self.signal.clone()) }
+    }
+
+    /// Wakes who waits in this ring when something completes in another.
+    pub fn await_sibling(&mut self, signal: &OwnedFd) {
+        if self.sibling_armed {
+            return;
+        }
+        self.sibling_armed = true;
+        let entry = opcode::PollAdd::new(types::Fd(signal.as_raw_fd()), libc::POLLIN as u32).build();
+        // SAFETY: refers to no memory.
+        unsafe { self.push(entry.user_data(KEY_SIBLING).into(), SUBMIT_AT) };
     }
 
     /// Takes a file up. Gives its place in the table of registered files, if there is one.
@@ -340,32 +424,60 @@ impl Core {
     /// What the entry points to must stay valid, unmoved and otherwise unused until the
     /// operation's completion was reaped: the caller holds it and hands it to [`Core::orphan`]
     /// if it gives up first.
-    pub unsafe fn start(&mut self, entry: Entry, opens_fd: bool, lot: usize) -> Key {
+    pub unsafe fn start(&mut self, mut entry: L::Submission, opens_fd: bool, lot: usize) -> Key {
         let slot = self.slots.vacant_entry();
         let key = Key::new(slot.key(), self.next_generation);
         self.next_generation += 1;
         slot.insert(Slot { key, progress: Progress::Waiting(None), opens_fd });
+        entry.set_user_data(key.0);
         // SAFETY: passed on to our caller.
-        unsafe { self.push(entry.user_data(key.0), lot) };
+        unsafe { self.push(entry, lot) };
         key
     }
 
     /// # Safety
     /// As for [`Core::start`].
-    unsafe fn push(&mut self, entry: Entry, lot: usize) {
-        if self.backlog.is_empty() {
-            // SAFETY: passed on to our caller.
-            if unsafe { self.uring.submission().push(&entry) }.is_ok() {
-                if self.uring.submission().len() >= lot {
-                    // What fails is tried again at the driver's next turn.
-                    let _ = self.enter();
-                }
-                return;
+    unsafe fn push(&mut self, entry: L::Submission, lot: usize) {
+        // SAFETY: passed on to our caller.
+        if self.backlog.is_empty() && unsafe { self.place(&entry) } {
+            if self.uring.submission().len() >= lot {
+                // What fails is tried again at the driver's next turn.
+                let _ = self.enter();
             }
+            return;
         }
         self.backlog.push_back(entry);
         // A failed submission is tried again at the driver's next turn.
         let _ = self.submit();
+    }
+
+    /// Puts an entry into the submission queue. False if there is no place for it.
+    ///
+    /// # Safety
+    /// As for [`Core::start`].
+    unsafe fn place(&mut self, entry: &L::Submission) -> bool {
+        let entries = self.uring.params().sq_entries() as usize;
+        let place = self.pushed % entries;
+        let stays = |key: &Key| {
+            let slot = self.slots.get(key.index()).filter(|slot| slot.key == *key);
+            slot.is_some_and(|slot| !matches!(slot.progress, Progress::Done(_)))
+        };
+        if self.places.get(place).is_some_and(stays) {
+            return false;
+        }
+        // SAFETY: passed on to our caller.
+        if unsafe { self.uring.submission().push(entry) }.is_err() {
+            return false;
+        }
+        if L::ENTRIES_STAY {
+            let key = Key(entry.get_user_data());
+            match self.places.get_mut(place) {
+                Some(last) => *last = key,
+                None => self.places.push(key),
+            }
+            self.pushed += 1;
+        }
+        true
     }
 
     /// The result of a completed operation, or `None` after noting whom to wake.
@@ -407,7 +519,7 @@ impl Core {
     fn cancel(&mut self, key: u64) {
         let entry = opcode::AsyncCancel::new(key).build().user_data(KEY_IGNORED);
         // SAFETY: a cancellation refers to no memory.
-        unsafe { self.push(entry, SUBMIT_AT) };
+        unsafe { self.push(entry.into(), SUBMIT_AT) };
     }
 
     /// Whether the kernel has anything to be told, or anything for us that takes a call: on a
@@ -436,22 +548,24 @@ impl Core {
     fn submit(&mut self) -> io::Result<()> {
         loop {
             self.enter()?;
-            if self.backlog.is_empty() {
+            if !self.refill() {
                 return Ok(());
             }
-            self.refill();
         }
     }
 
-    fn refill(&mut self) {
-        let mut queue = self.uring.submission();
-        while let Some(entry) = self.backlog.front() {
+    /// Whether any entry that waited for a place has one.
+    fn refill(&mut self) -> bool {
+        let mut any = false;
+        while let Some(entry) = self.backlog.pop_front() {
             // SAFETY: whoever pushed the entry vouched for it until its completion.
-            if unsafe { queue.push(entry) }.is_err() {
+            if !unsafe { self.place(&entry) } {
+                self.backlog.push_front(entry);
                 break;
             }
-            self.backlog.pop_front();
+            any = true;
         }
+        any
     }
 
     /// Submits if there is anything to submit, and reaps. True when anything completed.
@@ -493,8 +607,10 @@ impl Core {
         let mut any = false;
         for completion in self.uring.completion() {
             any = true;
+            let completion: cqueue::Entry = completion.into();
             match completion.user_data() {
                 KEY_IGNORED => {}
+                KEY_SIBLING => self.sibling_armed = false,
                 KEY_WAKE => {
                     self.wake_armed = false;
                     rearm = !self.closing;
@@ -517,8 +633,11 @@ impl Core {
         if self.wake_armed {
             self.cancel(KEY_WAKE);
         }
+        if self.sibling_armed {
+            self.cancel(KEY_SIBLING);
+        }
         let mut harvest = Harvest::default();
-        while self.wake_armed || !self.slots.is_empty() {
+        while self.wake_armed || self.sibling_armed || !self.slots.is_empty() {
             let until = types::Timespec::from(CLOSE_RETRY);
             if let Err(error) = self.submit()
                 && !is_transient(&error)
@@ -538,7 +657,7 @@ impl Core {
     }
 
     fn cancel_all(&mut self) {
-        let keys: Vec<u64> = self.slots.iter().map(|(_, slot)| slot.key.0).chain([KEY_WAKE]).collect();
+        let keys: Vec<u64> = self.slots.iter().map(|(_, slot)| slot.key.0).chain([KEY_WAKE, KEY_SIBLING]).collect();
         for key in keys {
             self.cancel(key);
         }
@@ -568,7 +687,7 @@ fn complete(slots: &mut Slab<Slot>, key: Key, result: i32, harvest: &mut Harvest
     }
 }
 
-impl Drop for Core {
+impl<L: Layout> Drop for Core<L> {
     fn drop(&mut self) {
         // The kernel takes a ring apart later; files are to be closed, and their locks gone, now.
         let closed = self.close();

@@ -5,7 +5,7 @@
 //! pages for each operation. Where a registration is refused (an old kernel, a low limit of
 //! locked memory) the same operations run the ordinary way.
 
-use super::core::{Medium, SUBMIT_AT, SUBMIT_AT_BY_WORKER};
+use super::core::{Layout, Medium, Plain, SUBMIT_AT, SUBMIT_AT_BY_WORKER};
 use super::operation::{Extra, Kept};
 use super::{Command, Operation, Ring, clamp, iovecs};
 use crate::arena;
@@ -21,31 +21,31 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
 /// The arena's place in the table of registered buffers.
-const ARENA: u16 = 0;
+pub(super) const ARENA: u16 = 0;
 /// IORING_OP_WRITEV_FIXED (Linux 6.15), which the io-uring crate does not know yet.
 pub(super) const WRITEV_FIXED: u8 = 61;
 /// TMPFS_MAGIC, which the files of memfd_create have too.
 const TMPFS: u64 = 0x0102_1994;
 
 /// An open file or block device as one ring knows it.
-pub struct RingFile {
-    fd: OwnedFd,
+pub struct RingFile<L: Layout = Plain> {
+    pub(super) fd: OwnedFd,
     /// Its place in the ring's table of registered files.
-    slot: Option<u32>,
+    pub(super) slot: Option<u32>,
     /// Whether the kernel gives every read and write of it to a thread, having no other way not to
     /// wait for them.
     by_worker: bool,
     medium: Medium,
-    ring: Weak<Ring>,
+    ring: Weak<Ring<L>>,
 }
 
-impl AsFd for RingFile {
+impl<L: Layout> AsFd for RingFile<L> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl RingFile {
+impl<L: Layout> RingFile<L> {
     pub fn is_registered(&self) -> bool {
         self.slot.is_some()
     }
@@ -73,7 +73,7 @@ fn medium(fd: &OwnedFd) -> Medium {
     }
 }
 
-impl Drop for RingFile {
+impl<L: Layout> Drop for RingFile<L> {
     fn drop(&mut self) {
         // No operation on it is under way: each holds the file. A ring that is going away forgets
         // all its files.
@@ -98,6 +98,7 @@ macro_rules! entry {
         }
     };
 }
+pub(super) use entry;
 
 /// Turns a vectored write into one from registered memory.
 fn from_arena(mut entry: squeue::Entry) -> squeue::Entry {
@@ -114,9 +115,9 @@ fn from_arena(mut entry: squeue::Entry) -> squeue::Entry {
     entry
 }
 
-impl Ring {
-    /// Takes a file or block device over. The first one makes the ring register the arena.
-    pub fn file(self: &Rc<Self>, fd: OwnedFd) -> Rc<RingFile> {
+impl<L: Layout> Ring<L> {
+    /// Takes a file or device over. The first one makes the ring register the arena.
+    pub fn file(self: &Rc<Self>, fd: OwnedFd) -> Rc<RingFile<L>> {
         let medium = medium(&fd);
         let slot = self.core.borrow_mut().register_file(&fd, medium);
         let by_worker = waits_always(&fd);
@@ -127,7 +128,9 @@ impl Ring {
     pub fn has_registered_buffers(&self) -> bool {
         self.core.borrow().fixed.buffers
     }
+}
 
+impl Ring {
     /// Reads up to the whole buffer. May read less.
     pub fn read_at(self: &Rc<Self>, file: &Rc<RingFile>, buffer: DmaBuf, offset: u64) -> Operation<DmaBuf> {
         let range = 0..buffer.len();

@@ -1,9 +1,8 @@
 //! One operation's future.
 
 use super::Ring;
-use super::core::{Key, SUBMIT_AT, outcome};
+use super::core::{Key, Layout, Plain, SUBMIT_AT, outcome};
 use super::sockets::{Message, RawAddress};
-use io_uring::squeue::Entry;
 use rustix::io::Errno;
 use std::any::Any;
 use std::future::Future;
@@ -43,18 +42,18 @@ impl<R> Kept<R> {
 /// An operation under way. Gives what it worked on back with its result: the bytes moved, or
 /// the error. Dropping it cancels the operation, which may have taken effect all the same.
 #[must_use = "dropping an operation cancels it"]
-pub struct Operation<R: 'static> {
-    ring: Rc<Ring>,
+pub struct Operation<R: 'static, L: Layout = Plain> {
+    ring: Rc<Ring<L>>,
     key: Key,
     /// Taken when the operation completes.
     kept: Option<Kept<R>>,
 }
 
-impl<R: 'static> Operation<R> {
+impl<R: 'static, L: Layout> Operation<R, L> {
     /// # Safety
     /// Everything `entry` points to is heap memory owned by `kept`, and nothing else touches it
     /// before `kept` is given back (or only reads it, if the kernel only reads it).
-    pub(super) unsafe fn start(ring: &Rc<Ring>, entry: Entry, kept: Kept<R>, opens_fd: bool) -> Operation<R> {
+    pub(super) unsafe fn start(ring: &Rc<Ring<L>>, entry: L::Submission, kept: Kept<R>, opens_fd: bool) -> Self {
         // SAFETY: `kept` stays with us until the completion or goes to `orphan`.
         let key = unsafe { ring.core.borrow_mut().start(entry, opens_fd, SUBMIT_AT) };
         Operation { ring: ring.clone(), key, kept: Some(kept) }
@@ -64,7 +63,7 @@ impl<R: 'static> Operation<R> {
     ///
     /// # Safety
     /// As for `start`.
-    pub(super) unsafe fn start_in_lots(ring: &Rc<Ring>, entry: Entry, kept: Kept<R>, lot: usize) -> Operation<R> {
+    pub(super) unsafe fn start_in_lots(ring: &Rc<Ring<L>>, entry: L::Submission, kept: Kept<R>, lot: usize) -> Self {
         // SAFETY: as above.
         let key = unsafe { ring.core.borrow_mut().start(entry, false, lot) };
         Operation { ring: ring.clone(), key, kept: Some(kept) }
@@ -72,9 +71,9 @@ impl<R: 'static> Operation<R> {
 }
 
 // Moving the future moves only the handles to heap memory.
-impl<R: 'static> Unpin for Operation<R> {}
+impl<R: 'static, L: Layout> Unpin for Operation<R, L> {}
 
-impl<R: 'static> Future for Operation<R> {
+impl<R: 'static, L: Layout> Future for Operation<R, L> {
     type Output = (Result<usize, Errno>, R);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -87,7 +86,7 @@ impl<R: 'static> Future for Operation<R> {
     }
 }
 
-impl<R: 'static> Drop for Operation<R> {
+impl<R: 'static, L: Layout> Drop for Operation<R, L> {
     fn drop(&mut self) {
         if let Some(kept) = self.kept.take() {
             let released = self.ring.core.borrow_mut().orphan(self.key, Box::new(kept));

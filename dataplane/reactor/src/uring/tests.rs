@@ -2,6 +2,7 @@ use super::core::SUBMIT_AT_BY_WORKER;
 use super::*;
 use crate::buffer::DmaBuf;
 use crate::clock::KernelClock;
+use crate::executor::Driver;
 use crate::{Executor, Handle};
 use cfs_wire::limits::PAGE;
 use futures_util::future::join_all;
@@ -429,6 +430,76 @@ fn another_thread_wakes_a_parked_executor_each_time() {
             // Far longer than the test takes: only the wake-up can end the wait.
             assert_eq!(handle.timeout(Duration::from_secs(100), waited).await, Some(()));
             assert!(mailbox.load(Ordering::Acquire));
+        }
+    });
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "another thread completes what the reactor sleeps for")]
+fn what_completes_on_the_ring_of_commands_wakes_who_sleeps_in_the_first() {
+    run(8, async |ring, handle| {
+        let commands = ring.commands().unwrap();
+        assert!(Rc::ptr_eq(&commands, &ring.commands().unwrap()));
+        for round in 0..200 {
+            let (one, other) = sockets();
+            let entry = opcode::PollAdd::new(raw(&one), libc::POLLIN as u32).build();
+            // SAFETY: refers to no memory.
+            let waiting = unsafe { Operation::start(&commands, entry.into(), Kept::new((), one.clone()), false) };
+            let other = other.try_clone().unwrap();
+            let sender = std::thread::spawn(move || {
+                // Some before the executor parks, some after.
+                std::thread::sleep(Duration::from_micros(round * 10));
+                rustix::io::write(&other, b"x").unwrap();
+            });
+            // Far longer than the test takes: only the wake-up can end the wait.
+            let waited = handle.timeout(Duration::from_secs(100), waiting).await;
+            assert_eq!(waited.map(|(result, ())| result), Some(Ok(libc::POLLIN as usize)));
+            sender.join().unwrap();
+        }
+        assert_eq!(commands.in_flight(), 0);
+    });
+}
+
+#[test]
+fn a_file_that_takes_no_commands_refuses_them_and_gives_the_memory_back() {
+    run(8, async |ring, _| {
+        for commands in [ring.commands().unwrap(), ring.polled_commands().unwrap()] {
+            let file = commands.file(memfd_create("ring-test", MemfdFlags::CLOEXEC).unwrap());
+            let command = NvmeCommand { opcode: 0x02, namespace: 1, dwords: [0; 6] };
+            let mut buffer = DmaBuf::zeroed(PAGE);
+            let data = NvmeData::Run { start: buffer.as_mut_ptr(), bytes: PAGE };
+            // SAFETY: the buffer is kept, and no controller ever hears of it.
+            let (refused, buffer) = unsafe { commands.nvme(&file, command, data, true, buffer) }.await;
+            assert_eq!((refused, buffer.len()), (Err(Errno::OPNOTSUPP), PAGE));
+        }
+    });
+}
+
+#[test]
+fn the_entry_of_a_command_that_is_under_way_is_not_overwritten() {
+    run(8, async |ring, _| {
+        let commands = ring.commands().unwrap();
+        let (silent, its_peer) = sockets();
+        let (ready, peer) = sockets();
+        rustix::io::write(&*peer, b"x").unwrap();
+        let poll = |fd: &Rc<OwnedFd>| {
+            let entry = opcode::PollAdd::new(raw(fd), libc::POLLIN as u32).build();
+            // SAFETY: refers to no memory.
+            unsafe { Operation::start(&commands, entry.into(), Kept::new((), fd.clone()), false) }
+        };
+        let first = poll(&silent);
+        for _ in 1..COMMAND_ENTRIES {
+            assert_eq!(poll(&ready).await.0, Ok(libc::POLLIN as usize));
+        }
+        let mut next = poll(&ready);
+        for _ in 0..100 {
+            assert!(futures_util::poll!(&mut next).is_pending(), "the first one's place was taken");
+            let _ = ring.driver().poll();
+        }
+        rustix::io::write(&*its_peer, b"x").unwrap();
+        assert_eq!((first.await.0, next.await.0), (Ok(libc::POLLIN as usize), Ok(libc::POLLIN as usize)));
+        for _ in 0..10 {
+            assert_eq!(poll(&ready).await.0, Ok(libc::POLLIN as usize));
         }
     });
 }
