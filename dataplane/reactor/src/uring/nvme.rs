@@ -88,7 +88,7 @@ impl Ring<Wide> {
         let command = encode(command, address, length);
         let buffer = fixed.then_some(ARENA);
         let entry = entry!(file, target => opcode::UringCmd80::new(target, IO).buf_index(buffer).cmd(command));
-        // SAFETY: the data is our caller's to vouch for; the vectors are kept, too.
+        // SAFETY: passed on to our caller.
         unsafe { Operation::start_in_lots(self, entry, kept, SUBMIT_AT) }
     }
 }
