@@ -17,6 +17,7 @@ pub mod model;
 mod placement;
 mod queue;
 pub mod spec;
+mod unflushed;
 pub mod vfio;
 
 pub use controller::NvmeError;
@@ -35,6 +36,7 @@ use placement::Placing;
 use smallvec::SmallVec;
 use spec::{Command, Status, io};
 use std::rc::Rc;
+use unflushed::Unflushed;
 
 /// Addresses of pages; most transfers are of a page or a few.
 type Pages = SmallVec<[u64; 8]>;
@@ -62,6 +64,7 @@ pub struct NvmeDevice<B: Bus> {
     namespace: u32,
     geometry: DeviceGeometry,
     placing: Rc<Placing<B>>,
+    unflushed: Unflushed,
     bus: Rc<B>,
 }
 
@@ -119,7 +122,8 @@ impl<B: Bus> NvmeDevice<B> {
             discards: identity.deallocates,
         };
         let placing = Placing::of(name.clone(), controller.clone(), namespace).await;
-        Ok(Rc::new(NvmeDevice { name, bus, controller, opened, namespace, geometry, placing }))
+        let unflushed = Unflushed::default();
+        Ok(Rc::new(NvmeDevice { name, bus, controller, opened, namespace, geometry, placing, unflushed }))
     }
 
     pub fn namespace(&self) -> u32 {
@@ -187,7 +191,7 @@ impl<B: Bus> NvmeDevice<B> {
         how: Transfer,
         start: Option<u64>,
         kept: K,
-        answer: fn(K) -> T,
+        answer: fn(&Self, K) -> T,
     ) -> Result<LocalBoxFuture<'_, DeviceResult<T>>, K> {
         let bytes = request.length as usize;
         let Some(start) = start.filter(|start| start.is_multiple_of(PAGE as u64)) else { return Err(kept) };
@@ -198,11 +202,11 @@ impl<B: Bus> NvmeDevice<B> {
         Ok(Box::pin(async move {
             let ended = under_way.await;
             match ended.0 {
-                Outcome::Completed(status) if status.is_success() => Ok(answer(ended.1)),
+                Outcome::Completed(status) if status.is_success() => Ok(answer(self, ended.1)),
                 // Boxed: it seldom happens, and would make every future large.
                 _ => {
                     let command = self.transfer(how, request.offset, bytes);
-                    Box::pin(self.retry(request, command, data, ended)).await.map(answer)
+                    Box::pin(self.retry(request, command, data, ended)).await.map(|kept| answer(self, kept))
                 }
             }
         }))
@@ -248,7 +252,7 @@ impl<B: Bus> NvmeDevice<B> {
         }
         let buffer = DmaBuf::uninitialised(length);
         let start = self.bus.device_address(&buffer);
-        let sent = self.send(request, READ, start, buffer, |buffer| buffer);
+        let sent = self.send(request, READ, start, buffer, |_, buffer| buffer);
         sent.unwrap_or_else(|buffer| Box::pin(self.read_in_pieces(request, buffer)))
     }
 
@@ -293,14 +297,25 @@ impl<B: Bus> NvmeDevice<B> {
             Err(refused) => return Box::pin(ready(Err(refused))),
         };
         let request = Request { operation: "write", offset, length };
-        let flags = if fua && self.geometry.volatile_cache { io::FUA } else { 0 };
+        let cached = self.geometry.volatile_cache && !fua;
+        let flags = if self.geometry.volatile_cache && fua { io::FUA } else { 0 };
         let how = Transfer { opcode: io::WRITE, flags, placement: self.placing.identifier(placement) };
         let start = match &parts[..] {
             [only] => self.bus.device_address(only),
             _ => None,
         };
-        let sent = self.send(request, how, start, parts, drop);
-        sent.unwrap_or_else(|parts| Box::pin(self.write_in_pieces(request, parts, how)))
+        let answer = match cached {
+            true => |device: &Self, _| device.unflushed.written(device.controller.failures()),
+            false => |_: &Self, _| (),
+        };
+        let sent = self.send(request, how, start, parts, answer);
+        sent.unwrap_or_else(|parts| {
+            Box::pin(async move {
+                self.write_in_pieces(request, parts, how).await?;
+                answer(self, Vec::new());
+                Ok(())
+            })
+        })
     }
 
     async fn write_in_pieces(&self, request: Request, parts: Vec<Bytes>, how: Transfer) -> DeviceResult<()> {
@@ -346,7 +361,18 @@ impl<B: Bus> NvmeDevice<B> {
             return Ok(());
         }
         let request = Request { operation: "flush", offset: 0, length: 0 };
-        self.run(request, Command::new(io::FLUSH, self.namespace), Data::None, ()).await
+        let written = self.unflushed.flush_begins();
+        self.run(request, Command::new(io::FLUSH, self.namespace), Data::None, ()).await?;
+        if self.unflushed.flush_ended(written, self.controller.failures()) {
+            return Ok(());
+        }
+        Err(DeviceError::Io {
+            device: self.name.clone(),
+            operation: request.operation,
+            offset: request.offset,
+            length: request.length,
+            detail: "the controller has failed since, and what was in its volatile cache may be lost".to_owned(),
+        })
     }
 
     async fn deallocate(&self, offset: u64, length: u64) -> DeviceResult<()> {

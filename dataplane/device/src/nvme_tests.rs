@@ -317,6 +317,45 @@ fn a_controller_that_makes_answers_up_is_reset_and_what_was_under_way_is_asked_a
 }
 
 #[test]
+fn a_flush_does_not_vouch_for_what_a_controller_held_when_it_failed() {
+    run(ModelOptions::default(), 23, |device, model, handle| async move {
+        let fail = async || {
+            let before = device.resets();
+            model.fail_fatally();
+            while device.resets() == before {
+                handle.sleep(Duration::from_millis(100)).await;
+            }
+            // Answered once it is brought up again.
+            device.read(0, 4096).await.unwrap();
+        };
+        let write = |fua| device.write(0, vec![pattern(1, 4096)], Placement::Data, fua);
+        // Nothing is in the cache: written through, or flushed.
+        write(true).await.unwrap();
+        fail().await;
+        device.flush().await.unwrap();
+        write(false).await.unwrap();
+        device.flush().await.unwrap();
+        fail().await;
+        device.flush().await.unwrap();
+        // A reset of another kind leaves the cache as it is.
+        write(false).await.unwrap();
+        let before = device.resets();
+        model.reset_function();
+        while device.resets() == before {
+            handle.sleep(Duration::from_millis(100)).await;
+        }
+        device.flush().await.unwrap();
+        // In several parts.
+        device.write(0, vec![pattern(1, 4096), pattern(2, 4096)], Placement::Data, false).await.unwrap();
+        fail().await;
+        for _ in 0..2 {
+            let refused = device.flush().await.unwrap_err().to_string();
+            assert!(refused.contains("what was in its volatile cache may be lost"), "{refused}");
+        }
+    });
+}
+
+#[test]
 fn a_controller_that_has_failed_is_reset_at_once_and_given_up_if_it_does_not_come_back() {
     run(ModelOptions::default(), 26, |device, model, handle| async move {
         model.swallow_next(1);

@@ -137,6 +137,8 @@ pub(super) struct Controller<B: Bus> {
     /// Commands came, or it was closed.
     work: Rc<Notify>,
     resets: Cell<u64>,
+    /// Resets that it needed because it had failed.
+    failures: Cell<u64>,
     /// Since it last answered a command.
     vain_resets: Cell<u32>,
     /// Nothing else helps; whoever polls resets it.
@@ -211,6 +213,7 @@ impl<B: Bus> Controller<B> {
             state: Cell::new(State::Resetting),
             work: Notify::new(),
             resets: Cell::new(0),
+            failures: Cell::new(0),
             vain_resets: Cell::new(0),
             reset_wanted: Cell::new(false),
             bringing_up: Cell::new(false),
@@ -240,6 +243,11 @@ impl<B: Bus> Controller<B> {
     /// How often the controller was reset because it did not answer.
     pub fn resets(&self) -> u64 {
         self.resets.get()
+    }
+
+    /// How often it had failed. What was in its volatile cache then may be lost.
+    pub fn failures(&self) -> u64 {
+        self.failures.get()
     }
 
     pub async fn identify(&self) -> Result<Identity, NvmeError> {
@@ -435,7 +443,9 @@ impl<B: Bus> Controller<B> {
     }
 
     async fn disable(&self) -> Result<(), NvmeError> {
-        self.status().await?;
+        if self.status().await? & status::FATAL != 0 {
+            self.failures.set(self.failures.get() + 1);
+        }
         if self.bus.read32(register::CONFIGURATION) & configuration::ENABLE != 0 {
             self.bus.write32(register::CONFIGURATION, 0);
         }
