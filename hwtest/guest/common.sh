@@ -1,16 +1,18 @@
-# What scenarios share. fail WHY ends one; WHY is in its result. Descriptor 3 is the host's.
+# What scenarios share. fail WHY ends one; WHY is in its result. Descriptor 3 is the host's. Of a scenario that
+# runs on real hardware the files are in HWTEST_TMP, and the server listens on HWTEST_ADDRESS.
 # shellcheck shell=dash
-address=127.0.0.1:7400
-mnt=/tmp/mnt
+tmp=${HWTEST_TMP:-/tmp}
+address=${HWTEST_ADDRESS:-127.0.0.1:7400}
+mnt=$tmp/mnt
 server='' mount=''
 
 say() { echo "hwtest: $1"; }
 
 fail() {
-    for log in /tmp/server.log /tmp/mount.log; do
+    for log in "$tmp/server.log" "$tmp/mount.log"; do
         [ ! -e "$log" ] || tail -n 20 "$log"
     done
-    echo "$1" >/tmp/why
+    echo "$1" >"$tmp/why"
     exit 1
 }
 
@@ -20,7 +22,7 @@ await() { # what it is for, command...
     shift
     for _ in $(seq 600); do
         ! "$@" >/dev/null 2>&1 || return 0
-        usleep 100000
+        sleep 0.1
     done
     fail "$what: not within 60 s"
 }
@@ -80,39 +82,39 @@ format() {
     cfs format --ec 2+1 $targets || fail 'cfs format'
 }
 
-serving() { grep -q '^serving on ' /tmp/server; }
+serving() { grep -q '^serving on ' "$tmp/server"; }
 mounted() { grep -q " $mnt fuse" /proc/mounts; }
 
 refused() { # what it says, command...
     says=$1
     shift
-    if "$@" >/tmp/said 2>&1; then fail "was not refused: $*"; fi
-    grep -q -- "$says" /tmp/said || { cat /tmp/said; fail "says something else: $*"; }
+    if "$@" >"$tmp/said" 2>&1; then fail "was not refused: $*"; fi
+    grep -q -- "$says" "$tmp/said" || { cat "$tmp/said"; fail "says something else: $*"; }
 }
 
 start() {
     flags=
     for target in $targets; do flags="$flags --target $target"; done
     # shellcheck disable=SC2086
-    cfs server --listen $address $flags >/tmp/server 2>>/tmp/server.log 3>&- &
+    cfs server --listen "$address" $flags >"$tmp/server" 2>>"$tmp/server.log" 3>&- &
     server=$!
     await 'cfs server' serving
-    mkdir -p $mnt
-    cfs mount --foreground $address $mnt >>/tmp/mount.log 2>&1 3>&- &
+    mkdir -p "$mnt"
+    cfs mount --foreground "$address" "$mnt" >>"$tmp/mount.log" 2>&1 3>&- &
     mount=$!
     await 'cfs mount' mounted
 }
 
 stop() {
-    umount $mnt || fail 'umount'
+    umount "$mnt" || fail 'umount'
     wait "$mount" || fail "cfs mount ended with $?"
     kill -TERM "$server"
     wait "$server" || fail "cfs server ended with $?"
 }
 
 check() {
-    cfsctl --address $address check --deep >/tmp/check 2>&1 || { cat /tmp/check; fail 'check --deep'; }
-    [ "$(tail -n 1 /tmp/check)" = clean ] || { cat /tmp/check; fail 'check --deep is not clean'; }
+    cfsctl --address "$address" check --deep >"$tmp/check" 2>&1 || { cat "$tmp/check"; fail 'check --deep'; }
+    [ "$(tail -n 1 "$tmp/check")" = clean ] || { cat "$tmp/check"; fail 'check --deep is not clean'; }
 }
 
 # What file N of the crash scenario holds: some fit an inode, some are cut into segments.
