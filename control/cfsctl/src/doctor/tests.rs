@@ -181,7 +181,7 @@ fn a_bare_laptop_runs_and_lacks_locked_memory_only() {
     assert_eq!(seen("open files"), (State::Good, "1024, may be raised to: 1048576"));
     assert_eq!(seen("huge pages"), (State::Good, "transparent: madvise; reserved: none"));
     assert_eq!(seen("erasure coding"), (State::Good, "AVX2, SSSE3; not GFNI"));
-    assert_eq!(seen("encryption"), (State::Unused, "none of VAES, AES-NI"));
+    assert_eq!(seen("encryption"), (State::Good, "none of VAES, AES-NI"));
     for absent in ["IOMMU", "NVMe", "RDMA"] {
         assert_eq!(seen(absent), (State::Unused, "none"), "{absent}");
     }
@@ -228,6 +228,8 @@ fn a_server_is_told_who_uses_each_controller() {
     let poll = "kernel parameter nvme.poll_queues=2";
     let report = fixture.examine();
     assert!(about(&report, "NVMe 0000:01:00.0").found.ends_with("nvme0n1 (1.0 GiB); no user seen"));
+    let used = &about(&report, "NVMe 0000:01:00.0").used;
+    assert!(used.starts_with("targets /dev/nvme0n1 (or its commands, /dev/ng0n1), through the kernel; "), "{used}");
     assert_eq!(commands(&report), [("NVMe 0000:01:00.0", bind), ("NVMe poll queues", poll)]);
     fixture.file("sys/class/block/nvme0n1/queue/io_poll", "1\n");
     assert_eq!(commands(&fixture.examine()), [("NVMe 0000:01:00.0", bind)]);

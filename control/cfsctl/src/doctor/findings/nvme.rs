@@ -69,7 +69,10 @@ fn nvme_controller(machine: &Machine, nvme: &Controllers, controller: &Controlle
             described(State::Unknown, "not before it is known what uses it")
         }
         Some("nvme") | None => {
-            let names = controller.namespaces.iter().flatten().map(|namespace| format!("/dev/{}", namespace.name));
+            let names = controller.namespaces.iter().flatten().map(|namespace| {
+                let generic = namespace.name.replacen("nvme", "ng", 1);
+                format!("/dev/{} (or its commands, /dev/{generic})", namespace.name)
+            });
             let targets = names.collect::<Vec<_>>().join(", ");
             let kernel = match targets.as_str() {
                 "" => String::new(),
@@ -110,7 +113,7 @@ fn poll_queues(nvme: &Controllers) -> Option<Finding> {
         return None;
     }
     let subject = "NVMe poll queues";
-    let used = "reads and writes of targets on block devices; a core is busy while an operation is under way";
+    let used = "reads and writes of targets through the kernel; a core is busy while an operation is under way";
     let without = namespaces.iter().find(|namespace| namespace.polled == Some(false));
     Some(match without {
         Some(namespace) => {
