@@ -17,7 +17,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Create a one-node cluster on files or block devices
+    /// Create a one-node cluster on files or devices
     Format(FormatArgs),
     /// Put an empty device in the place of a lost target; no server may be running
     Replace(ReplaceArgs),
