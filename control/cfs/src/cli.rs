@@ -70,7 +70,7 @@ pub enum Role {
 
 #[derive(Args)]
 pub struct FormatArgs {
-    /// Targets: block devices, or files (created with --size)
+    /// Targets: block devices, /dev/ngXnY, nvme:PCI-ADDRESS, or files (created with --size)
     #[arg(required = true)]
     pub targets: Vec<PathBuf>,
     /// Redundancy: k+m (such as 2+1) or copies (such as 3x, which is 1+2); on k+m targets and no fewer

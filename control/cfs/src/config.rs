@@ -11,7 +11,10 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7400";
 /// the documentation and the decoder agree on.
 pub const KEYS: [(&str, &str); 9] = [
     ("listen", "address to listen on, host:port; loopback only without an identity"),
-    ("targets", "this node's targets, formatted by `cfs format`: paths of files, block devices or /dev/ngXnY, or nvme:PCI-ADDRESS"),
+    (
+        "targets",
+        "this node's targets, formatted by `cfs format`: paths of files, block devices or /dev/ngXnY, or nvme:PCI-ADDRESS",
+    ),
     ("log", "log filter, such as info or cfs_store=debug"),
     ("spin_us", "microseconds a reactor polls before it sleeps; 0 sleeps at once"),
     ("session_lease_ms", "milliseconds after which a silent client loses its leases"),
