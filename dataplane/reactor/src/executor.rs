@@ -250,7 +250,9 @@ impl Executor {
                 continue;
             }
             if spin.again(now) {
-                if !driver.poll() {
+                if driver.poll() {
+                    spin.completed(self.inner.now());
+                } else {
                     std::hint::spin_loop();
                 }
                 continue;

@@ -32,11 +32,22 @@ impl Spin {
         Spin { limit, polling: None, misses: 0, sleeps: 0, sleeps_next: SLEEPS_MIN }
     }
 
-    /// There is work.
+    /// There is work. It counts for polling only if polling had to wait for it: what the first look finds
+    /// (that what was just submitted is done) a sleep would have found as soon.
     pub fn found(&mut self) {
-        if self.polling.take().is_some() {
+        if let Some((start, last)) = self.polling.take()
+            && last > start
+        {
             self.misses = self.misses.saturating_sub(1);
             self.sleeps_next = SLEEPS_MIN.max(self.sleeps_next / 2);
+        }
+    }
+
+    /// A look at `now` saw something completed. It counts against polling if others ran meanwhile: what
+    /// came while they had the core was not found by polling, and a sleep would have left it to them.
+    pub fn completed(&mut self, now: Instant) {
+        if self.polling.is_some_and(|(_, last)| now - last >= PREEMPTED) {
+            self.give_up();
         }
     }
 
@@ -61,11 +72,16 @@ impl Spin {
         self.polling = None;
         self.misses += 2;
         if preempted || self.misses >= MISSES_MAX {
-            self.misses = 0;
-            self.sleeps = self.sleeps_next;
-            self.sleeps_next = (self.sleeps_next * 2).min(SLEEPS_MAX);
+            self.give_up();
         }
         false
+    }
+
+    fn give_up(&mut self) {
+        self.polling = None;
+        self.misses = 0;
+        self.sleeps = self.sleeps_next;
+        self.sleeps_next = (self.sleeps_next * 2).min(SLEEPS_MAX);
     }
 }
 
@@ -104,9 +120,35 @@ mod tests {
         assert_eq!(tries.len(), 24);
         // It pays: from then on every idle moment is polled again.
         while !spin.again(at(20_000_000)) {}
+        spin.found();
         for idle in 0..100 {
-            spin.found();
             assert!(spin.again(at(30_000_000 + idle * 1000)));
+            assert!(spin.again(at(30_000_005 + idle * 1000)));
+            spin.found();
+        }
+    }
+
+    #[test]
+    fn what_the_first_look_finds_does_not_count_for_polling() {
+        // As in a round trip: what was sent is done at once, the answer never comes in time.
+        let mut spin = Spin::new(LIMIT);
+        let polled = (0..20).filter(|trip| {
+            spin.again(at(1000 * trip));
+            spin.found();
+            looks(&mut spin, 1000 * trip + 5) > 0
+        });
+        assert_eq!(polled.count(), 3);
+    }
+
+    #[test]
+    fn what_completes_while_others_have_the_core_counts_against_polling() {
+        for (completed, kept) in [(4000, false), (10, true)] {
+            let mut spin = Spin::new(LIMIT);
+            assert!(spin.again(at(0)));
+            assert!(spin.again(at(5)));
+            spin.completed(at(completed));
+            spin.found();
+            assert_eq!(spin.again(at(5000)), kept, "seen after {completed} µs");
         }
     }
 
@@ -119,7 +161,7 @@ mod tests {
                 if idle % period == 0 {
                     return looks(&mut spin, start) > 0;
                 }
-                let polled = spin.again(at(start));
+                let polled = spin.again(at(start)) && spin.again(at(start + 5));
                 spin.found();
                 polled
             });
