@@ -13,6 +13,7 @@ pub mod bus;
 mod commands;
 mod controller;
 pub mod instant;
+mod memory;
 pub mod model;
 mod placement;
 mod queue;

@@ -1,6 +1,7 @@
 //! The seam below the driver: a PCI function's registers, and memory that the function reaches.
 //! Behind it are a real device through VFIO ([`super::vfio`]) and a model ([`super::model`]).
 
+use super::memory::Memory;
 use crate::DeviceResult;
 use std::any::Any;
 use std::ptr::NonNull;
@@ -50,7 +51,7 @@ pub trait Bus: 'static {
 /// Memory that a device reads and writes too, so that nothing of it is ever borrowed: it is copied
 /// in and out, each access checked to lie inside.
 pub struct SharedMemory {
-    start: NonNull<u8>,
+    memory: Memory,
     bytes: usize,
     device_address: u64,
     /// Keeps the memory.
@@ -59,10 +60,10 @@ pub struct SharedMemory {
 
 impl SharedMemory {
     /// # Safety
-    /// `bytes` bytes at `start`, aligned to a page, stay valid for reads and writes while `owner` lives,
-    /// and nobody but the device makes references to them.
+    /// `bytes` bytes at `start`, aligned to a page, stay valid for reads and writes while `owner` lives, each
+    /// with a value, and are reached through pointers only: there are no references to them.
     pub unsafe fn new(start: NonNull<u8>, bytes: usize, device_address: u64, owner: Box<dyn Any>) -> SharedMemory {
-        SharedMemory { start, bytes, device_address, _owner: owner }
+        SharedMemory { memory: Memory::new(start, bytes), bytes, device_address, _owner: owner }
     }
 
     /// Where the device finds the byte at `offset`.
@@ -73,43 +74,52 @@ impl SharedMemory {
     }
 
     #[inline]
-    fn place<T>(&self, offset: usize) -> *mut T {
+    fn check<T>(&self, offset: usize) {
+        // The memory begins on a page, and nothing is aligned to more.
+        const { assert!(align_of::<T>() <= 4096) };
         let inside = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.bytes);
         assert!(inside && offset.is_multiple_of(align_of::<T>()), "{offset} does not fit into {} bytes", self.bytes);
-        // SAFETY: inside the memory, as just checked.
-        unsafe { self.start.as_ptr().add(offset).cast() }
     }
 
+    /// For values without padding, which would be no value to the device.
     #[inline]
-    pub fn write<T: Copy>(&self, offset: usize, value: T) {
-        // SAFETY: inside, aligned (`start` is to a page), and nobody has a reference to it.
-        unsafe { self.place::<T>(offset).write_volatile(value) }
+    pub fn write<T: bytemuck::NoUninit>(&self, offset: usize, value: T) {
+        self.check::<T>(offset);
+        // SAFETY: inside and aligned, as just checked; the rest is what `new` was promised.
+        unsafe { self.memory.write(offset, value) }
     }
 
     /// For values of which every pattern of bits is one.
     #[inline]
     pub fn read<T: bytemuck::AnyBitPattern>(&self, offset: usize) -> T {
-        // SAFETY: as above; and whatever the device wrote is a `T`.
-        unsafe { self.place::<T>(offset).read_volatile() }
+        self.check::<T>(offset);
+        // SAFETY: inside and aligned, as just checked; the rest is what `new` was promised.
+        unsafe { self.memory.read(offset) }
     }
 
     #[inline]
     pub fn copy_in(&self, offset: usize, from: &[u8]) {
         let inside = offset.checked_add(from.len()).is_some_and(|end| end <= self.bytes);
         assert!(inside, "{} bytes at {offset} do not fit into {}", from.len(), self.bytes);
-        // SAFETY: inside, as just checked; no reference to this memory exists, so `from` is elsewhere.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.start.as_ptr().add(offset), from.len()) }
+        // SAFETY: inside, as just checked; the rest is what `new` was promised.
+        unsafe { self.memory.copy_in(offset, from) }
     }
 
     pub fn copy_out(&self, offset: usize, into: &mut [u8]) {
         let inside = offset.checked_add(into.len()).is_some_and(|end| end <= self.bytes);
         assert!(inside, "{} bytes at {offset} do not fit into {}", into.len(), self.bytes);
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr().add(offset), into.as_mut_ptr(), into.len()) }
+        // SAFETY: inside, as just checked; the rest is what `new` was promised.
+        unsafe { self.memory.copy_out(offset, into) }
     }
 
     pub fn clear(&self) {
-        // SAFETY: all of the memory, to which no reference exists.
-        unsafe { std::ptr::write_bytes(self.start.as_ptr(), 0, self.bytes) }
+        // SAFETY: all of the memory; the rest is what `new` was promised.
+        unsafe { self.memory.clear(self.bytes) }
+    }
+
+    /// What the device's side of a model reads and writes.
+    #[cfg(all(test, feature = "loom"))]
+    pub(super) fn words(&self) -> super::memory::Words {
+        self.memory.words()
     }
 }

@@ -752,7 +752,7 @@ impl Bus for Rc<Model> {
         let address = start.expose_provenance() as u64;
         self.state.borrow_mut().reachable.push(address..address + length as u64);
         let start = NonNull::new(start).expect("memory is somewhere");
-        // SAFETY: page-aligned, leaked, and reached by the model and the driver through pointers only.
+        // SAFETY: page-aligned, zeroed, leaked, and reached by the model and the driver through pointers only.
         Ok(unsafe { SharedMemory::new(start, length, address, Box::new(())) })
     }
 

@@ -6,10 +6,11 @@
 
 use super::bus::{Bus, SharedMemory};
 use super::controller::PAGE;
+use super::memory::fence;
 use super::spec::{Capabilities, Command, Completion, register};
 use crate::DeviceResult;
 use std::rc::Rc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 const SUBMISSION_BYTES: usize = size_of::<Command>();
 const COMPLETION_BYTES: usize = size_of::<Completion>();
@@ -200,6 +201,9 @@ impl QueuePair {
         self.shadow = shadow.filter(|shadow| shadow.holds(self.head_doorbell));
     }
 }
+
+#[cfg(all(test, feature = "loom"))]
+mod protocol_tests;
 
 #[cfg(test)]
 mod tests {

@@ -81,8 +81,8 @@ unsafe impl Ioctl for Request {
 }
 
 /// # Safety
-/// `argument` is what VFIO's request takes: a number, or the address of the structure it wants, which
-/// is valid for writes.
+/// `argument` is what VFIO's request takes: a number, or the address of what it wants, which is valid for
+/// reads, and for writes if the request answers there.
 unsafe fn request(fd: impl AsFd, opcode: Opcode, argument: *mut c_void) -> rustix::io::Result<i32> {
     // SAFETY: passed on to our caller.
     unsafe { ioctl(fd, Request { opcode, argument }) }
@@ -398,7 +398,7 @@ impl Bus for VfioBus {
 
     fn read32(&self, offset: usize) -> u32 {
         let Some(register) = self.register(offset) else { return u32::MAX };
-        // SAFETY: a register of the device, mapped.
+        // SAFETY: aligned and inside the mapping (`register`), which lasts until it is given up.
         u32::from_le(unsafe { register.read_volatile() })
     }
 
@@ -428,7 +428,8 @@ impl Bus for VfioBus {
         }
         self.next_address.set(device_address + bytes as u64);
         let owner = Mapping { container: self.container.clone(), start, bytes, device_address };
-        // SAFETY: mapped, zeroed and page-aligned; it lasts as long as the owner.
+        // SAFETY: mapped, zeroed and page-aligned; it lasts as long as the owner, and nobody else has its address
+        // but the device.
         Ok(unsafe { SharedMemory::new(start, bytes, device_address, Box::new(owner)) })
     }
 
