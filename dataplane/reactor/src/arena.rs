@@ -9,7 +9,9 @@
 use crate::buffer::{CLASSES, Page};
 use cfs_wire::limits::PAGE;
 use crossbeam_queue::ArrayQueue;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+#[cfg(not(miri))]
+use rustix::mm::{Advice, madvise};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
@@ -55,7 +57,9 @@ impl Arena {
         let skip = mapped.align_offset(HUGE_PAGE);
         // SAFETY: less than the huge page that was mapped in excess.
         let start = unsafe { mapped.add(skip) };
-        // SAFETY: inside the mapping. Advice only: without huge pages everything works.
+        // Advice only: without huge pages everything works. Miri can't give it.
+        #[cfg(not(miri))]
+        // SAFETY: inside the mapping.
         let _ = unsafe { madvise(start.cast(), ARENA_BYTES, Advice::LinuxHugepage) };
         let free = BLOCKS.map(|count| ArrayQueue::new(count.max(1)));
         let mut page = 0;
