@@ -4,8 +4,9 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Each crate with all others of the workspace that it may use.
-const ALLOWED: [(&str, &[&str]); 17] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
     ("isa-l-sys", &[]),
+    ("libfabric-sys", &[]),
     ("cfs-wire", &[]),
     ("cfs-reactor", &["cfs-wire"]),
     ("cfs-codec", &["cfs-wire", "isa-l-sys"]),
