@@ -1,23 +1,25 @@
 //! The fabric seam: requests and replies between peers whose identity is known, with bulk
 //! bytes beside the body so that a back end may move them one-sided and without copies.
 //!
-//! Back ends: [`tcp`] (io_uring sockets) and [`mem`] (in process, seeded: delay, loss,
+//! Back ends: [`tcp`] (io_uring sockets), [`ofi`] (libfabric: devices that reach memory themselves) and [`mem`] (in process, seeded: delay, loss,
 //! reordering, resets, partition). A fabric belongs to one executor. Start at [`Fabric`].
 //!
 //! A call may be lost after it was executed: whoever calls retries under a request id that
 //! the service recognises. The fabric itself never retries. Calls on one connection have no
 //! order among each other. Bulk bytes arrive at the start of a page, so that they can go to a
 //! device as they are.
-#![forbid(unsafe_code)]
 
 pub mod identity;
 pub mod mem;
+pub mod ofi;
+mod sum;
 pub mod tcp;
 
 use bytes::Bytes;
 use cfs_wire::limits::{RPC_BODY_BYTES_MAX, RPC_BULK_BYTES_MAX};
 use futures_util::future::LocalBoxFuture;
 use std::fmt;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 /// Where a peer listens: `host:port` for TCP, a name for `mem`.
@@ -28,6 +30,15 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// The socket address meant by `host:port`, or why there is none.
+fn socket_address(address: &Address) -> Result<SocketAddr, String> {
+    let text = match address.0.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => address.0.clone(),
+    };
+    text.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:7400".to_owned())
 }
 
 /// Who is at the other end.

@@ -51,12 +51,7 @@ impl TcpFabric {
 
     /// The socket address meant, or why there is none.
     fn parse(&self, address: &Address) -> Result<SocketAddr, String> {
-        let text = match address.0.strip_prefix("localhost:") {
-            Some(port) => format!("127.0.0.1:{port}"),
-            None => address.0.clone(),
-        };
-        let parsed: SocketAddr =
-            text.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:7400".to_owned())?;
+        let parsed = crate::socket_address(address)?;
         if !parsed.ip().is_loopback() && self.identity.is_none() {
             let detail = "without an identity only loopback is allowed: use 127.0.0.1 or [::1], or make \
                           identities with cfs authority and give one with --identity";

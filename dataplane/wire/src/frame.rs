@@ -159,8 +159,13 @@ impl BulkSum {
         self.length += piece.len();
     }
 
-    fn crc(&self) -> u32 {
+    /// The CRC32C of what was taken in.
+    pub fn crc(&self) -> u32 {
         self.digest.finalize() as u32
+    }
+
+    pub fn length(&self) -> usize {
+        self.length
     }
 }
 

@@ -11,7 +11,7 @@ const ALLOWED: [(&str, &[&str]); 18] = [
     ("cfs-reactor", &["cfs-wire"]),
     ("cfs-codec", &["cfs-wire", "isa-l-sys"]),
     ("cfs-device", &["cfs-wire", "cfs-reactor"]),
-    ("cfs-fabric", &["cfs-wire", "cfs-reactor"]),
+    ("cfs-fabric", &["cfs-wire", "cfs-reactor", "libfabric-sys"]),
     ("cfs-store", &["cfs-wire", "cfs-reactor", "cfs-codec", "cfs-device", "cfs-fabric"]),
     ("cfs-kv", &["cfs-wire", "cfs-reactor"]),
     ("cfs-consensus", &["cfs-wire", "cfs-reactor", "cfs-fabric"]),

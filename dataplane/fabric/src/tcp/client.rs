@@ -1,11 +1,12 @@
 //! The calling end of a connection.
 
-use super::link::{Link, sum};
+use super::link::Link;
 use super::reader::{ReadError, Reader};
 use super::records::RecordError;
 use super::tls::{self, TlsError};
 use super::{BYTES_MAX, HELLO_WAIT};
 use crate::identity::Identity;
+use crate::sum::sum;
 use crate::{Address, CALLS_MAX, Connection, FabricError, Message};
 use cfs_reactor::Handle;
 use cfs_reactor::collections::HashMap;

@@ -25,21 +25,6 @@ const QUEUED_BYTES_MAX: usize = 16 << 20;
 /// record's content, so that full ones follow each other.
 const SEALED_BYTES: usize = 4 * CONTENT_BYTES_MAX;
 
-/// Summed in one go: some 100 µs, half of what a task may run without yielding.
-pub(super) const SUM_BYTES: usize = 1 << 20;
-
-/// The sum of bulk bytes; others run between its pieces.
-pub(super) async fn sum(bulk: &Bytes) -> BulkSum {
-    let mut sum = BulkSum::default();
-    for (index, piece) in bulk.chunks(SUM_BYTES).enumerate() {
-        if index > 0 {
-            Handle::current().yield_now().await;
-        }
-        sum.update(piece);
-    }
-    sum
-}
-
 /// One connection's socket and outgoing queue.
 pub(super) struct Link {
     pub ring: Rc<Ring>,

@@ -1,9 +1,10 @@
 //! From a byte stream to messages.
 
-use super::link::{Link, SUM_BYTES};
+use super::link::Link;
 use super::records::{CONTENT_BYTES_MAX, Opened, Opener, RecordError, room_for};
 use super::tls::{Received, first_record};
 use crate::Message;
+use crate::sum::SUM_BYTES;
 use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_reactor::buffer::DmaBuf;

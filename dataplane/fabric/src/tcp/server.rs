@@ -1,10 +1,11 @@
 //! The serving end: accepts, reads requests, runs the service, queues replies.
 
-use super::link::{Link, sum};
+use super::link::Link;
 use super::reader::{ReadError, Reader};
 use super::tls::{self, TlsError};
 use super::{BYTES_MAX, HELLO_WAIT};
 use crate::identity::Identity;
+use crate::sum::sum;
 use crate::{Address, CALLS_MAX, Listener, Message, Peer, Service};
 use bytes::Bytes;
 use cfs_reactor::sync::{Permit, Semaphore};

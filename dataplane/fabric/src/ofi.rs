@@ -1,0 +1,93 @@
+//! Fabric over libfabric: connected endpoints of a device that reads and writes the peer's memory itself
+//! (provider `verbs`), or of sockets that do as if (provider `tcp`, for tests).
+//!
+//! Requests and replies are [packets](cfs_wire::packet). Body and bulk bytes that do not fit one are moved by the
+//! **server**: it reads a request's from the client's memory and writes a reply's there, so no client ever
+//! reaches a server's memory. A client exposes exactly the bytes of a call, as long as that lasts, in a
+//! domain of its own for each connection. The server checks a CRC32C of all it has read, the client of all
+//! that was written.
+//!
+//! One task per connection does all that it needs. When nothing happens it sleeps on the descriptors of the
+//! connection's queues in the executor's ring. Start at [`OfiFabric`]; `unsafe` is in `info`, `domain`,
+//! `endpoint` and `passive` only, one file for each kind of libfabric's objects.
+//!
+//! Trust: who is at the other end is not proved and nothing is encrypted, hence only loopback addresses are
+//! served and called. A server that breaks the protocol can, with the provider `tcp`, still read or write a
+//! call's memory shortly after its reply, since that provider goes on with what it has begun when the memory
+//! is withdrawn; devices don't.
+
+mod client;
+#[allow(unsafe_code, reason = "calls libfabric")]
+mod domain;
+#[allow(unsafe_code, reason = "calls libfabric, with memory it keeps alive")]
+mod endpoint;
+#[allow(unsafe_code, reason = "calls libfabric")]
+mod info;
+mod link;
+#[allow(unsafe_code, reason = "calls libfabric")]
+mod passive;
+mod server;
+
+use crate::{Address, Connection, Fabric, FabricError, Listener, Service};
+use cfs_reactor::Handle;
+use cfs_reactor::uring::Ring;
+use cfs_wire::limits::{RPC_BODY_BYTES_MAX, RPC_BULK_BYTES_MAX};
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use libfabric_sys::Functions;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Bytes of requests that a server works on, and of replies that a client has offered memory for, on one
+/// connection at most: as with TCP.
+pub const BYTES_MAX: usize = crate::tcp::BYTES_MAX;
+const _: () = assert!(BYTES_MAX >= RPC_BODY_BYTES_MAX + RPC_BULK_BYTES_MAX, "else the largest never goes");
+/// Bytes of replies that wait for their client's memory, beyond which a server starts no more requests.
+const QUEUED_BYTES_MAX: usize = 16 << 20;
+/// A peer that has not said HELLO by then is none of ours.
+const HELLO_WAIT: Duration = Duration::from_secs(5);
+
+/// A process's access to a network by a provider of libfabric. All its tasks run in one domain.
+pub struct OfiFabric {
+    ring: Rc<Ring>,
+    handle: Handle,
+    provider: String,
+    functions: &'static Functions,
+}
+
+impl OfiFabric {
+    /// `provider` is `verbs` or `tcp`. The error is one line that says what to do: libfabric may be missing.
+    pub fn new(ring: Rc<Ring>, handle: &Handle, provider: &str) -> Result<Rc<OfiFabric>, String> {
+        let functions = libfabric_sys::functions().map_err(|error| error.to_string())?;
+        Ok(Rc::new(OfiFabric { ring, handle: handle.clone(), provider: provider.to_owned(), functions }))
+    }
+}
+
+/// The loopback address meant, or why there is none.
+fn parse(address: &Address) -> Result<SocketAddr, String> {
+    let parsed = crate::socket_address(address)?;
+    if !parsed.ip().is_loopback() {
+        return Err("through libfabric only loopback is served and called: use 127.0.0.1 or [::1]".to_owned());
+    }
+    Ok(parsed)
+}
+
+impl Fabric for OfiFabric {
+    /// `host:port`; port 0 lets the system choose.
+    fn listen(&self, address: &Address, service: Rc<dyn Service>) -> Result<Box<dyn Listener>, FabricError> {
+        let refused = |detail| FabricError::Listen { address: address.clone(), detail };
+        let at = parse(address).map_err(refused)?;
+        server::listen(&self.ring, &self.handle, self.functions, &self.provider, at, service)
+            .map_err(|error| refused(error.to_string()))
+    }
+
+    fn connect(&self, address: &Address) -> LocalBoxFuture<'_, Result<Rc<dyn Connection>, FabricError>> {
+        let address = address.clone();
+        async move {
+            let at = parse(&address).map_err(|detail| FabricError::Address { address: address.clone(), detail })?;
+            client::connect(&self.ring, &self.handle, self.functions, &self.provider, &address, at).await
+        }
+        .boxed_local()
+    }
+}

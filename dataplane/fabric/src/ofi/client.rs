@@ -1,0 +1,310 @@
+//! The calling end of a connection.
+
+use super::domain::{Domain, Exposed, Network};
+use super::endpoint::Endpoint;
+use super::info::{End as Side, Info, OfiError};
+use super::link::{End, Incoming, Link, LinkError, Lost, part};
+use super::{BYTES_MAX, HELLO_WAIT};
+use crate::sum::sum;
+use crate::{Address, CALLS_MAX, Connection, FabricError, Message};
+use bytes::Bytes;
+use cfs_reactor::Handle;
+use cfs_reactor::buffer::DmaBuf;
+use cfs_reactor::collections::HashMap;
+use cfs_reactor::sync::{OneshotSender, Permit, Semaphore, oneshot};
+use cfs_reactor::uring::Ring;
+use cfs_wire::frame::{BulkSum, Hello, Refusal, VERSION_MAX, VERSION_MIN};
+use cfs_wire::packet::{Kind, Packet, Part, Place};
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use libfabric_sys::Functions;
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+
+/// A call whose reply is to come. It keeps its slot and its memory also if nobody waits any more, for the server
+/// still works on it.
+struct Pending {
+    reply_to: OneshotSender<Result<Message, FabricError>>,
+    _slot: Permit,
+    /// What the server reads of the request.
+    exposed: Vec<u64>,
+    answer: Answer,
+}
+
+/// Memory for a reply that does not fit a packet.
+enum Answer {
+    NotAsked,
+    /// The server asked for it, and there are too many bytes under way.
+    Waiting,
+    Offered {
+        body: Option<Room>,
+        bulk: Option<Room>,
+        _share: Permit,
+    },
+}
+
+/// Memory that the server may write to.
+#[derive(Clone, Copy)]
+struct Room {
+    number: u64,
+    length: usize,
+}
+
+struct Calls {
+    address: Address,
+    link: Rc<Link>,
+    pending: RefCell<HashMap<u64, Pending>>,
+    bytes: Rc<Semaphore>,
+    /// For tasks that go on with a packet.
+    this: Weak<Calls>,
+}
+
+struct OfiConnection {
+    calls: Rc<Calls>,
+    next_request: Cell<u64>,
+    slots: Rc<Semaphore>,
+}
+
+/// Connects and shakes hands.
+pub(super) async fn connect(
+    ring: &Rc<Ring>,
+    handle: &Handle,
+    functions: &'static Functions,
+    provider: &str,
+    address: &Address,
+    socket_address: SocketAddr,
+) -> Result<Rc<dyn Connection>, FabricError> {
+    let failed = |detail: String| FabricError::Connect { address: address.clone(), detail };
+    let open = || -> Result<Endpoint, OfiError> {
+        let info = Info::find(functions, provider, socket_address, Side::Connecting)?;
+        // Of its own for each connection: what one server may reach, another can't name.
+        let domain = Domain::open(&Network::open(&info)?, &info)?;
+        let mut endpoint = Endpoint::open(&domain, &info, handle.random_u64())?;
+        endpoint.connect(&info)?;
+        Ok(endpoint)
+    };
+    let endpoint = open().map_err(|error| failed(error.to_string()))?;
+    let link = Link::new(handle, endpoint);
+    let calls = Rc::new_cyclic(|this| Calls {
+        address: address.clone(),
+        link: link.clone(),
+        pending: RefCell::default(),
+        bytes: Semaphore::new(BYTES_MAX),
+        this: this.clone(),
+    });
+    let connection =
+        OfiConnection { calls: calls.clone(), next_request: Cell::new(1), slots: Semaphore::new(CALLS_MAX) };
+    handle.spawn(drive(calls, ring.clone()));
+    link.send_hello();
+    match handle.timeout(HELLO_WAIT, link.hello()).await {
+        Some(Ok(theirs)) => agree(&link, address, theirs)?,
+        Some(Err(Lost)) => {
+            let detail = link.closed().unwrap_or_default();
+            return Err(failed(format!("{detail}: is the server running?")));
+        }
+        None => {
+            link.close("no HELLO in time");
+            return Err(failed("no answer in 5 s".to_owned()));
+        }
+    }
+    Ok(Rc::new(connection))
+}
+
+fn agree(link: &Link, address: &Address, theirs: Hello) -> Result<(), FabricError> {
+    if Hello::OURS.agree(theirs).is_some() {
+        return Ok(());
+    }
+    link.close("no version in common");
+    let newer = theirs.version_min > VERSION_MAX;
+    let (theirs, ours) = if newer { (theirs.version_min, VERSION_MAX) } else { (theirs.version_max, VERSION_MIN) };
+    Err(FabricError::Version { address: address.clone(), theirs: theirs.into(), ours: ours.into() })
+}
+
+/// Drives the connection to its end, and then ends every call.
+async fn drive(calls: Rc<Calls>, ring: Rc<Ring>) {
+    calls.link.clone().drive(ring, calls.clone()).await;
+    let pending = std::mem::take(&mut *calls.pending.borrow_mut());
+    drop(pending);
+}
+
+impl End for Calls {
+    fn take(&self, Incoming { packet, body, bulk }: Incoming) -> Result<(), LinkError> {
+        match packet.kind {
+            Kind::Waits => self.make_room(&packet),
+            Kind::Reply | Kind::Refusal => self.finish(&packet, body, bulk),
+            _ => Err(LinkError::Unexpected),
+        }
+    }
+}
+
+impl Calls {
+    /// Offers memory for the parts of a reply that lie apart.
+    fn make_room(&self, packet: &Packet) -> Result<(), LinkError> {
+        {
+            let mut pending = self.pending.borrow_mut();
+            let pending = pending.get_mut(&packet.request_id).ok_or(LinkError::Unexpected)?;
+            if !matches!(pending.answer, Answer::NotAsked) {
+                return Err(LinkError::Unexpected);
+            }
+            pending.answer = Answer::Waiting;
+        }
+        let calls = self.this.upgrade().ok_or(LinkError::Ended)?;
+        let packet = *packet;
+        self.link.handle.spawn(async move {
+            let share = calls.bytes.acquire(packet.body.length + packet.bulk.length).await;
+            if let Err(error) = calls.offer(&packet, share) {
+                calls.link.close(&error.to_string());
+            }
+        });
+        Ok(())
+    }
+
+    fn offer(&self, packet: &Packet, share: Permit) -> Result<(), OfiError> {
+        let (body, body_room) = self.room(&packet.body)?;
+        let (bulk, bulk_room) = self.room(&packet.bulk)?;
+        // The call is over if the connection is.
+        if let Some(pending) = self.pending.borrow_mut().get_mut(&packet.request_id) {
+            pending.answer = Answer::Offered { body: body_room, bulk: bulk_room, _share: share };
+        }
+        let offer = Packet { body, bulk, ..Packet::bare(Kind::Offer, packet.request_id) };
+        self.link.send(offer, Bytes::new(), Bytes::new());
+        Ok(())
+    }
+
+    fn room(&self, part: &Part) -> Result<(Part, Option<Room>), OfiError> {
+        if part.apart().is_none() {
+            return Ok((Part::EMPTY, None));
+        }
+        let (number, region) = self.link.expose(Exposed::Write(DmaBuf::uninitialised(part.length)))?;
+        let room = Room { number, length: part.length };
+        Ok((Part { place: Place::Apart(region), crc: 0, ..*part }, Some(room)))
+    }
+
+    /// Ends a call.
+    fn finish(&self, packet: &Packet, body: Bytes, bulk: Bytes) -> Result<(), LinkError> {
+        let pending = self.pending.borrow_mut().remove(&packet.request_id).ok_or(LinkError::Unexpected)?;
+        let Pending { reply_to, _slot: slot, exposed, answer } = pending;
+        for number in exposed {
+            self.link.withdraw(number);
+        }
+        if packet.kind == Kind::Refusal {
+            let Refusal { length, limit } = Refusal::decode(&body)?;
+            let refused = FabricError::TooLarge { length: length as usize, limit: limit as usize };
+            let _ = reply_to.send(Err(refused));
+            return Ok(());
+        }
+        let (body_room, bulk_room) = match &answer {
+            Answer::NotAsked => (None, None),
+            Answer::Waiting => return Err(LinkError::Unexpected),
+            Answer::Offered { body, bulk, .. } => (*body, *bulk),
+        };
+        let body = self.written(&packet.body, body_room)?.unwrap_or(body);
+        let bulk = self.written(&packet.bulk, bulk_room)?.unwrap_or(bulk);
+        let message = Message { opcode: packet.opcode, body, bulk };
+        let calls = self.this.upgrade().ok_or(LinkError::Ended)?;
+        let packet = *packet;
+        let deliver = async move {
+            let checked =
+                packet.body.verify(&sum(&message.body).await).and(packet.bulk.verify(&sum(&message.bulk).await));
+            drop((slot, answer));
+            match checked {
+                // A caller that gave up is not told.
+                Ok(()) => drop(reply_to.send(Ok(message))),
+                Err(error) => {
+                    tracing::warn!(%error, "closing a connection to a server: what it wrote is not what it meant");
+                    calls.link.close(&error.to_string());
+                }
+            }
+        };
+        if packet.body.apart().is_none() && packet.bulk.apart().is_none() {
+            // It was checked as it came; summing so little again takes no time, and no turn of the executor.
+            let _ = deliver.now_or_never();
+        } else {
+            self.link.handle.spawn(deliver);
+        }
+        Ok(())
+    }
+
+    /// What the server wrote to the room for a part, if it lies apart.
+    fn written(&self, part: &Part, room: Option<Room>) -> Result<Option<Bytes>, LinkError> {
+        match (part.apart(), room) {
+            (None, None) => Ok(None),
+            (Some((_, length)), Some(room)) if length == room.length => match self.link.withdraw(room.number) {
+                Some(Exposed::Write(buffer)) => Ok(Some(buffer.freeze())),
+                _ => Err(LinkError::Ended),
+            },
+            _ => Err(LinkError::Unexpected),
+        }
+    }
+}
+
+impl OfiConnection {
+    fn lost(&self) -> FabricError {
+        let detail = self.calls.link.closed().unwrap_or_else(|| "the connection closed".to_owned());
+        FabricError::Lost { address: self.calls.address.clone(), detail }
+    }
+
+    async fn exchange(&self, request: Message) -> Result<Message, FabricError> {
+        request.check_length()?;
+        let link = &self.calls.link;
+        let slot = self.slots.acquire(1).await;
+        let sums = [sum(&request.body).await, sum(&request.bulk).await];
+        // Calls that end with the connection make room too.
+        if link.is_closed() {
+            return Err(self.lost());
+        }
+        let request_id = self.next_request.get();
+        self.next_request.set(request_id + 1);
+        let (body_apart, bulk_apart) = Packet::parts_apart(request.body.len(), request.bulk.len());
+        let mut exposed = Vec::new();
+        let mut place = |bytes: Bytes, sum: &BulkSum, is_apart: bool| -> Result<(Part, Bytes), FabricError> {
+            if !is_apart {
+                return Ok((part(&bytes, sum, Place::Inline), bytes));
+            }
+            let (number, region) = link.expose(Exposed::Read(bytes.clone())).map_err(|error| FabricError::Lost {
+                address: self.calls.address.clone(),
+                detail: error.to_string(),
+            })?;
+            exposed.push(number);
+            Ok((part(&bytes, sum, Place::Apart(region)), Bytes::new()))
+        };
+        let placed = place(request.body, &sums[0], body_apart)
+            .and_then(|body| Ok((body, place(request.bulk, &sums[1], bulk_apart)?)));
+        let ((body, body_inline), (bulk, bulk_inline)) = match placed {
+            Ok(placed) => placed,
+            Err(error) => {
+                for number in exposed {
+                    link.withdraw(number);
+                }
+                return Err(error);
+            }
+        };
+        let (reply_to, reply) = oneshot();
+        let pending = Pending { reply_to, _slot: slot, exposed, answer: Answer::NotAsked };
+        self.calls.pending.borrow_mut().insert(request_id, pending);
+        let packet = Packet { opcode: request.opcode, body, bulk, ..Packet::bare(Kind::Request, request_id) };
+        link.send(packet, body_inline, bulk_inline);
+        reply.await.unwrap_or_else(|_| Err(self.lost()))
+    }
+}
+
+impl Connection for OfiConnection {
+    fn call(&self, request: Message) -> LocalBoxFuture<'_, Result<Message, FabricError>> {
+        self.exchange(request).boxed_local()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.calls.link.is_closed()
+    }
+
+    fn peer_address(&self) -> Address {
+        self.calls.address.clone()
+    }
+}
+
+impl Drop for OfiConnection {
+    fn drop(&mut self) {
+        self.calls.link.close("closed by this program");
+    }
+}
