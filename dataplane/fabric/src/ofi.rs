@@ -27,6 +27,8 @@ mod link;
 #[allow(unsafe_code, reason = "calls libfabric")]
 mod passive;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use crate::{Address, Connection, Fabric, FabricError, Listener, Service};
 use cfs_reactor::Handle;
@@ -57,9 +59,13 @@ pub struct OfiFabric {
 }
 
 impl OfiFabric {
-    /// `provider` is `verbs` or `tcp`. The error is one line that says what to do: libfabric may be missing.
+    /// `provider` is `verbs` or `tcp`. The error is one line that says what to do: libfabric or the provider
+    /// may be missing. Takes some tenths of a second.
     pub fn new(ring: Rc<Ring>, handle: &Handle, provider: &str) -> Result<Rc<OfiFabric>, String> {
         let functions = libfabric_sys::functions().map_err(|error| error.to_string())?;
+        info::Info::probe(functions, provider).map_err(|error| {
+            format!("libfabric's provider {provider} is of no use here ({error}); fi_info lists those that are")
+        })?;
         Ok(Rc::new(OfiFabric { ring, handle: handle.clone(), provider: provider.to_owned(), functions }))
     }
 }

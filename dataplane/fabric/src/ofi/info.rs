@@ -69,6 +69,22 @@ impl Info {
         unsafe { Info::owned(functions, found) }.ok_or(OfiError { call: "fi_getinfo", code: sys::FI_ENODATA as i32 })
     }
 
+    /// Whether there is such a provider here. The first look takes some tenths of a second: libfabric loads all
+    /// of its providers.
+    pub fn probe(functions: &'static Functions, provider: &str) -> Result<(), OfiError> {
+        let hints = Info::hints(functions, provider)?;
+        let mut found = ptr::null_mut();
+        // SAFETY: the hints live during the call, which gives a list of its own.
+        let result = unsafe {
+            let (anywhere, hints) = (ptr::null(), hints.raw.as_ptr());
+            functions.fi_getinfo(sys::API_VERSION, anywhere, anywhere, 0, hints, &mut found)
+        };
+        check("fi_getinfo", result)?;
+        // SAFETY: a list is given to who asked.
+        drop(unsafe { Info::owned(functions, found) });
+        Ok(())
+    }
+
     /// What is asked of every provider: connected endpoints that send messages, and read and write each
     /// other's memory.
     fn hints(functions: &'static Functions, provider: &str) -> Result<Info, OfiError> {
