@@ -137,6 +137,10 @@ mod tests {
         fn peer_address(&self) -> Address {
             Address("nobody".to_owned())
         }
+
+        fn carrier(&self) -> String {
+            "nothing".to_owned()
+        }
     }
 
     #[test]

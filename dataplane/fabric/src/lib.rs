@@ -1,7 +1,7 @@
 //! The fabric seam: requests and replies between peers whose identity is known, with bulk
 //! bytes beside the body so that a back end may move them one-sided and without copies.
 //!
-//! Back ends: [`tcp`] (io_uring sockets), [`ofi`] (libfabric: devices that reach memory themselves) and [`mem`] (in process, seeded: delay, loss,
+//! Back ends: [`tcp`] (io_uring sockets), [`ofi`] (libfabric: devices that reach memory themselves; [`network`] chooses) and [`mem`] (in process, seeded: delay, loss,
 //! reordering, resets, partition). A fabric belongs to one executor. Start at [`Fabric`].
 //!
 //! A call may be lost after it was executed: whoever calls retries under a request id that
@@ -11,6 +11,7 @@
 
 pub mod identity;
 pub mod mem;
+pub mod network;
 pub mod ofi;
 mod sum;
 pub mod tcp;
@@ -127,12 +128,20 @@ pub trait Connection: 'static {
     fn is_closed(&self) -> bool;
 
     fn peer_address(&self) -> Address;
+
+    /// What carries it: `tcp`, `mem`, or `ofi:` and a provider of libfabric.
+    fn carrier(&self) -> String;
 }
 
 /// A listener: stops when dropped.
 pub trait Listener: 'static {
     /// The address bound, with the port the system chose.
     fn address(&self) -> Address;
+
+    /// What clients are offered beside what this fabric is by itself, as [`Connection::carrier`] has it.
+    fn offers(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// Connects and listens.

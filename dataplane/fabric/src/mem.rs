@@ -404,6 +404,10 @@ impl Connection for MemConnection {
     fn peer_address(&self) -> Address {
         self.address.clone()
     }
+
+    fn carrier(&self) -> String {
+        "mem".to_owned()
+    }
 }
 
 /// A call on its way: runs in the server's domain, so that it goes on when the caller gives up

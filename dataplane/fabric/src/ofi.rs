@@ -11,8 +11,10 @@
 //! connection's queues in the executor's ring. Start at [`OfiFabric`]; `unsafe` is in `info`, `domain`,
 //! `endpoint` and `passive` only, one file for each kind of libfabric's objects.
 //!
-//! Trust: who is at the other end is not proved and nothing is encrypted, hence only loopback addresses are
-//! served and called. A server that breaks the protocol can, with the provider `tcp`, still read or write a
+//! Trust: by itself this fabric does not prove who is at the other end and encrypts nothing, hence only loopback
+//! addresses are served and called. In a [session](crate::network), which a TCP connection has vouched for,
+//! packets are encrypted and authentic. Bytes that the server reads and writes in the client's memory are never
+//! encrypted, and kept from accidents only, by a CRC32C in an authentic packet. A server that breaks the protocol can, with the provider `tcp`, still read or write a
 //! call's memory shortly after its reply, since that provider goes on with what it has begun when the memory
 //! is withdrawn; devices don't.
 
@@ -27,6 +29,7 @@ mod link;
 #[allow(unsafe_code, reason = "calls libfabric")]
 mod passive;
 mod server;
+pub(crate) mod session;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +40,8 @@ use cfs_wire::limits::{RPC_BODY_BYTES_MAX, RPC_BULK_BYTES_MAX};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use libfabric_sys::Functions;
+use link::Access;
+use session::{SessionKey, Sessions, Token};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -70,6 +75,40 @@ impl OfiFabric {
     }
 }
 
+impl OfiFabric {
+    /// Serves whoever shows a token of these sessions, from anywhere.
+    pub(crate) fn listen_for_sessions(
+        &self,
+        address: SocketAddr,
+        service: Rc<dyn Service>,
+        sessions: Rc<Sessions>,
+    ) -> Result<Box<dyn Listener>, String> {
+        let sessions = Some(sessions);
+        server::listen(&self.ring, &self.handle, self.functions, &self.provider, address, service, sessions)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Connects to where a session was given for; `address` is where the server gave it.
+    pub(crate) async fn connect_session(
+        &self,
+        address: &Address,
+        at: SocketAddr,
+        token: Token,
+        key: SessionKey,
+    ) -> Result<Rc<dyn Connection>, FabricError> {
+        self.connect_to(address, at, Access::Session(token, key)).await
+    }
+
+    async fn connect_to(
+        &self,
+        address: &Address,
+        at: SocketAddr,
+        access: Access,
+    ) -> Result<Rc<dyn Connection>, FabricError> {
+        client::connect(&self.ring, &self.handle, self.functions, &self.provider, address, at, access).await
+    }
+}
+
 /// The loopback address meant, or why there is none.
 fn parse(address: &Address) -> Result<SocketAddr, String> {
     let parsed = crate::socket_address(address)?;
@@ -84,15 +123,15 @@ impl Fabric for OfiFabric {
     fn listen(&self, address: &Address, service: Rc<dyn Service>) -> Result<Box<dyn Listener>, FabricError> {
         let refused = |detail| FabricError::Listen { address: address.clone(), detail };
         let at = parse(address).map_err(refused)?;
-        server::listen(&self.ring, &self.handle, self.functions, &self.provider, at, service)
-            .map_err(|error| refused(error.to_string()))
+        let listener = server::listen(&self.ring, &self.handle, self.functions, &self.provider, at, service, None);
+        listener.map_err(|error| refused(error.to_string()))
     }
 
     fn connect(&self, address: &Address) -> LocalBoxFuture<'_, Result<Rc<dyn Connection>, FabricError>> {
         let address = address.clone();
         async move {
             let at = parse(&address).map_err(|detail| FabricError::Address { address: address.clone(), detail })?;
-            client::connect(&self.ring, &self.handle, self.functions, &self.provider, &address, at).await
+            self.connect_to(&address, at, Access::Open).await
         }
         .boxed_local()
     }

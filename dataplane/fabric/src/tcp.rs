@@ -22,8 +22,10 @@ use crate::{Address, Connection, Fabric, FabricError, Listener, Service};
 use cfs_reactor::Handle;
 use cfs_reactor::uring::Ring;
 use cfs_wire::limits::{RPC_BODY_BYTES_MAX, RPC_BULK_BYTES_MAX};
+use cfs_wire::offers::Offers;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
+pub(crate) use server::Offering;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -49,6 +51,28 @@ impl TcpFabric {
         Rc::new(TcpFabric { ring, handle: handle.clone(), identity })
     }
 
+    /// As `listen`; clients may ask for offers.
+    pub(crate) fn listen_and_offer(
+        &self,
+        address: &Address,
+        service: Rc<dyn Service>,
+        offering: Rc<dyn Offering>,
+    ) -> Result<Box<dyn Listener>, FabricError> {
+        let refused = |detail| FabricError::Listen { address: address.clone(), detail };
+        let (at, identity) = (self.parse(address).map_err(refused)?, self.identity.clone());
+        server::listen(&self.ring, &self.handle, identity, at, service, Some(offering)).map_err(refused)
+    }
+
+    /// As `connect`, with the server's offers if it has any and they are asked for.
+    pub(crate) async fn connect_and_ask(
+        &self,
+        address: &Address,
+        asks_offers: bool,
+    ) -> Result<(Rc<dyn Connection>, Option<Offers>), FabricError> {
+        let at = self.parse(address).map_err(|detail| FabricError::Address { address: address.clone(), detail })?;
+        client::connect(&self.ring, &self.handle, self.identity.as_deref(), address, at, asks_offers).await
+    }
+
     /// The socket address meant, or why there is none.
     fn parse(&self, address: &Address) -> Result<SocketAddr, String> {
         let parsed = crate::socket_address(address)?;
@@ -67,16 +91,11 @@ impl Fabric for TcpFabric {
         let refused = |detail| FabricError::Listen { address: address.clone(), detail };
         let socket_address = self.parse(address).map_err(refused)?;
         let identity = self.identity.clone();
-        server::listen(&self.ring, &self.handle, identity, socket_address, service).map_err(refused)
+        server::listen(&self.ring, &self.handle, identity, socket_address, service, None).map_err(refused)
     }
 
     fn connect(&self, address: &Address) -> LocalBoxFuture<'_, Result<Rc<dyn Connection>, FabricError>> {
         let address = address.clone();
-        async move {
-            let socket_address =
-                self.parse(&address).map_err(|detail| FabricError::Address { address: address.clone(), detail })?;
-            client::connect(&self.ring, &self.handle, self.identity.as_deref(), &address, socket_address).await
-        }
-        .boxed_local()
+        async move { Ok(self.connect_and_ask(&address, false).await?.0) }.boxed_local()
     }
 }

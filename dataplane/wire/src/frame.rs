@@ -22,7 +22,10 @@
 //! ```
 //!
 //! Flags: 1 REPLY (else a request; the opcode is then a status), 2 BULK, 4 HELLO, 8 REFUSAL
-//! (a reply that could not be sent; its body is a [`Refusal`]). Others are refused.
+//! (a reply that could not be sent; its body is a [`Refusal`]), 16 OFFERS (what else the server can be
+//! reached by; the reply's body is that of [`Offers`](crate::offers::Offers)). Others are refused.
+//!
+//! Features: 1 the server has offers. Whoever has not said so is not asked for them.
 //!
 //! The first frame each way on a connection is a HELLO: version byte 0 whatever its sender
 //! speaks, opcode and request id 0, no bulk, and this body, which only ever grows at its end:
@@ -54,13 +57,16 @@ pub const VERSION_MAX: u8 = 1;
 pub const HELLO_VERSION: u8 = 0;
 /// The part of a HELLO body that every version has.
 pub const HELLO_BYTES: usize = 12;
-/// Feature bits this program offers: none yet.
+/// Feature bits this program offers, whatever it is told to do: none.
 pub const FEATURES: u64 = 0;
+/// Of a server that answers OFFERS.
+pub const FEATURE_OFFERS: u64 = 1;
 
 const FLAG_REPLY: u8 = 1;
 const FLAG_BULK: u8 = 2;
 const FLAG_HELLO: u8 = 4;
 const FLAG_REFUSAL: u8 = 8;
+const FLAG_OFFERS: u8 = 16;
 const CRC_OFFSET: usize = 20;
 
 const _: () = assert!(RPC_BODY_BYTES_MAX <= u32::MAX as usize);
@@ -116,6 +122,9 @@ pub enum Kind {
     Refusal,
     /// The first frame each way.
     Hello,
+    /// Asks what else the server can be reached by.
+    AsksOffers,
+    Offers,
 }
 
 impl Kind {
@@ -125,6 +134,8 @@ impl Kind {
             Kind::Reply => FLAG_REPLY,
             Kind::Refusal => FLAG_REPLY | FLAG_REFUSAL,
             Kind::Hello => FLAG_HELLO,
+            Kind::AsksOffers => FLAG_OFFERS,
+            Kind::Offers => FLAG_OFFERS | FLAG_REPLY,
         }
     }
 
@@ -134,6 +145,8 @@ impl Kind {
             FLAG_REPLY => Ok(Kind::Reply),
             _ if flags == FLAG_REPLY | FLAG_REFUSAL => Ok(Kind::Refusal),
             _ if flags == FLAG_HELLO => Ok(Kind::Hello),
+            _ if flags == FLAG_OFFERS => Ok(Kind::AsksOffers),
+            _ if flags == FLAG_OFFERS | FLAG_REPLY => Ok(Kind::Offers),
             _ => Err(FrameError::Flags { found: flags }),
         }
     }

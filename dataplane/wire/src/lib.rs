@@ -20,6 +20,7 @@ pub mod golden;
 pub mod ids;
 pub mod limits;
 pub mod meta;
+pub mod offers;
 pub mod packet;
 pub mod planted;
 pub mod policy;

@@ -25,9 +25,14 @@
 //!  | flags |        0         | CRC32C |   of the header with this field zero
 //!  | u8    |                  | u32    |
 //!  +-------+------------------+--------+
-//!  | body, unless it lies apart, then bulk, unless it lies apart; at most 4096 bytes in all
+//!  | body, unless it lies apart, then bulk, unless it lies apart; at most 4080 bytes in all
 //!  +-----------------------------------+
 //! ```
+//!
+//! In a session, which a TCP connection has given a token and a key for, every packet is encrypted and
+//! followed by a tag of 16 bytes. Before the client's first one goes the token, in the clear. Bytes that lie
+//! apart are **not** encrypted: the CRC32C of them in a packet keeps them from being changed by accident, and
+//! whoever can change a packet's header has the key.
 //!
 //! Flags: 1 the body lies apart, 2 the bulk bytes lie apart. Kinds: 1 HELLO, 2 REQUEST, 3 WAITS (a reply that
 //! does not fit waits for memory: its lengths), 4 OFFER (the client's memory for it), 5 REPLY, 6 REFUSAL (in
@@ -47,7 +52,9 @@ use crate::limits::{RPC_BODY_BYTES_MAX, RPC_BULK_BYTES_MAX};
 pub const HEADER_BYTES: usize = 96;
 /// Header and what is behind it: a page, in which most requests and replies fit.
 pub const PACKET_BYTES_MAX: usize = 4096;
-pub const INLINE_BYTES_MAX: usize = PACKET_BYTES_MAX - HEADER_BYTES;
+pub const INLINE_BYTES_MAX: usize = PACKET_BYTES_MAX - HEADER_BYTES - TAG_BYTES;
+/// What a packet of a session is longer by (AES-256-GCM).
+pub const TAG_BYTES: usize = 16;
 /// Packets that a peer has memory for: what 64 calls at once need to never wait, at 256 KiB per connection
 /// and end.
 pub const PACKETS_MAX: usize = 64;

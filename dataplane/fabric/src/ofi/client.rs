@@ -3,7 +3,7 @@
 use super::domain::{Domain, Exposed, Network};
 use super::endpoint::Endpoint;
 use super::info::{End as Side, Info, OfiError};
-use super::link::{End, Incoming, Link, LinkError, Lost, part};
+use super::link::{Access, End, Incoming, Link, LinkError, Lost, part};
 use super::{BYTES_MAX, HELLO_WAIT};
 use crate::sum::sum;
 use crate::{Address, CALLS_MAX, Connection, FabricError, Message};
@@ -53,6 +53,7 @@ struct Room {
 
 struct Calls {
     address: Address,
+    carrier: String,
     link: Rc<Link>,
     pending: RefCell<HashMap<u64, Pending>>,
     bytes: Rc<Semaphore>,
@@ -74,6 +75,7 @@ pub(super) async fn connect(
     provider: &str,
     address: &Address,
     socket_address: SocketAddr,
+    access: Access,
 ) -> Result<Rc<dyn Connection>, FabricError> {
     let failed = |detail: String| FabricError::Connect { address: address.clone(), detail };
     let open = || -> Result<Endpoint, OfiError> {
@@ -85,9 +87,10 @@ pub(super) async fn connect(
         Ok(endpoint)
     };
     let endpoint = open().map_err(|error| failed(error.to_string()))?;
-    let link = Link::new(handle, endpoint);
+    let link = Link::new(handle, endpoint, access);
     let calls = Rc::new_cyclic(|this| Calls {
         address: address.clone(),
+        carrier: format!("ofi:{provider}"),
         link: link.clone(),
         pending: RefCell::default(),
         bytes: Semaphore::new(BYTES_MAX),
@@ -300,6 +303,10 @@ impl Connection for OfiConnection {
 
     fn peer_address(&self) -> Address {
         self.calls.address.clone()
+    }
+
+    fn carrier(&self) -> String {
+        self.calls.carrier.clone()
     }
 }
 

@@ -296,19 +296,14 @@ impl Endpoint {
         places.find(|place| matches!(self.memory.operations[*place], Operation::Free))
     }
 
-    /// Sends a message of these parts, which fit a slot.
-    pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), Refused> {
-        let length = parts.iter().map(|part| part.len()).sum::<usize>();
+    /// Sends a message, which fits a slot.
+    pub fn send(&mut self, message: &[u8]) -> Result<(), Refused> {
+        let length = message.len();
         assert!(length <= SLOT_BYTES, "a message fits a slot");
         let place = self.free(RECEIVES..RECEIVES + SENDS).ok_or(Refused::Busy)?;
         let start = self.memory.sends.at(place - RECEIVES);
         // SAFETY: the slot is free, so it is ours alone.
-        let mut room = unsafe { std::slice::from_raw_parts_mut(start, length) };
-        for part in parts {
-            let (to, rest) = room.split_at_mut(part.len());
-            to.copy_from_slice(part);
-            room = rest;
-        }
+        unsafe { std::slice::from_raw_parts_mut(start, length) }.copy_from_slice(message);
         let (context, description) = (self.memory.contexts[place].get(), self.memory.sends.description.raw());
         // SAFETY: the slot belongs to the provider until the completion, for it is not free.
         let result = unsafe { sys::fi_send(self.ep, start.cast(), length, description, 0, context.cast()) };

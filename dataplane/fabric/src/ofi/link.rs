@@ -3,6 +3,8 @@
 use super::domain::{Exposed, Remote};
 use super::endpoint::{Completion, Endpoint, Event, Refused};
 use super::info::OfiError;
+use super::session::{Forged, Seal, SessionKey, Sessions, Side, Token};
+use crate::Peer;
 use bytes::Bytes;
 use cfs_reactor::Handle;
 use cfs_reactor::buffer::DmaBuf;
@@ -32,6 +34,10 @@ pub(super) enum LinkError {
     Hello(#[from] FrameError),
     #[error("a packet of this kind makes no sense here")]
     Unexpected,
+    #[error("the peer shows no token of a session that waits for it")]
+    Token,
+    #[error("a packet is not authentic")]
+    Forged,
     #[error("the peer does not keep count of what may be sent")]
     Credits,
     #[error("more calls at once than may be")]
@@ -62,6 +68,16 @@ pub(super) trait End {
     fn take(&self, incoming: Incoming) -> Result<(), LinkError>;
 }
 
+/// What a connection stands on.
+pub(super) enum Access {
+    /// Nothing: the peer is local.
+    Open,
+    /// The session that a server gave.
+    Session(Token, SessionKey),
+    /// A session of these that the client is to show the token of.
+    Sessions(Rc<Sessions>),
+}
+
 struct Outgoing {
     packet: Packet,
     body: Bytes,
@@ -77,7 +93,16 @@ pub(super) struct Link {
     /// The peer hung up; what it sent before is yet to be taken.
     hung_up: Cell<bool>,
     hello: Cell<Option<Hello>>,
+    /// Of a session.
+    seal: RefCell<Option<Seal>>,
+    /// To be shown before the first packet.
+    token: Cell<Option<Token>>,
+    /// One of these is to be shown by the peer.
+    sessions: Option<Rc<Sessions>>,
+    peer: RefCell<Peer>,
     outgoing: RefCell<VecDeque<Outgoing>>,
+    /// A packet that the provider did not take yet.
+    unsent: RefCell<Option<Vec<u8>>>,
     /// Packets that the peer has memory for.
     credits: Cell<usize>,
     /// Packets received that the peer has not been told of.
@@ -91,14 +116,24 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub fn new(handle: &Handle, endpoint: Endpoint) -> Rc<Link> {
+    pub fn new(handle: &Handle, endpoint: Endpoint, access: Access) -> Rc<Link> {
+        let (token, seal, sessions) = match access {
+            Access::Open => (None, None, None),
+            Access::Session(token, key) => (Some(token), Some(Seal::new(&key, Side::Client)), None),
+            Access::Sessions(sessions) => (None, None, Some(sessions)),
+        };
         Rc::new(Link {
             handle: handle.clone(),
             endpoint: RefCell::new(Some(endpoint)),
             is_connected: Cell::new(false),
             hung_up: Cell::new(false),
             hello: Cell::new(None),
+            seal: RefCell::new(seal),
+            token: Cell::new(token),
+            sessions,
+            peer: RefCell::new(Peer::Local),
             outgoing: RefCell::default(),
+            unsent: RefCell::default(),
             credits: Cell::new(PACKETS_MAX),
             owed: Cell::new(0),
             transfers: RefCell::default(),
@@ -132,6 +167,11 @@ impl Link {
 
     pub fn is_closed(&self) -> bool {
         self.closed.borrow().is_some()
+    }
+
+    /// Who is at the other end, as far as is known once it has said HELLO.
+    pub fn peer(&self) -> Peer {
+        self.peer.borrow().clone()
     }
 
     /// Ends with the connection.
@@ -308,7 +348,8 @@ impl Link {
         let (transfer, buffer) = match completion {
             Completion::Sent => return Ok(()),
             Completion::Received { slot, length } => {
-                let (packet, body, bulk) = Packet::decode(endpoint.received(slot, length))?;
+                let mut bytes = endpoint.received(slot, length).to_vec();
+                let (packet, body, bulk) = Packet::decode(self.open(&mut bytes)?)?;
                 let body = Bytes::copy_from_slice(body);
                 let bulk = if bulk.is_empty() { Bytes::new() } else { DmaBuf::copy_of(bulk).freeze() };
                 received.push(Incoming { packet, body, bulk });
@@ -332,20 +373,43 @@ impl Link {
         Ok(())
     }
 
+    /// What a packet says, of a session's once its token has been shown.
+    fn open<'a>(&self, mut bytes: &'a mut [u8]) -> Result<&'a [u8], LinkError> {
+        let mut seal = self.seal.borrow_mut();
+        if let (None, Some(sessions)) = (&*seal, &self.sessions) {
+            let (token, behind) = bytes.split_first_chunk_mut().ok_or(LinkError::Token)?;
+            let (key, peer) = sessions.take(&self.handle, token).ok_or(LinkError::Token)?;
+            *seal = Some(Seal::new(&key, Side::Server));
+            *self.peer.borrow_mut() = peer;
+            bytes = behind;
+        }
+        match &mut *seal {
+            Some(seal) => seal.open(bytes).map_err(|Forged| LinkError::Forged),
+            None => Ok(bytes),
+        }
+    }
+
     /// Sends what there are credits and places for; whether anything was sent.
     fn flush(&self, endpoint: &mut Endpoint) -> Result<bool, LinkError> {
         let mut has_sent = false;
         if !self.is_connected.get() {
             return Ok(false);
         }
+        let unsent = self.unsent.borrow_mut().take();
+        if let Some(packet) = unsent
+            && !self.transmit(endpoint, packet)?
+        {
+            return Ok(false);
+        }
         let mut outgoing = self.outgoing.borrow_mut();
         // The last credit is for a CREDIT.
         while self.credits.get() > 1 {
             let Some(Outgoing { packet, body, bulk }) = outgoing.front() else { break };
-            if !self.send_now(endpoint, *packet, [body, bulk])? {
-                break;
-            }
+            let is_taken = self.send_now(endpoint, *packet, [body, bulk])?;
             outgoing.pop_front();
+            if !is_taken {
+                return Ok(has_sent);
+            }
             has_sent = true;
         }
         drop(outgoing);
@@ -355,17 +419,28 @@ impl Link {
         Ok(has_sent)
     }
 
-    /// Sends a packet that the peer has memory for, if the provider takes it.
+    /// Sends a packet that the peer has memory for; whether the provider took it already.
     fn send_now(&self, endpoint: &mut Endpoint, packet: Packet, parts: [&[u8]; 2]) -> Result<bool, LinkError> {
-        let owed = self.owed.get();
-        let header = Packet { credits: owed as u16, ..packet }.encode();
-        match endpoint.send(&[&header, parts[0], parts[1]]) {
-            Ok(()) => {
-                self.credits.set(self.credits.get() - 1);
-                self.owed.set(0);
-                Ok(true)
+        let header = Packet { credits: self.owed.get() as u16, ..packet }.encode();
+        let mut bytes = [&header, parts[0], parts[1]].concat();
+        if let Some(seal) = &mut *self.seal.borrow_mut() {
+            seal.seal(&mut bytes);
+        }
+        if let Some(token) = self.token.take() {
+            bytes = [&token[..], &bytes].concat();
+        }
+        self.credits.set(self.credits.get() - 1);
+        self.owed.set(0);
+        self.transmit(endpoint, bytes)
+    }
+
+    fn transmit(&self, endpoint: &mut Endpoint, packet: Vec<u8>) -> Result<bool, LinkError> {
+        match endpoint.send(&packet) {
+            Ok(()) => Ok(true),
+            Err(Refused::Busy) => {
+                *self.unsent.borrow_mut() = Some(packet);
+                Ok(false)
             }
-            Err(Refused::Busy) => Ok(false),
             Err(Refused::Failed(error)) => Err(error.into()),
         }
     }

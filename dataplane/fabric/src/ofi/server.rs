@@ -3,11 +3,12 @@
 use super::domain::{Domain, Network};
 use super::endpoint::Endpoint;
 use super::info::{End as Side, Info, OfiError};
-use super::link::{End, Incoming, Link, LinkError, Lost, part};
+use super::link::{Access, End, Incoming, Link, LinkError, Lost, part};
 use super::passive::PassiveEndpoint;
+use super::session::Sessions;
 use super::{BYTES_MAX, HELLO_WAIT, QUEUED_BYTES_MAX};
 use crate::sum::sum;
-use crate::{Address, CALLS_MAX, FabricError, Listener, Message, Peer, Service};
+use crate::{Address, CALLS_MAX, FabricError, Listener, Message, Service};
 use bytes::Bytes;
 use cfs_reactor::collections::HashMap;
 use cfs_reactor::sync::{Notify, OneshotSender, Permit, Semaphore, oneshot};
@@ -29,6 +30,8 @@ struct Server {
     handle: Handle,
     address: Address,
     service: Rc<dyn Service>,
+    /// Without, whoever is local is served.
+    sessions: Option<Rc<Sessions>>,
     network: Rc<Network>,
     passive: RefCell<Option<PassiveEndpoint>>,
     /// By device. It reaches nothing for a peer: only this end reads and writes.
@@ -68,6 +71,7 @@ pub(super) fn listen(
     provider: &str,
     address: SocketAddr,
     service: Rc<dyn Service>,
+    sessions: Option<Rc<Sessions>>,
 ) -> Result<Box<dyn Listener>, OfiError> {
     let info = Info::find(functions, provider, address, Side::Listening)?;
     let network = Network::open(&info)?;
@@ -78,6 +82,7 @@ pub(super) fn listen(
         handle: handle.clone(),
         address: Address(passive.address()?.to_string()),
         service,
+        sessions,
         network,
         passive: RefCell::new(Some(passive)),
         domains: RefCell::default(),
@@ -145,7 +150,8 @@ impl Server {
                 return self.reject(info);
             }
         };
-        let link = Link::new(&self.handle, endpoint);
+        let access = self.sessions.clone().map_or(Access::Open, Access::Sessions);
+        let link = Link::new(&self.handle, endpoint, access);
         {
             let mut links = self.links.borrow_mut();
             links.retain(|link| link.strong_count() > 0);
@@ -257,9 +263,9 @@ impl Requests {
         let outcome = match self.fetch(incoming).await {
             Ok(request) => {
                 // A service may take any time, while all else is to go with its connection.
-                let (service, requests) = (self.service.clone(), Rc::downgrade(&self));
+                let (service, peer, requests) = (self.service.clone(), self.link.peer(), Rc::downgrade(&self));
                 drop(self);
-                let reply = service.handle(Peer::Local, request).await;
+                let reply = service.handle(peer, request).await;
                 drop(share);
                 let Some(requests) = requests.upgrade() else { return };
                 let outcome = requests.answer(request_id, reply).await;

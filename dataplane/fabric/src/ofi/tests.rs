@@ -86,7 +86,7 @@ impl Bare {
     }
 
     fn send(&mut self, parts: &[&[u8]]) {
-        self.endpoint.send(parts).expect("there is a place");
+        self.endpoint.send(&parts.concat()).expect("there is a place");
     }
 
     fn packet(&mut self, packet: Packet) {

@@ -12,7 +12,8 @@ use cfs_reactor::Handle;
 use cfs_reactor::collections::HashMap;
 use cfs_reactor::sync::{OneshotSender, Permit, Semaphore, oneshot};
 use cfs_reactor::uring::Ring;
-use cfs_wire::frame::{FrameError, Hello, Kind, Refusal, VERSION_MAX, VERSION_MIN};
+use cfs_wire::frame::{BulkSum, FEATURE_OFFERS, FrameError, Hello, Kind, Refusal, VERSION_MAX, VERSION_MIN};
+use cfs_wire::offers::Offers;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -51,7 +52,8 @@ pub(super) async fn connect(
     identity: Option<&Identity>,
     address: &Address,
     socket_address: SocketAddr,
-) -> Result<Rc<dyn Connection>, FabricError> {
+    asks_offers: bool,
+) -> Result<(Rc<dyn Connection>, Option<Offers>), FabricError> {
     let failed = |detail: String| FabricError::Connect { address: address.clone(), detail };
     let family = if socket_address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None);
@@ -60,25 +62,49 @@ pub(super) async fn connect(
     let greeting = async {
         let connected = ring.connect(&link.socket, socket_address).await;
         connected.map_err(|errno| failed(format!("{errno}: is the server running?")))?;
-        shake_hands(&link, identity, address).await
+        let (mut reader, theirs) = shake_hands(&link, identity, address).await?;
+        let offers = if asks_offers && theirs.features & FEATURE_OFFERS != 0 {
+            let offers = ask_offers(&link, &mut reader).await;
+            Some(offers.map_err(|error| failed(format!("no offers: {error}")))?)
+        } else {
+            None
+        };
+        Ok((reader, offers))
     };
     let greeted = handle.timeout(HELLO_WAIT, greeting).await;
-    let reader = greeted.unwrap_or_else(|| Err(failed("no answer in 5 s".to_owned())))?;
+    let (reader, offers) = greeted.unwrap_or_else(|| Err(failed("no answer in 5 s".to_owned())))?;
 
     let calls = Rc::new(Calls { link: link.clone(), pending: RefCell::default() });
     handle.spawn(read_replies(calls.clone(), reader));
     handle.spawn(async move { link.write().await });
-    Ok(Rc::new(TcpConnection {
+    let connection = TcpConnection {
         address: address.clone(),
         calls,
         next_request: Cell::new(1),
         slots: Semaphore::new(CALLS_MAX),
         bytes: Semaphore::new(BYTES_MAX),
-    }))
+    };
+    Ok((Rc::new(connection), offers))
+}
+
+/// Asks what else the server can be reached by.
+async fn ask_offers(link: &Link, reader: &mut Reader) -> Result<Offers, ReadError> {
+    link.enqueue(Kind::AsksOffers, 0, Message::default(), &BulkSum::default())?;
+    link.send_queued().await;
+    let header = reader.header().await?;
+    if header.kind != Kind::Offers {
+        return Err(ReadError::Unexpected);
+    }
+    let message = reader.message(&header).await?;
+    Offers::decode(&message.body).map_err(|_| ReadError::Unexpected)
 }
 
 /// Proves who this is, says HELLO, hears one, and agrees on a version.
-async fn shake_hands(link: &Rc<Link>, identity: Option<&Identity>, address: &Address) -> Result<Reader, FabricError> {
+async fn shake_hands(
+    link: &Rc<Link>,
+    identity: Option<&Identity>,
+    address: &Address,
+) -> Result<(Reader, Hello), FabricError> {
     let failed = |detail: String| FabricError::Connect { address: address.clone(), detail };
     let secured = match identity {
         Some(identity) => Some(tls::connect(&link.ring, &link.socket, identity).await),
@@ -90,7 +116,7 @@ async fn shake_hands(link: &Rc<Link>, identity: Option<&Identity>, address: &Add
         error => distrusted(error.to_string()),
     })?;
     let (mut reader, _) = link.secure(secured);
-    link.enqueue_hello().map_err(|error| failed(error.to_string()))?;
+    link.enqueue_hello(Hello::OURS).map_err(|error| failed(error.to_string()))?;
     link.send_queued().await;
     let theirs = reader.hello().await.map_err(|error| match error {
         ReadError::Frame(FrameError::Magic { found: TLS_ALERT }) => {
@@ -107,7 +133,7 @@ async fn shake_hands(link: &Rc<Link>, identity: Option<&Identity>, address: &Add
         return Err(FabricError::Version { address: address.clone(), theirs: theirs.into(), ours: ours.into() });
     };
     link.set_version(version);
-    Ok(reader)
+    Ok((reader, theirs))
 }
 
 /// Hands replies to their callers until the connection ends, and then ends every call.
@@ -185,6 +211,10 @@ impl Connection for TcpConnection {
 
     fn peer_address(&self) -> Address {
         self.address.clone()
+    }
+
+    fn carrier(&self) -> String {
+        "tcp".to_owned()
     }
 }
 

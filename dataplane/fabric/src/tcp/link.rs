@@ -155,8 +155,8 @@ impl Link {
         Ok(())
     }
 
-    pub fn enqueue_hello(&self) -> Result<(), FrameError> {
-        let body = Bytes::copy_from_slice(&Hello::OURS.encode());
+    pub fn enqueue_hello(&self, hello: Hello) -> Result<(), FrameError> {
+        let body = Bytes::copy_from_slice(&hello.encode());
         self.enqueue(Kind::Hello, 0, Message { opcode: 0, body, bulk: Bytes::new() }, &BulkSum::default())
     }
 

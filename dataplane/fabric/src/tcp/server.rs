@@ -11,7 +11,7 @@ use bytes::Bytes;
 use cfs_reactor::sync::{Permit, Semaphore};
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Handle, JoinHandle};
-use cfs_wire::frame::{BulkSum, FrameError, Hello, Kind, Refusal};
+use cfs_wire::frame::{BulkSum, FEATURE_OFFERS, FEATURES, FrameError, Header, Hello, Kind, Refusal};
 use futures_util::future::{Either, select};
 use futures_util::pin_mut;
 use std::cell::RefCell;
@@ -27,12 +27,20 @@ const CONNECTIONS_MAX: usize = 1024;
 /// After accept failed (no descriptors, most likely) it is tried again this much later.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// Tells clients what else they can reach a server by.
+pub(crate) trait Offering {
+    /// The body of an OFFERS frame for this client, which is told in secret.
+    fn offers(&self, handle: &Handle, peer: &Peer) -> Vec<u8>;
+}
+
 struct Server {
     ring: Rc<Ring>,
     handle: Handle,
     identity: Option<Arc<Identity>>,
     address: Address,
     service: Rc<dyn Service>,
+    /// What tells clients what else they can reach it by.
+    offering: Option<Rc<dyn Offering>>,
     links: RefCell<Vec<Weak<Link>>>,
 }
 
@@ -63,6 +71,7 @@ pub(super) fn listen(
     identity: Option<Arc<Identity>>,
     address: SocketAddr,
     service: Rc<dyn Service>,
+    offering: Option<Rc<dyn Offering>>,
 ) -> Result<Box<dyn Listener>, String> {
     let socket = StdListener::bind(address).map_err(|error| match error.kind() {
         ErrorKind::AddrInUse => "the port is in use: stop the program that uses it, or choose another port".to_owned(),
@@ -76,6 +85,7 @@ pub(super) fn listen(
         identity,
         address: Address(bound.to_string()),
         service,
+        offering,
         links: RefCell::default(),
     });
     let accepting = handle.spawn(accept(server.clone(), Rc::new(OwnedFd::from(socket))));
@@ -107,16 +117,17 @@ async fn accept(server: Rc<Server>, socket: Rc<OwnedFd>) {
 /// One connection from HELLO to its end.
 async fn serve(server: Rc<Server>, link: Rc<Link>, _place: Permit) {
     let (handle, service, identity) = (server.handle.clone(), server.service.clone(), server.identity.clone());
+    let offering = server.offering.clone();
     // It stops when its listener is dropped.
     drop(server);
-    let greeted = handle.timeout(HELLO_WAIT, shake_hands(&link, identity.as_deref())).await;
+    let greeted = handle.timeout(HELLO_WAIT, shake_hands(&link, identity.as_deref(), offering.is_some())).await;
     let reason = match greeted {
         None => "no HELLO in 5 s".to_owned(),
         Some(Err(error)) => error.to_string(),
         Some(Ok((mut reader, peer))) => {
             let writer = link.clone();
             handle.spawn(async move { writer.write().await });
-            let error = read_requests(&handle, &service, &link, &peer, &mut reader).await;
+            let error = read_requests(&handle, &service, offering, &link, &peer, &mut reader).await;
             if !error.is_violation() {
                 link.close(&error.to_string());
                 return;
@@ -142,14 +153,19 @@ enum GreetError {
 }
 
 /// Finds out who it is, hears HELLO and answers it, whatever the versions: the client says what it makes of it.
-async fn shake_hands(link: &Rc<Link>, identity: Option<&Identity>) -> Result<(Reader, Peer), GreetError> {
+async fn shake_hands(
+    link: &Rc<Link>,
+    identity: Option<&Identity>,
+    has_offers: bool,
+) -> Result<(Reader, Peer), GreetError> {
     let secured = match identity {
         Some(identity) => Some(tls::accept(&link.ring, &link.socket, identity).await?),
         None => None,
     };
     let (mut reader, peer) = link.secure(secured);
     let theirs = reader.hello().await?;
-    link.enqueue_hello()?;
+    let features = if has_offers { FEATURES | FEATURE_OFFERS } else { FEATURES };
+    link.enqueue_hello(Hello { features, ..Hello::OURS })?;
     link.send_queued().await;
     link.set_version(Hello::OURS.agree(theirs).ok_or(GreetError::Version(theirs))?);
     Ok((reader, peer))
@@ -159,6 +175,7 @@ async fn shake_hands(link: &Rc<Link>, identity: Option<&Identity>) -> Result<(Re
 async fn read_requests(
     handle: &Handle,
     service: &Rc<dyn Service>,
+    mut offering: Option<Rc<dyn Offering>>,
     link: &Rc<Link>,
     peer: &Peer,
     reader: &mut Reader,
@@ -168,6 +185,14 @@ async fn read_requests(
     loop {
         let header = match reader.header().await {
             Ok(header) if header.kind == Kind::Request => header,
+            Ok(header) if header.kind == Kind::AsksOffers && header.body_length == 0 => {
+                // Each connection is told once.
+                let Some(offering) = offering.take() else { return ReadError::Unexpected };
+                if let Err(error) = tell_offers(handle, &*offering, link, peer, reader, &header).await {
+                    return error;
+                }
+                continue;
+            }
             Ok(_) => return ReadError::Unexpected,
             Err(error) => return error,
         };
@@ -199,6 +224,21 @@ async fn read_requests(
             drop(held);
         });
     }
+}
+
+/// Tells what else this server can be reached by.
+async fn tell_offers(
+    handle: &Handle,
+    offering: &dyn Offering,
+    link: &Link,
+    peer: &Peer,
+    reader: &mut Reader,
+    header: &Header,
+) -> Result<(), ReadError> {
+    reader.message(header).await?;
+    let body = Bytes::from(offering.offers(handle, peer));
+    link.enqueue(Kind::Offers, header.request_id, Message { body, ..Message::default() }, &BulkSum::default())?;
+    Ok(())
 }
 
 /// Queues the reply, or in place of one that does not fit the news of it.

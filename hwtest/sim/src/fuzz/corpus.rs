@@ -94,6 +94,10 @@ impl Connection for TappedConnection {
     fn peer_address(&self) -> Address {
         self.connection.peer_address()
     }
+
+    fn carrier(&self) -> String {
+        self.connection.carrier()
+    }
 }
 
 async fn story(handle: Handle) -> Recorded {
