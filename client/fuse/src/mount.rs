@@ -9,7 +9,7 @@ use crate::page_drops::{PageDrops, PageThreads};
 use crate::perform::Performer;
 use crate::reader::Reader;
 use cfs_client::Client;
-use cfs_fabric::tcp::TcpFabric;
+use cfs_fabric::network::NetworkFabric;
 use cfs_reactor::buffer::give_back;
 use cfs_reactor::clock::KernelClock;
 use cfs_reactor::mailbox::{Receiver, Sender, mailbox};
@@ -311,7 +311,7 @@ fn run_client(
     let ring = Ring::new(RING_ENTRIES)?;
     let executor = Executor::new(Rc::new(KernelClock::new()));
     let handle = executor.domain();
-    let fabric = TcpFabric::new(ring.clone(), &handle, config.identity.clone());
+    let fabric = NetworkFabric::new(ring.clone(), &handle, config.identity.clone(), config.transport.clone());
     let main = {
         let (handle, ring, ready) = (handle.clone(), ring.clone(), ready.clone());
         let farewell = farewell.clone();

@@ -3,6 +3,7 @@
 use cfs_client::ClientConfig;
 use cfs_fabric::Address;
 use cfs_fabric::identity::Identity;
+use cfs_fabric::network::Transport;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,6 +14,8 @@ pub struct MountConfig {
     pub address: Address,
     /// Proves to the server who this is; without one only loopback is called.
     pub identity: Option<Arc<Identity>>,
+    /// What carries messages.
+    pub transport: Transport,
     pub client: ClientConfig,
     pub options: MountOptions,
 }
@@ -23,6 +26,7 @@ impl MountConfig {
             mountpoint: mountpoint.into(),
             address,
             identity: None,
+            transport: Transport::default(),
             client: ClientConfig::default(),
             options: MountOptions::default(),
         }

@@ -100,6 +100,8 @@ pub struct Status {
     pub repair: Repair,
     /// What codes segments on this node: `simd`, `isa-l` or `scalar`.
     pub codec: String,
+    /// What clients can reach this node by: `tcp`, then what it offers them there, such as `ofi:verbs`.
+    pub fabric: String,
 }
 
 /// Rebuilding of what lost and replaced targets held.

@@ -52,6 +52,7 @@ fn status() -> Status {
             refilling: vec![3, 0x1011],
         },
         codec: text("simd"),
+        fabric: text("tcp"),
     }
 }
 

@@ -61,6 +61,7 @@ fn status(node: &Node) -> Status {
         health: health.to_owned(),
         repair,
         codec: node.config().segments.backend.to_string(),
+        fabric: [vec!["tcp".to_owned()], node.offers()].concat().join(", "),
     }
 }
 

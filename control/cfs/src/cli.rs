@@ -142,6 +142,9 @@ pub struct TuningArgs {
     /// What codes segments: auto, isal (Intel's ISA-L) or portable [default: auto]
     #[arg(long, env = "CFS_CODEC")]
     pub codec: Option<String>,
+    /// What carries messages: auto, tcp, or ofi:PROVIDER for a provider of libfabric [default: auto]
+    #[arg(long, env = "CFS_FABRIC")]
+    pub fabric: Option<String>,
 }
 
 #[derive(Args)]
@@ -152,6 +155,10 @@ pub struct MountArgs {
     /// Directory of this client's identity (cfs authority), for a server that has one; also -o identity=DIR
     #[arg(long, env = "CFS_IDENTITY")]
     pub identity: Option<PathBuf>,
+    /// What carries messages: auto, tcp, or ofi:PROVIDER for a provider of libfabric; also -o fabric=NAME
+    /// [default: auto]
+    #[arg(long, env = "CFS_FABRIC")]
+    pub fabric: Option<String>,
     /// Mount options, comma separated
     #[arg(short = 'o', value_delimiter = ',')]
     pub options: Vec<String>,

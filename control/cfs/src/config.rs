@@ -9,7 +9,7 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7400";
 
 /// Keys of the file, with their meaning; the one list that the error for unknown keys,
 /// the documentation and the decoder agree on.
-pub const KEYS: [(&str, &str); 9] = [
+pub const KEYS: [(&str, &str); 10] = [
     ("listen", "address to listen on, host:port; loopback only without an identity"),
     (
         "targets",
@@ -22,6 +22,7 @@ pub const KEYS: [(&str, &str); 9] = [
     ("repair_mib_s", "MiB per second at which what lost targets held is rebuilt"),
     ("identity", "directory of this server's identity, made by `cfs authority`; peers must have one, too"),
     ("codec", "what codes segments: auto, isal (Intel's ISA-L) or portable; all give the same bytes"),
+    ("fabric", "what carries messages: auto (RDMA devices where both ends have one), tcp, ofi:verbs or ofi:tcp"),
 ];
 
 /// A server's settings as given; what is absent takes its default.
@@ -36,6 +37,7 @@ pub struct FileConfig {
     pub repair_mib_s: Option<u32>,
     pub identity: Option<PathBuf>,
     pub codec: Option<String>,
+    pub fabric: Option<String>,
 }
 
 /// A configuration file that can't be used.
@@ -121,7 +123,7 @@ mod tests {
 
     #[test]
     fn every_known_key_decodes() {
-        let text = "listen = \"a\"\ntargets = []\nlog = \"x\"\nspin_us = 1\nsession_lease_ms = 2\nread_lease_ms = 3\nrepair_mib_s = 4\nidentity = \"/i\"\ncodec = \"auto\"";
+        let text = "listen = \"a\"\ntargets = []\nlog = \"x\"\nspin_us = 1\nsession_lease_ms = 2\nread_lease_ms = 3\nrepair_mib_s = 4\nidentity = \"/i\"\ncodec = \"auto\"\nfabric = \"tcp\"";
         assert_eq!(text.lines().count(), KEYS.len());
         FileConfig::parse(text, "a.toml").unwrap();
     }

@@ -51,6 +51,7 @@ pub fn run(args: DevArgs) -> Result<()> {
         repair_mib_s: args.tuning.repair_mib_s,
         identity: identity.clone(),
         codec: args.tuning.codec.clone(),
+        fabric: args.tuning.fabric.clone(),
         dead_client,
     };
     let server = Server::start(settings)?;
@@ -60,7 +61,8 @@ pub fn run(args: DevArgs) -> Result<()> {
     say(&format!("serving {} on {}", args.data.display(), server.address()));
     let client = client_name(mountpoint)?;
     write_durably(&client_file, &client)?;
-    let mounted = mount::in_background(server.address(), mountpoint, identity, client, signals.waker()?)?;
+    let transport = mount::transport(args.tuning.fabric.as_deref())?;
+    let mounted = mount::in_background(server.address(), mountpoint, (identity, transport), client, signals.waker()?)?;
     say(&format!("mounted at {}; Ctrl-C or umount ends it", mountpoint.display()));
     signals.wait()?;
     // First the client, whose dirty bytes the server must still take.

@@ -177,6 +177,7 @@ fn serve(args: ServerArgs, log: Option<String>) -> Result<()> {
         repair_mib_s: args.tuning.repair_mib_s.or(file.repair_mib_s),
         identity: load_identity(args.tuning.identity.or(file.identity).as_deref())?,
         codec: args.tuning.codec.or(file.codec),
+        fabric: args.tuning.fabric.or(file.fabric),
         dead_client: None,
     };
     let signals = signals::Signals::catch()?;

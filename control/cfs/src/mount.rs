@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use cfs_api::progress::Progress;
 use cfs_fabric::Address;
 use cfs_fabric::identity::Identity;
+use cfs_fabric::network::Transport;
 use cfs_fuse::{MountConfig, MountOptions, Unmounter, run_mount};
 use rustix::fs::FileType;
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ const HELPER_NAMES: [&str; 2] = ["mount.cfs", "mount.fuse.cfs"];
 
 /// A mount option, for fstab.
 const IDENTITY_OPTION: &str = "identity=";
+const FABRIC_OPTION: &str = "fabric=";
 
 /// Under the name of a mount helper the arguments are `ADDRESS MOUNTPOINT [-sfnv] [-N NAMESPACE]
 /// [-o OPTIONS] [-t TYPE]` (mount(8), "external helpers"); there `-f` asks for everything but the mount.
@@ -81,8 +83,11 @@ pub fn run(args: MountArgs) -> Result<()> {
     let (directories, options) =
         options.into_iter().partition::<Vec<_>, _>(|option| option.starts_with(IDENTITY_OPTION));
     let given = directories.last().and_then(|option| option.strip_prefix(IDENTITY_OPTION)).map(PathBuf::from);
+    let (fabrics, options) = options.into_iter().partition::<Vec<_>, _>(|option| option.starts_with(FABRIC_OPTION));
+    let fabric = fabrics.last().and_then(|option| option.strip_prefix(FABRIC_OPTION)).map(String::from);
     let mut config = configure(&args.address, &args.mountpoint, &options)?;
     config.identity = load_identity(args.identity.or(given).as_deref())?;
+    config.transport = transport(args.fabric.or(fabric).as_deref())?;
     if remounts.is_empty() {
         check_mountpoint(&args.mountpoint)?;
     }
@@ -178,16 +183,22 @@ pub fn both(one: Result<()>, other: Result<()>) -> Result<()> {
     }
 }
 
+/// What carries messages, if that was said.
+pub fn transport(fabric: Option<&str>) -> Result<Transport> {
+    Ok(fabric.map(str::parse).transpose()?.unwrap_or_default())
+}
+
 /// Mounts `address` at `mountpoint` as the client `name`; whoever unmounts it wakes `ended`.
 pub fn in_background(
     address: &str,
     mountpoint: &Path,
-    identity: Option<Arc<Identity>>,
+    (identity, transport): (Option<Arc<Identity>>, Transport),
     name: String,
     ended: UnixStream,
 ) -> Result<Mounted> {
     let mut config = configure(address, mountpoint, &[])?;
     config.identity = identity;
+    config.transport = transport;
     config.client.name = name;
     spawn(config, ended)
 }
@@ -273,7 +284,8 @@ fn parse_options(parsed: &mut MountOptions, options: &[String]) -> Result<()> {
                 Some(("user_id" | "group_id" | "max_read" | "comment", _)) => {}
                 _ if other.starts_with("x-") => {}
                 _ => bail!(
-                    "mount option '{other}' is unknown; known: ro, nosuid, nodev, noexec, noatime, allow_other, read_ahead_kib=N, identity=DIR"
+                    "mount option '{other}' is unknown; known: ro, nosuid, nodev, noexec, noatime, allow_other, read_ahead_kib=N, identity=DIR, \
+                     fabric=NAME"
                 ),
             },
         }

@@ -179,6 +179,11 @@ impl Node {
         listener.as_ref().map_or_else(|| Address(String::new()), |listener| listener.address())
     }
 
+    /// What clients are offered beside TCP.
+    pub fn offers(&self) -> Vec<String> {
+        self.listener.borrow().as_ref().map(|listener| listener.offers()).unwrap_or_default()
+    }
+
     /// Stops serving and makes applied state durable, so that the next start replays little.
     pub async fn shutdown(&self) {
         drop(self.listener.borrow_mut().take());

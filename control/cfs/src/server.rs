@@ -11,7 +11,7 @@ use cfs_device::uring::OpenOptions;
 use cfs_device::{BlockDevice, DeviceError};
 use cfs_fabric::Address;
 use cfs_fabric::identity::Identity;
-use cfs_fabric::tcp::TcpFabric;
+use cfs_fabric::network::{NetworkFabric, Transport};
 use cfs_meta::service::ServiceConfig;
 use cfs_reactor::clock::KernelClock;
 use cfs_reactor::executor::{POLL_MAX, PollRecord, SPIN_DEFAULT};
@@ -47,6 +47,7 @@ pub struct Settings {
     pub repair_mib_s: Option<u32>,
     pub identity: Option<Arc<Identity>>,
     pub codec: Option<String>,
+    pub fabric: Option<String>,
     /// The name of a client that is certainly dead: what it held is given away at once.
     pub dead_client: Option<String>,
 }
@@ -73,7 +74,13 @@ impl Settings {
         if self.repair_mib_s == Some(0) {
             bail!("repair_mib_s = 0 is out of range; give 1 or more");
         }
+        self.transport()?;
         self.backend().map(|_| ())
+    }
+
+    /// What carries messages.
+    fn transport(&self) -> Result<Transport> {
+        Ok(self.fabric.as_deref().map(str::parse).transpose()?.unwrap_or_default())
     }
 
     /// What codes segments.
@@ -164,7 +171,8 @@ fn run(settings: Settings, ready: mpsc::Sender<String>, mut stopped: mailbox::Re
         for path in &settings.targets {
             slots.push(slot(path, &devices).await?);
         }
-        let fabric = TcpFabric::new(devices.ring.clone(), &handle, settings.identity.clone());
+        let (identity, transport) = (settings.identity.clone(), settings.transport()?);
+        let fabric = NetworkFabric::new(devices.ring.clone(), &handle, identity, transport);
         let listen = Address(settings.listen.clone());
         let setup = NodeSetup { handle: handle.clone(), fabric, listen, devices: slots, config, attach: None };
         let node = Node::start(setup).await?;

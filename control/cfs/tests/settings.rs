@@ -17,7 +17,7 @@ struct Setting {
     named: fn(&str) -> String,
 }
 
-const SETTINGS: [Setting; 6] = [
+const SETTINGS: [Setting; 7] = [
     Setting {
         key: "session_lease_ms",
         flag: "--session-lease-ms",
@@ -35,6 +35,12 @@ const SETTINGS: [Setting; 6] = [
         flag: "--codec",
         values: ["a", "b", "c"],
         named: |value| format!("codec = {value} is not known; give auto, isal or portable"),
+    },
+    Setting {
+        key: "fabric",
+        flag: "--fabric",
+        values: ["a", "ofi", "ofi:shm"],
+        named: |value| format!("fabric = {value} is not known; give auto, tcp, ofi:verbs or ofi:tcp"),
     },
     Setting {
         key: "log",

@@ -86,6 +86,7 @@ fn table(reply: &AdminReply) -> Table {
             ("degraded reads", status.degraded_reads.to_string()),
             ("repair", repair(&status.repair)),
             ("codec", status.codec.clone()),
+            ("fabric", status.fabric.clone()),
             ("uptime", format!("{} s", status.uptime_seconds)),
         ]),
         AdminReply::Targets(targets) => show_targets(targets),

@@ -47,7 +47,7 @@ pub enum Transport {
 
 /// What is no [`Transport`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("'{0}' is no fabric: use auto, tcp, ofi:verbs or ofi:tcp")]
+#[error("fabric = {0} is not known; give auto, tcp, ofi:verbs or ofi:tcp")]
 pub struct TransportError(String);
 
 impl FromStr for Transport {
