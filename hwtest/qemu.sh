@@ -8,6 +8,10 @@ declare -A unreadable=()
 # Disks whose controllers have flexible data placement, each with the reclaim unit handles of its namespace,
 # of eight.
 declare -A handles=()
+# What the guest needs beside its disks' modules.
+modules=()
+# Its network device.
+network=()
 kernel=${XDG_CACHE_HOME:-$HOME/.cache}/cfs-tools/hwtest/kernel
 # Beside it, to be renamed when it is complete.
 unpacked=$kernel.$$
@@ -32,7 +36,7 @@ install_qemu() {
 # What is missing is installed as root; a guest of QEMU itself needs no rights.
 install_tools() {
     local package missing=()
-    for package in busybox-static cpio kmod xz-utils zstd binutils fio nvme-cli; do
+    for package in busybox-static cpio kmod xz-utils zstd binutils fio nvme-cli iproute2 libfabric1 ibverbs-providers; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
     done
     local qemu_packages=()
@@ -85,6 +89,15 @@ fetch_kernel() {
     rm -rf "$unpacked" "$work/$package"_*.deb
 }
 
+# What a program opens by name while it runs: libfabric, and the part of libibverbs for software devices. Nothing
+# where they are missing.
+rdma_libraries() {
+    local directory=/usr/lib/x86_64-linux-gnu file
+    for file in "$directory/libfabric.so.1" "$directory"/libibverbs/librxe-*.so /etc/libibverbs.d/rxe.driver; do
+        [ ! -e "$file" ] || echo "$file"
+    done
+}
+
 # Into $guest, the directory that becomes the initramfs: a program of the host and the libraries it is linked to. A script or a static one has none.
 add_program() { # program, its path in the guest
     local library
@@ -107,7 +120,8 @@ add_module() { # name
     done < <(modprobe -d "$kernel" -S "$release" --show-depends "$1")
 }
 
-# $work/initramfs: busybox, modules, the guest's scripts and the given programs.
+# $work/initramfs: busybox, modules, the guest's scripts and the given programs, PROGRAM=NAME for /bin/NAME or
+# PATH for where it is on the host.
 build_initramfs() { # program...
     local program module guest=$work/guest release
     release=$(ls "$kernel/lib/modules")
@@ -120,10 +134,16 @@ build_initramfs() { # program...
     done
     mv "$guest/hwtest/init" "$guest/init"
     for module in nvme virtio_blk ext4 crc32c_generic vfio-pci vfio_iommu_type1; do add_module "$module"; done
+    for module in "${modules[@]}"; do add_module "$module"; done
     # depmod wants them; what is built in needs no loading.
     touch "$guest/lib/modules/$release"/modules.{order,builtin,builtin.modinfo}
     depmod -b "$guest" "$release"
-    for program in "$@"; do add_program "${program%=*}" "/bin/${program#*=}"; done
+    for program in "$@"; do
+        case $program in
+        *=*) add_program "${program%=*}" "/bin/${program#*=}" ;;
+        *) add_program "$program" "$program" ;;
+        esac
+    done
     (cd "$guest" && find . | cpio -o -H newc -R +0:+0 --quiet) >"$work/initramfs"
     rm -rf "$guest"
 }
@@ -205,7 +225,7 @@ start_guest() { # scenario, VARIABLE=value...
         -device intel-iommu,intremap=on,caching-mode=on \
         -nodefaults -no-user-config -display none -no-reboot \
         -serial "file:$work/console" -serial "file:$work/results" \
-        "${disks[@]}" -kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
+        "${network[@]}" "${disks[@]}" -kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
         -append "console=ttyS0 no_timer_check nohz=off highres=off loglevel=4 panic=-1 oops=panic intel_iommu=on iommu=pt HWTEST_SCENARIO=$scenario HWTEST_LIMIT_S=$limit $*" \
         </dev/null 2>"$work/qemu.log" &
     qemu=$!
