@@ -67,7 +67,7 @@ impl OfiFabric {
     /// `provider` is `verbs` or `tcp`. The error is one line that says what to do: libfabric or the provider
     /// may be missing. Takes some tenths of a second.
     pub fn new(ring: Rc<Ring>, handle: &Handle, provider: &str) -> Result<Rc<OfiFabric>, String> {
-        let functions = libfabric_sys::functions().map_err(|error| error.to_string())?;
+        let functions = info::functions()?;
         info::Info::probe(functions, provider).map_err(|error| {
             format!("libfabric's provider {provider} is of no use here ({error}); fi_info lists those that are")
         })?;

@@ -145,3 +145,19 @@ fn what_is_not_served_is_refused_with_its_reason() {
         assert!(error.to_string().contains("is the server running?") && error.is_retryable(), "{error}");
     });
 }
+
+/// Signals that this process has handlers for, as the kernel tells.
+fn signals_caught() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    status.lines().find(|line| line.starts_with("SigCgt:")).unwrap().to_owned()
+}
+
+#[test]
+fn signals_remain_whose_they_were() {
+    let before = signals_caught();
+    run(async move |_, env| {
+        let pair = pair(&env).await;
+        assert!(pair.connection.call(message(ECHO, b"x", b"")).await.is_ok());
+        assert_eq!(signals_caught(), before);
+    });
+}

@@ -6,6 +6,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 
 /// A call of libfabric that failed, by its error number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +30,48 @@ impl std::error::Error for OfiError {}
 /// Whether a call that gives 0 or a negative error number was successful.
 pub(super) fn check(call: &'static str, result: i32) -> Result<(), OfiError> {
     if result == 0 { Ok(()) } else { Err(OfiError { call, code: result.saturating_neg() }) }
+}
+
+/// The functions of libfabric, which is loaded and has looked for its providers.
+///
+/// # Errors
+/// It is not installed, or too old: a line that says what to do.
+pub(super) fn functions() -> Result<&'static Functions, String> {
+    static INITIALISED: OnceLock<()> = OnceLock::new();
+    INITIALISED.get_or_init(|| {
+        // What is loaded with it (libpsm2 in 1.17, and its provider shm) takes SIGINT, SIGTERM, SIGSEGV and others
+        // for itself, and ends the process at them without a word. Signals remain whose they were.
+        let dispositions = Dispositions::of_now();
+        if let Ok(functions) = sys::functions() {
+            // Which provider is asked for does not matter: it makes all of them ready. If it fails, it will again.
+            let _ = Info::probe(functions, "tcp");
+        }
+        dispositions.restore();
+    });
+    sys::functions().map_err(|error| error.to_string())
+}
+
+/// What the process does at each signal.
+struct Dispositions(Vec<(i32, libc::sigaction)>);
+
+impl Dispositions {
+    fn of_now() -> Dispositions {
+        let of = |signal| {
+            // SAFETY: plain data.
+            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+            // SAFETY: it only asks, and there is room for the answer.
+            let asked = unsafe { libc::sigaction(signal, ptr::null(), &mut action) };
+            (asked == 0).then_some((signal, action))
+        };
+        Dispositions((1..32).filter_map(of).collect())
+    }
+
+    fn restore(&self) {
+        for (signal, action) in &self.0 {
+            // SAFETY: this was in force before. SIGKILL and SIGSTOP are refused, and can't have changed.
+            unsafe { libc::sigaction(*signal, action, ptr::null_mut()) };
+        }
+    }
 }
 
 /// One way to reach a peer or to be reached.

@@ -18,7 +18,7 @@ use std::future::Future;
 
 /// Runs a story with a ring and the functions of libfabric, unless that is missing: tests/ofi.rs says so.
 fn run<F: Future<Output = ()> + 'static>(story: impl FnOnce(Stage) -> F) {
-    let Ok(functions) = libfabric_sys::functions() else { return };
+    let Ok(functions) = super::info::functions() else { return };
     let ring = Ring::new(256).unwrap();
     let executor = Executor::new(Rc::new(KernelClock::new()));
     let handle = executor.domain();
