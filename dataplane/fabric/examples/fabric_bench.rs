@@ -5,6 +5,9 @@
 //! What TLS can reach is taken to be 1 / (1 / plain TCP + 1 / AES-256-GCM), all bytes going through both, one
 //! after the other; the cipher is measured in the same rounds, by one thread on records of 16 KiB.
 //!
+//! Where libfabric is installed, the same goes through its provider `tcp`, beside its own `fi_pingpong` (package
+//! libfabric-bin), which has one transfer under way at a time and never sleeps.
+//!
 //! A round runs every contender once; a figure is the median of its rounds and a ratio the median of
 //! the rounds' ratios, so that a noisy neighbour hits both sides. Last come lines `ratio NAME VALUE`.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "two threads are two machines here")]
@@ -13,6 +16,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use bytes::Bytes;
 use cfs_fabric::identity::Identity;
 use cfs_fabric::identity::authority::{self, Role};
+use cfs_fabric::ofi::OfiFabric;
 use cfs_fabric::tcp::TcpFabric;
 use cfs_fabric::{Address, Connection, Fabric, Message, Peer, Service};
 use cfs_reactor::buffer::DmaBuf;
@@ -24,6 +28,7 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -206,6 +211,70 @@ fn cipher(key: &LessSafeKey, block: &[u8], sealed: &mut [u8]) -> Duration {
     start.elapsed()
 }
 
+/// Of fi_pingpong's 1 MiB transfers in a round.
+const PINGPONG_MIB: usize = 64;
+
+/// Seconds that one transfer of fi_pingpong takes, one way. It listens on a port below those the system gives.
+fn pingpong(bytes: usize, transfers: usize, port: u16) -> Option<f64> {
+    let ours = |flag: &str| {
+        let mut command = Command::new("fi_pingpong");
+        command.args(["-p", "tcp", "-e", "msg", "-I", &transfers.to_string(), "-S", &bytes.to_string()]);
+        command.args([flag, &port.to_string()]).stderr(Stdio::null());
+        command
+    };
+    let mut server = ours("-B").stdout(Stdio::null()).spawn().ok()?;
+    // It says nothing when it listens.
+    thread::sleep(Duration::from_millis(1200));
+    let output = ours("-P").arg("127.0.0.1").output().ok();
+    let _ = server.kill();
+    let _ = server.wait();
+    let text = String::from_utf8(output?.stdout).ok()?;
+    // bytes, #sent, #ack, total, time, MB/sec, usec/xfer, Mxfers/sec
+    let micros: f64 = text.lines().last()?.split_whitespace().nth(6)?.parse().ok()?;
+    Some(micros / 1e6)
+}
+
+/// Through libfabric, beside fi_pingpong and our own TCP.
+async fn beside_libfabric(ofi: &dyn Connection, tcp: &dyn Connection, block: &Bytes, rounds: usize) {
+    let seconds = |duration: Duration| duration.as_secs_f64();
+    let mut took = Vec::new();
+    for round in 0..=rounds {
+        let port = 20_000 + 4 * (round % 1000) as u16;
+        let ping = seconds(through_fabric(ofi, block, Work::Ping).await) / PINGS as f64;
+        let write = seconds(through_fabric(ofi, block, Work::Write).await) / STREAMED_MIB as f64;
+        let read = seconds(through_fabric(ofi, block, Work::Read).await) / STREAMED_MIB as f64;
+        let tcp_ping = seconds(through_fabric(tcp, block, Work::Ping).await) / PINGS as f64;
+        let tcp_write = seconds(through_fabric(tcp, block, Work::Write).await) / STREAMED_MIB as f64;
+        let of_64 = pingpong(PING_BYTES, PINGS, port).map(|one_way| 2.0 * one_way);
+        let (Some(of_64), Some(of_mib)) = (of_64, pingpong(MIB, PINGPONG_MIB, port + 2)) else {
+            println!("through libfabric: fi_pingpong does not run here (apt-get install libfabric-bin)");
+            return;
+        };
+        // The first round is to warm up.
+        if round > 0 {
+            took.push([ping, write, read, tcp_ping, tcp_write, of_64, of_mib]);
+        }
+    }
+    let of = |index: usize| median(took.iter().map(|round| round[index]).collect());
+    let ratio = |one: usize, other: usize| median(took.iter().map(|round| round[one] / round[other]).collect());
+    let rate = |seconds: f64| MIB as f64 / seconds / 1e9;
+    println!(
+        "through libfabric (tcp): 64 B round trip {:.2} µs, fi_pingpong {:.2} µs; 1 MiB to the server {:.2} GB/s, \
+         from it {:.2} GB/s, fi_pingpong {:.2} GB/s",
+        of(0) * 1e6,
+        of(5) * 1e6,
+        rate(of(1)),
+        rate(of(2)),
+        rate(of(6))
+    );
+    // Of times for round trips, of rates for streams.
+    println!("ratio ofi_rtt64_to_tcp {:.3}", ratio(0, 3));
+    println!("ratio ofi_stream1m_to_tcp {:.3}", ratio(4, 1));
+    println!("ratio ofi_rtt64 {:.3}", ratio(0, 5));
+    println!("ratio ofi_stream1m {:.3}", ratio(6, 1));
+    println!("ratio ofi_stream1m_read {:.3}", ratio(6, 2));
+}
+
 /// A server's and a client's identity.
 fn identities() -> [Arc<Identity>; 2] {
     let home = tempfile::tempdir().expect("a temporary directory");
@@ -244,7 +313,7 @@ struct Round {
 fn main() {
     let rounds = std::env::args().nth(1).map_or(21, |text| text.parse::<usize>().expect("a number of rounds"));
     let [server_identity, client_identity] = identities();
-    let (tell, told) = mpsc::channel::<[String; 2]>();
+    let (tell, told) = mpsc::channel::<([String; 2], Option<String>)>();
     let (stop, stopped) = cfs_reactor::mailbox::mailbox::<()>(1);
     let server = thread::spawn(move || {
         executor(async move |ring, handle| {
@@ -254,11 +323,24 @@ fn main() {
                 let fabric = TcpFabric::new(ring.clone(), &handle, identity);
                 fabric.listen(&Address("127.0.0.1:0".to_owned()), service).expect("a free port")
             });
-            tell.send(listeners.each_ref().map(|listener| listener.address().0)).expect("the client waits");
+            let beside = OfiFabric::new(ring.clone(), &handle, "tcp").map(|fabric| {
+                let service = Rc::new(Block { block: DmaBuf::zeroed(MIB).freeze() });
+                fabric.listen(&Address("127.0.0.1:0".to_owned()), service).expect("a free port")
+            });
+            let beside_address = match &beside {
+                Ok(listener) => Some(listener.address().0),
+                Err(missing) => {
+                    println!("through libfabric: {missing}");
+                    None
+                }
+            };
+            let addresses = listeners.each_ref().map(|listener| listener.address().0);
+            tell.send((addresses, beside_address)).expect("the client waits");
             stopped.recv().await;
         });
     });
-    let [plain_address, tls_address] = told.recv().expect("the server listens").map(Address);
+    let (addresses, beside_address) = told.recv().expect("the server listens");
+    let [plain_address, tls_address] = addresses.map(Address);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let mut socket = TcpStream::connect(listener.local_addr().expect("is bound")).expect("connects");
     socket.set_nodelay(true).expect("a TCP socket");
@@ -266,7 +348,7 @@ fn main() {
     let sockets = thread::spawn(move || plain_server(accepted));
     executor(async move |ring, handle| {
         let plain = TcpFabric::new(ring.clone(), &handle, None).connect(&plain_address).await;
-        let tls = TcpFabric::new(ring, &handle, Some(client_identity)).connect(&tls_address).await;
+        let tls = TcpFabric::new(ring.clone(), &handle, Some(client_identity)).connect(&tls_address).await;
         let (plain, tls) = (plain.expect("the server listens"), tls.expect("it knows us"));
         let block = DmaBuf::zeroed(MIB).freeze();
         let mut socket_block = vec![0; MIB];
@@ -317,6 +399,12 @@ fn main() {
             );
         }
         drop(socket);
+        if let Some(address) = beside_address {
+            let fabric = OfiFabric::new(ring, &handle, "tcp").expect("the server has it");
+            let ofi = fabric.connect(&Address(address)).await.expect("the server listens");
+            // fi_pingpong takes seconds to begin.
+            beside_libfabric(&*ofi, &*plain, &block, rounds.min(5)).await;
+        }
         // Of times for round trips, of rates for streams.
         let [ping, write, read] = ratios[..] else { unreachable!("three works") };
         println!("ratio rtt64_without_tls {:.3}", ping.1);

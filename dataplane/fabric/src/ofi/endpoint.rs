@@ -64,13 +64,13 @@ pub(super) enum Refused {
     Failed(OfiError),
 }
 
-/// What an operation works on.
+/// What an operation works on. A description goes before the memory it is of, by the order of the fields.
 enum Operation {
     Free,
     Receive,
     Send,
-    Read { into: DmaBuf, _described: Description },
-    Write { _from: Bytes, _described: Description },
+    Read { _described: Description, into: DmaBuf },
+    Write { _described: Description, _from: Bytes },
 }
 
 /// Messages of [`SLOT_BYTES`] each, reached through a pointer only, since the provider writes to some of them.
@@ -112,8 +112,8 @@ pub(super) struct Endpoint {
     cq: *mut sys::fid_cq,
     eq: *mut sys::fid_eq,
     memory: ManuallyDrop<Memory>,
-    /// The next place to look for a free send or transfer.
-    next_exposed: u64,
+    /// What keys of registered memory are made from.
+    last_key: u64,
     domain: Rc<Domain>,
 }
 
@@ -156,7 +156,7 @@ impl Endpoint {
         // From here on `Endpoint`'s drop closes them.
         std::mem::forget((opened_eq, opened_cq));
         let memory = ManuallyDrop::new(memory);
-        let mut endpoint = Endpoint { ep, cq, eq, memory, next_exposed: key, domain: domain.clone() };
+        let mut endpoint = Endpoint { ep, cq, eq, memory, last_key: key, domain: domain.clone() };
         let transmit_receive = u64::from(sys::FI_TRANSMIT | sys::FI_RECV);
         // SAFETY: all three are open.
         unsafe {
@@ -355,8 +355,8 @@ impl Endpoint {
 
     fn next_key(&mut self) -> u64 {
         // A step of the golden ratio: all keys of a connection differ, and none is near to another.
-        self.next_exposed = self.next_exposed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.next_exposed
+        self.last_key = self.last_key.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.last_key
     }
 
     /// Lets the peer reach this memory under a key that `secret`, a random number, has part in: what it is
