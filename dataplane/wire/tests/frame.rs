@@ -6,6 +6,8 @@ use cfs_wire::frame::{
 };
 use cfs_wire::golden::Golden;
 use cfs_wire::limits::{RPC_BODY_BYTES_MAX, RPC_BULK_BYTES_MAX};
+use cfs_wire::offers::{Offer, Offers};
+use cfs_wire::packet::{self, Packet, Part, Place, Region};
 use proptest::prelude::*;
 
 /// A frame taken apart, owned.
@@ -190,5 +192,14 @@ fn golden_bytes_do_not_change() {
     golden.bytes("reply", &frame(Kind::Reply, 0, 2, b"done", b""));
     golden.bytes("refusal", &frame(Kind::Refusal, 0, 3, &refusal.encode(), b""));
     golden.bytes("hello", &frame(Kind::Hello, 0, 0, &hello.encode(), b""));
+    golden.bytes("asks-offers", &frame(Kind::AsksOffers, 0, 0, b"", b""));
+    let offer = Offer { version: 1, provider: "verbs".to_owned(), address: "192.0.2.1:7401".to_owned() };
+    let offers = Offers { token: [0xaa; 32], key: [0xbb; 32], offers: vec![offer] };
+    golden.bytes("offers", &frame(Kind::Offers, 0, 0, &offers.encode().unwrap(), b""));
+    let place = Place::Apart(Region { address: 0x1122_3344_5566_7788, key: 0x99aa_bbcc_ddee_ff00 });
+    let body = Part { length: 5, crc: BulkSum::of(b"hello").crc(), place: Place::Inline };
+    let bulk = Part { length: 1 << 20, crc: 7, place };
+    let packet = Packet { opcode: 0x0102, credits: 3, body, bulk, ..Packet::bare(packet::Kind::Request, 2) };
+    golden.bytes("packet", &[&packet.encode()[..], b"hello"].concat());
     golden.check();
 }
