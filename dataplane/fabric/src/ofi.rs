@@ -109,6 +109,11 @@ impl OfiFabric {
     }
 }
 
+/// Whether libfabric can be loaded here; one line says why not.
+pub fn library() -> Result<(), String> {
+    libfabric_sys::functions().map(drop).map_err(|error| error.to_string())
+}
+
 /// The loopback address meant, or why there is none.
 fn parse(address: &Address) -> Result<SocketAddr, String> {
     let parsed = crate::socket_address(address)?;

@@ -35,7 +35,7 @@ pub fn of(machine: &Machine, probed: &Probed) -> Vec<Finding> {
     ];
     findings.push(iommu(machine));
     findings.extend(nvme::of(machine));
-    findings.push(rdma(machine));
+    findings.push(rdma(machine, probed));
     findings
 }
 
@@ -297,11 +297,19 @@ fn iommu(machine: &Machine) -> Finding {
     }
 }
 
-fn rdma(machine: &Machine) -> Finding {
-    let used = "not used by this build: the fabric is TCP";
-    match machine.rdma.as_deref() {
-        None => finding("RDMA", State::Unknown, "unknown", used),
-        Some([]) => finding("RDMA", State::Unused, "none", used),
-        Some(devices) => finding("RDMA", State::Unused, devices.join(", "), used),
+fn rdma(machine: &Machine, probed: &Probed) -> Finding {
+    let used = "the fabric is TCP";
+    let devices = match machine.rdma.as_deref() {
+        None => return finding("RDMA", State::Unknown, "unknown", used),
+        Some([]) => return finding("RDMA", State::Unused, "none", used),
+        Some(devices) => devices.join(", "),
+    };
+    if !probed.libfabric {
+        let used = "the fabric is TCP; RDMA takes libfabric";
+        let install = "apt-get install libfabric1 ibverbs-providers";
+        return finding("RDMA", State::Improvable, devices, used).improved_by(install);
     }
+    let used = "messages and file data to where there are such devices, too (fabric = \"auto\"; seen at work with a \
+                software device only)";
+    finding("RDMA", State::Good, devices, used)
 }

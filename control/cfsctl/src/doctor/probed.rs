@@ -11,6 +11,8 @@ pub struct Probed {
     /// Whether this process gets an io_uring.
     pub ring: Result<(), NoRing>,
     pub cpu: Cpu,
+    /// Whether libfabric can be loaded.
+    pub libfabric: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,7 +42,7 @@ impl Probed {
             Err(RingError::NotAllowed(_)) => Err(NoRing::NotAllowed),
             Err(other) => Err(NoRing::Failed(other.to_string())),
         };
-        Probed { ring, cpu: Cpu::here() }
+        Probed { ring, cpu: Cpu::here(), libfabric: cfs_fabric::ofi::library().is_ok() }
     }
 }
 
