@@ -21,9 +21,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 /// Connections of one listener at most: each holds half a MiB and may hold [`BYTES_MAX`] more.
 const CONNECTIONS_MAX: usize = 1024;
+
+/// After accepting failed it is tried again this much later.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 struct Server {
     ring: Rc<Ring>,
@@ -96,6 +100,7 @@ pub(super) fn listen(
                 match server.next_request() {
                     Next::Request(info) => server.admit(&info),
                     Next::Again => server.handle.yield_now().await,
+                    Next::Failed => server.handle.sleep(ACCEPT_RETRY).await,
                     Next::Sleep => {
                         if let Err(errno) = server.ring.poll_readable(&descriptor).await {
                             tracing::error!(%errno, address = %server.address, "no more connections are accepted");
@@ -113,6 +118,7 @@ pub(super) fn listen(
 enum Next {
     Request(Info),
     Again,
+    Failed,
     Sleep,
     Stopped,
 }
@@ -127,7 +133,7 @@ impl Server {
             Ok(None) => Next::Again,
             Err(error) => {
                 tracing::warn!(%error, address = %self.address, "accepting a connection failed");
-                Next::Again
+                Next::Failed
             }
         }
     }
