@@ -92,7 +92,7 @@ impl Client {
         let encoded = body::encode(&FetchCall { pieces }).map_err(|_| FetchError::Errno(Errno::EIO))?;
         let mut backoff = Backoff::new(self);
         loop {
-            match self.data.call(OP_FETCH, encoded.clone(), Bytes::new(), self.config.data_timeout).await {
+            match self.data.call_for(OP_FETCH, encoded.clone(), length, self.config.data_timeout).await {
                 Ok(message) => match body::decode::<Result<(), DataError>>(&message.body) {
                     Ok(Ok(())) if message.bulk.len() == length => return Ok(message.bulk),
                     Ok(Ok(())) => {

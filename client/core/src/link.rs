@@ -46,11 +46,26 @@ impl Link {
 
     /// One attempt of one call.
     pub async fn call(&self, opcode: u16, body: Bytes, bulk: Bytes, timeout: Duration) -> Result<Message, LinkError> {
+        self.attempt(Message { opcode, body, bulk }, 0, timeout).await
+    }
+
+    /// The same for so many bulk bytes.
+    pub async fn call_for(
+        &self,
+        opcode: u16,
+        body: Bytes,
+        length: usize,
+        timeout: Duration,
+    ) -> Result<Message, LinkError> {
+        self.attempt(Message { opcode, body, bulk: Bytes::new() }, length, timeout).await
+    }
+
+    async fn attempt(&self, request: Message, room: usize, timeout: Duration) -> Result<Message, LinkError> {
         let used = RefCell::new(None);
         let attempt = async {
             let connection = self.connection().await?;
             used.replace(Some(connection.clone()));
-            let answer = connection.call(Message { opcode, body, bulk }).await;
+            let answer = connection.call_with_room(request, room).await;
             if answer.is_err() && connection.is_closed() {
                 self.forget(&connection);
             }

@@ -124,6 +124,12 @@ pub trait Service: 'static {
 pub trait Connection: 'static {
     fn call(&self, request: Message) -> LocalBoxFuture<'_, Result<Message, FabricError>>;
 
+    /// A call whose reply has at most so many bulk bytes, as far as the caller knows: where bulk bytes are moved
+    /// one-sided, memory for them goes along. More may come all the same.
+    fn call_with_room(&self, request: Message, _room: usize) -> LocalBoxFuture<'_, Result<Message, FabricError>> {
+        self.call(request)
+    }
+
     /// True once the connection is lost; a new one must be made.
     fn is_closed(&self) -> bool;
 

@@ -3,7 +3,9 @@
 //!
 //! Requests and replies are [packets](cfs_wire::packet). Body and bulk bytes that do not fit one are moved by the
 //! **server**: it reads a request's from the client's memory and writes a reply's there, so no client ever
-//! reaches a server's memory. A client exposes exactly the bytes of a call, as long as that lasts, in a
+//! reaches a server's memory. Who knows how much comes sends memory for it along
+//! ([`call_with_room`](Connection::call_with_room)); else the server asks for memory first, a round trip more. A
+//! client exposes exactly the bytes of a call, as long as that lasts, in a
 //! domain of its own for each connection. The server checks a CRC32C of all it has read, the client of all
 //! that was written.
 //!

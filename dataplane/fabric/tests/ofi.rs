@@ -161,3 +161,18 @@ fn signals_remain_whose_they_were() {
         assert_eq!(signals_caught(), before);
     });
 }
+
+#[test]
+fn a_reply_comes_whole_whatever_room_there_was_for_it() {
+    run(async |_, env| {
+        let pair = pair(&env).await;
+        let sizes = [0, 1, 3000, 4096, 100_000, 1 << 20];
+        for bulk in sizes {
+            for (room, body) in sizes.into_iter().chain([usize::MAX]).flat_map(|room| [(room, 5), (room, 10_000)]) {
+                let (body, bulk) = (vec![3; body], vec![5; bulk]);
+                let reply = pair.connection.call_with_room(message(ECHO, &body, &bulk), room).await.unwrap();
+                assert!(reply == message(ECHO + 100, &body, &bulk), "{} bytes with room for {room}", bulk.len());
+            }
+        }
+    });
+}

@@ -20,11 +20,11 @@
 //!  | bulk   | CRC32C | address, if it  | key, if it lies |   at most limits::RPC_BULK_BYTES_MAX
 //!  | length | of bulk| lies apart      | apart           |
 //!  +--------+--------+-----------------+-----------------+
-//! 64      65                 92       96
-//!  +-------+------------------+--------+
-//!  | flags |        0         | CRC32C |   of the header with this field zero
-//!  | u8    |                  | u32    |
-//!  +-------+------------------+--------+
+//! 64      65   68         76       84       88    92       96
+//!  +-------+----+----------+--------+--------+-----+--------+
+//!  | flags | 0  | room's   | room's | room's |  0  | CRC32C |   of the header with this field zero
+//!  | u8    |    | address  | key    | length |     | u32    |
+//!  +-------+----+----------+--------+--------+-----+--------+
 //!  | body, unless it lies apart, then bulk, unless it lies apart; at most 4080 bytes in all
 //!  +-----------------------------------+
 //! ```
@@ -34,7 +34,8 @@
 //! apart are **not** encrypted: the CRC32C of them in a packet keeps them from being changed by accident, and
 //! whoever can change a packet's header has the key.
 //!
-//! Flags: 1 the body lies apart, 2 the bulk bytes lie apart. Kinds: 1 HELLO, 2 REQUEST, 3 WAITS (a reply that
+//! Flags: 1 the body lies apart, 2 the bulk bytes lie apart, 4 a request has room for its reply's bulk bytes, which
+//! the server writes there if they fit, without asking. Kinds: 1 HELLO, 2 REQUEST, 3 WAITS (a reply that
 //! does not fit waits for memory: its lengths), 4 OFFER (the client's memory for it), 5 REPLY, 6 REFUSAL (in
 //! place of a reply; its body is a [`Refusal`](crate::frame::Refusal)), 7 CREDIT (nothing but credits). An empty
 //! part never lies apart. WAITS and OFFER have no bytes behind their header, and nothing but parts that lie
@@ -66,6 +67,9 @@ pub const VERSION: u8 = 1;
 
 const FLAG_BODY_APART: u8 = 1;
 const FLAG_BULK_APART: u8 = 2;
+const FLAG_ROOM: u8 = 4;
+const ROOM_OFFSET: usize = 68;
+const ROOM_END: usize = 88;
 const BODY_OFFSET: usize = 16;
 const BULK_OFFSET: usize = 40;
 const FLAGS_OFFSET: usize = 64;
@@ -186,12 +190,14 @@ pub struct Packet {
     pub request_id: u64,
     pub body: Part,
     pub bulk: Part,
+    /// Of a request: memory for its reply's bulk bytes, and how much.
+    pub room: Option<(Region, usize)>,
 }
 
 impl Packet {
     /// One without parts.
     pub fn bare(kind: Kind, request_id: u64) -> Packet {
-        Packet { kind, opcode: 0, credits: 0, request_id, body: Part::EMPTY, bulk: Part::EMPTY }
+        Packet { kind, opcode: 0, credits: 0, request_id, body: Part::EMPTY, bulk: Part::EMPTY, room: None }
     }
 
     /// Parts of these lengths: which of them lie apart. A body goes before bulk bytes, of which most is to be
@@ -214,6 +220,12 @@ impl Packet {
         self.bulk.encode(&mut header[BULK_OFFSET..]);
         let flag = |part: &Part, flag| if part.place == Place::Inline { 0 } else { flag };
         header[FLAGS_OFFSET] = flag(&self.body, FLAG_BODY_APART) | flag(&self.bulk, FLAG_BULK_APART);
+        if let Some((region, length)) = self.room {
+            header[FLAGS_OFFSET] |= FLAG_ROOM;
+            header[68..76].copy_from_slice(&region.address.to_le_bytes());
+            header[76..84].copy_from_slice(&region.key.to_le_bytes());
+            header[84..88].copy_from_slice(&(length as u32).to_le_bytes());
+        }
         let crc = BulkSum::of(&header).crc();
         header[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
         header
@@ -239,14 +251,16 @@ impl Packet {
             return Err(PacketError::Checksum { stored, computed });
         }
         let flags = header[FLAGS_OFFSET];
-        if flags & !(FLAG_BODY_APART | FLAG_BULK_APART) != 0 || header[FLAGS_OFFSET + 1..CRC_OFFSET] != [0; 27] {
+        let reserved = [&header[FLAGS_OFFSET + 1..ROOM_OFFSET], &header[ROOM_END..CRC_OFFSET]].concat();
+        if flags & !(FLAG_BODY_APART | FLAG_BULK_APART | FLAG_ROOM) != 0 || reserved != [0; 7] {
             return Err(PacketError::Flags { found: flags });
         }
+        let room = decode_room(header, kind)?;
         let body = Part::decode(header, BODY_OFFSET, flags & FLAG_BODY_APART != 0, RPC_BODY_BYTES_MAX)?;
         let bulk = Part::decode(header, BULK_OFFSET, flags & FLAG_BULK_APART != 0, RPC_BULK_BYTES_MAX)?;
         let opcode = u16::from_le_bytes([header[4], header[5]]);
         let credits = u16::from_le_bytes([header[6], header[7]]);
-        let packet = Packet { kind, opcode, credits, request_id: u64_at(header, 8), body, bulk };
+        let packet = Packet { kind, opcode, credits, request_id: u64_at(header, 8), body, bulk, room };
         let is_place = matches!(kind, Kind::Waits | Kind::Offer);
         let expected = body.inline_bytes() + bulk.inline_bytes();
         if is_place && (expected > 0 || flags == 0)
@@ -265,6 +279,23 @@ impl Packet {
             bulk.verify(&BulkSum::of(bulk_bytes))?;
         }
         Ok((packet, body_bytes, bulk_bytes))
+    }
+}
+
+/// Memory that a request has for its reply's bulk bytes. Nothing else has any.
+fn decode_room(header: &[u8; HEADER_BYTES], kind: Kind) -> Result<Option<(Region, usize)>, PacketError> {
+    let flags = header[FLAGS_OFFSET];
+    let length = u32_at(header, ROOM_OFFSET + 16) as usize;
+    if length > RPC_BULK_BYTES_MAX {
+        return Err(PacketError::TooLarge { length, limit: RPC_BULK_BYTES_MAX });
+    }
+    match flags & FLAG_ROOM != 0 {
+        true if kind == Kind::Request && length > 0 => {
+            let region = Region { address: u64_at(header, ROOM_OFFSET), key: u64_at(header, ROOM_OFFSET + 8) };
+            Ok(Some((region, length)))
+        }
+        false if header[ROOM_OFFSET..ROOM_END] == [0; 20] => Ok(None),
+        _ => Err(PacketError::Flags { found: flags }),
     }
 }
 
@@ -308,6 +339,11 @@ mod tests {
             let packet = Packet { bulk: apart, ..Packet::bare(kind, u64::MAX) };
             assert_eq!(Packet::decode(&packet.encode()), Ok((packet, &b""[..], &b""[..])));
         }
+        let room = Some((Region { address: 1, key: 2 }, 3));
+        let packet = Packet { room, ..Packet::bare(Kind::Request, 5) };
+        assert_eq!(Packet::decode(&packet.encode()), Ok((packet, &b""[..], &b""[..])));
+        let other = Packet { room, ..Packet::bare(Kind::Reply, 5) };
+        assert_eq!(Packet::decode(&other.encode()), Err(PacketError::Flags { found: FLAG_ROOM }));
         for kind in [Kind::Hello, Kind::Refusal, Kind::Credit] {
             let packet = Packet { bulk: apart, ..Packet::bare(kind, 0) };
             assert_eq!(Packet::decode(&packet.encode()), Err(PacketError::Flags { found: FLAG_BULK_APART }));

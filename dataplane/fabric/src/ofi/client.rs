@@ -14,7 +14,8 @@ use cfs_reactor::collections::HashMap;
 use cfs_reactor::sync::{OneshotSender, Permit, Semaphore, oneshot};
 use cfs_reactor::uring::Ring;
 use cfs_wire::frame::{BulkSum, Hello, Refusal, VERSION_MAX, VERSION_MIN};
-use cfs_wire::packet::{Kind, Packet, Part, Place};
+use cfs_wire::limits::RPC_BULK_BYTES_MAX;
+use cfs_wire::packet::{INLINE_BYTES_MAX, Kind, Packet, Part, Place, Region};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use libfabric_sys::Functions;
@@ -29,7 +30,14 @@ struct Pending {
     _slot: Permit,
     /// What the server reads of the request.
     exposed: Vec<u64>,
+    /// Memory for bulk bytes that went along with the request.
+    ahead: Option<Ahead>,
     answer: Answer,
+}
+
+struct Ahead {
+    room: Room,
+    _share: Permit,
 }
 
 /// Memory for a reply that does not fit a packet.
@@ -49,6 +57,14 @@ enum Answer {
 struct Room {
     number: u64,
     length: usize,
+    /// It was offered before it was known how much comes.
+    is_ahead: bool,
+}
+
+impl Room {
+    fn holds(self, length: usize) -> bool {
+        length == self.length || self.is_ahead && length < self.length
+    }
 }
 
 struct Calls {
@@ -151,6 +167,10 @@ impl Calls {
                 return Err(LinkError::Unexpected);
             }
             pending.answer = Answer::Waiting;
+            // It does not do.
+            if let Some(ahead) = pending.ahead.take() {
+                self.link.withdraw(ahead.room.number);
+            }
         }
         let calls = self.this.upgrade().ok_or(LinkError::Ended)?;
         let packet = *packet;
@@ -180,16 +200,22 @@ impl Calls {
             return Ok((Part::EMPTY, None));
         }
         let (number, region) = self.link.expose(Exposed::Write(DmaBuf::uninitialised(part.length)))?;
-        let room = Room { number, length: part.length };
+        let room = Room { number, length: part.length, is_ahead: false };
         Ok((Part { place: Place::Apart(region), crc: 0, ..*part }, Some(room)))
     }
 
     /// Ends a call.
     fn finish(&self, packet: &Packet, body: Bytes, bulk: Bytes) -> Result<(), LinkError> {
         let pending = self.pending.borrow_mut().remove(&packet.request_id).ok_or(LinkError::Unexpected)?;
-        let Pending { reply_to, _slot: slot, exposed, answer } = pending;
+        let Pending { reply_to, _slot: slot, exposed, ahead, answer } = pending;
         for number in exposed {
             self.link.withdraw(number);
+        }
+        let ahead_room = ahead.as_ref().map(|ahead| ahead.room);
+        if let Some(room) = ahead_room
+            && packet.bulk.apart().is_none()
+        {
+            self.link.withdraw(room.number);
         }
         if packet.kind == Kind::Refusal {
             let Refusal { length, limit } = Refusal::decode(&body)?;
@@ -198,7 +224,7 @@ impl Calls {
             return Ok(());
         }
         let (body_room, bulk_room) = match &answer {
-            Answer::NotAsked => (None, None),
+            Answer::NotAsked => (None, ahead_room.filter(|_| packet.bulk.apart().is_some())),
             Answer::Waiting => return Err(LinkError::Unexpected),
             Answer::Offered { body, bulk, .. } => (*body, *bulk),
         };
@@ -210,7 +236,7 @@ impl Calls {
         let deliver = async move {
             let checked =
                 packet.body.verify(&sum(&message.body).await).and(packet.bulk.verify(&sum(&message.bulk).await));
-            drop((slot, answer));
+            drop((slot, ahead, answer));
             match checked {
                 // A caller that gave up is not told.
                 Ok(()) => drop(reply_to.send(Ok(message))),
@@ -233,8 +259,11 @@ impl Calls {
     fn written(&self, part: &Part, room: Option<Room>) -> Result<Option<Bytes>, LinkError> {
         match (part.apart(), room) {
             (None, None) => Ok(None),
-            (Some((_, length)), Some(room)) if length == room.length => match self.link.withdraw(room.number) {
-                Some(Exposed::Write(buffer)) => Ok(Some(buffer.freeze())),
+            (Some((_, length)), Some(room)) if room.holds(length) => match self.link.withdraw(room.number) {
+                Some(Exposed::Write(mut buffer)) => {
+                    buffer.truncate(length);
+                    Ok(Some(buffer.freeze()))
+                }
                 _ => Err(LinkError::Ended),
             },
             _ => Err(LinkError::Unexpected),
@@ -248,12 +277,32 @@ impl OfiConnection {
         FabricError::Lost { address: self.calls.address.clone(), detail }
     }
 
-    async fn exchange(&self, request: Message) -> Result<Message, FabricError> {
+    /// Memory for so many bulk bytes of a reply, if they won't fit a packet, and what to tell of it.
+    async fn make_ahead(&self, room: usize) -> Result<Option<(Ahead, Region)>, FabricError> {
+        let length = room.min(RPC_BULK_BYTES_MAX);
+        if length <= INLINE_BYTES_MAX {
+            return Ok(None);
+        }
+        let share = self.calls.bytes.acquire(length).await;
+        let exposed = self.calls.link.expose(Exposed::Write(DmaBuf::uninitialised(length)));
+        let (number, region) = exposed.map_err(|error| self.failed(&error))?;
+        Ok(Some((Ahead { room: Room { number, length, is_ahead: true }, _share: share }, region)))
+    }
+
+    fn failed(&self, error: &OfiError) -> FabricError {
+        FabricError::Lost { address: self.calls.address.clone(), detail: error.to_string() }
+    }
+
+    async fn exchange(&self, request: Message, room: usize) -> Result<Message, FabricError> {
         request.check_length()?;
         let link = &self.calls.link;
         let slot = self.slots.acquire(1).await;
         let sums = [sum(&request.body).await, sum(&request.bulk).await];
         // Calls that end with the connection make room too.
+        if link.is_closed() {
+            return Err(self.lost());
+        }
+        let (ahead, room) = self.make_ahead(room).await?.unzip();
         if link.is_closed() {
             return Err(self.lost());
         }
@@ -265,10 +314,8 @@ impl OfiConnection {
             if !is_apart {
                 return Ok((part(&bytes, sum, Place::Inline), bytes));
             }
-            let (number, region) = link.expose(Exposed::Read(bytes.clone())).map_err(|error| FabricError::Lost {
-                address: self.calls.address.clone(),
-                detail: error.to_string(),
-            })?;
+            let reached = link.expose(Exposed::Read(bytes.clone()));
+            let (number, region) = reached.map_err(|error| self.failed(&error))?;
             exposed.push(number);
             Ok((part(&bytes, sum, Place::Apart(region)), Bytes::new()))
         };
@@ -277,16 +324,18 @@ impl OfiConnection {
         let ((body, body_inline), (bulk, bulk_inline)) = match placed {
             Ok(placed) => placed,
             Err(error) => {
-                for number in exposed {
+                for number in exposed.into_iter().chain(ahead.map(|ahead| ahead.room.number)) {
                     link.withdraw(number);
                 }
                 return Err(error);
             }
         };
+        let ahead_length = ahead.as_ref().map_or(0, |ahead| ahead.room.length);
         let (reply_to, reply) = oneshot();
-        let pending = Pending { reply_to, _slot: slot, exposed, answer: Answer::NotAsked };
+        let pending = Pending { reply_to, _slot: slot, exposed, ahead, answer: Answer::NotAsked };
         self.calls.pending.borrow_mut().insert(request_id, pending);
-        let packet = Packet { opcode: request.opcode, body, bulk, ..Packet::bare(Kind::Request, request_id) };
+        let room = room.map(|region| (region, ahead_length));
+        let packet = Packet { opcode: request.opcode, body, bulk, room, ..Packet::bare(Kind::Request, request_id) };
         link.send(packet, body_inline, bulk_inline);
         reply.await.unwrap_or_else(|_| Err(self.lost()))
     }
@@ -294,7 +343,11 @@ impl OfiConnection {
 
 impl Connection for OfiConnection {
     fn call(&self, request: Message) -> LocalBoxFuture<'_, Result<Message, FabricError>> {
-        self.exchange(request).boxed_local()
+        self.exchange(request, 0).boxed_local()
+    }
+
+    fn call_with_room(&self, request: Message, room: usize) -> LocalBoxFuture<'_, Result<Message, FabricError>> {
+        self.exchange(request, room).boxed_local()
     }
 
     fn is_closed(&self) -> bool {

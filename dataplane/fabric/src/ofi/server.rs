@@ -264,7 +264,7 @@ impl From<Lost> for Failure {
 
 impl Requests {
     async fn execute(self: Rc<Self>, incoming: Incoming) {
-        let request_id = incoming.packet.request_id;
+        let (request_id, room) = (incoming.packet.request_id, incoming.packet.room);
         let share = self.bytes.acquire(incoming.packet.body.length + incoming.packet.bulk.length).await;
         let outcome = match self.fetch(incoming).await {
             Ok(request) => {
@@ -274,7 +274,7 @@ impl Requests {
                 let reply = service.handle(peer, request).await;
                 drop(share);
                 let Some(requests) = requests.upgrade() else { return };
-                let outcome = requests.answer(request_id, reply).await;
+                let outcome = requests.answer(request_id, room, reply).await;
                 outcome.map_err(|failure| (requests, failure))
             }
             Err(failure) => Err((self, failure)),
@@ -314,7 +314,7 @@ impl Requests {
         }
     }
 
-    async fn answer(&self, request_id: u64, reply: Message) -> Result<(), Failure> {
+    async fn answer(&self, request_id: u64, room: Option<(Region, usize)>, reply: Message) -> Result<(), Failure> {
         if let Err(FabricError::TooLarge { length, limit }) = reply.check_length() {
             tracing::error!(opcode = reply.opcode, length, limit, "a service's reply exceeds the limit");
             let refusal = Refusal { length: length as u64, limit: limit as u64 };
@@ -338,7 +338,13 @@ impl Requests {
             let waiting =
                 reply.body.apart().map_or(0, |(_, length)| length) + reply.bulk.apart().map_or(0, |(_, length)| length);
             self.waiting_bytes.set(self.waiting_bytes.get() + waiting);
-            let placed = self.place(&reply, &body, &bulk).await;
+            let placed = match room {
+                // What the client has offered already will do.
+                Some((region, length)) if !body_apart && bulk.len() <= length => {
+                    self.link.write(bulk.clone(), region).await.map_err(Failure::from)
+                }
+                _ => self.place(&reply, &body, &bulk).await,
+            };
             self.waiting_bytes.set(self.waiting_bytes.get() - waiting);
             self.placed.notify_all();
             placed?;

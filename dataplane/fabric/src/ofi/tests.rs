@@ -383,6 +383,35 @@ fn a_reply_waits_for_memory_and_no_other_than_it_asked_for_will_do() {
     });
 }
 
+#[test]
+fn a_request_that_has_room_gets_its_reply_at_once() {
+    run(async |stage| {
+        let echo = Rc::new(Echo::default());
+        echo.bulk.set(100_000);
+        let listener = stage.serve(echo.clone());
+        for (length, kind) in [(100_000, Kind::Reply), (200_000, Kind::Reply), (99_999, Kind::Waits)] {
+            let mut client = stage.client(&listener.address());
+            client.greet().await;
+            let (number, remote) = client.endpoint.expose(Exposed::Write(DmaBuf::zeroed(length)), 1).unwrap();
+            let room = Some((Region { address: remote.address, key: remote.key }, length));
+            client.packet(Packet { room, ..Packet::bare(Kind::Request, 1) });
+            let Came::Packet(packet) = client.next().await else { panic!("there is an answer") };
+            assert_eq!((packet.kind, packet.bulk.length), (kind, 100_000));
+            let Some(Exposed::Write(buffer)) = client.endpoint.withdraw(number) else { panic!("it was exposed") };
+            let written = if kind == Kind::Reply { 100_000 } else { 0 };
+            assert!(buffer[..written].iter().all(|byte| *byte == 7) && buffer[written..].iter().all(|byte| *byte == 0));
+        }
+        // Room that is not there.
+        let mut client = stage.client(&listener.address());
+        client.greet().await;
+        let room = Some((Region { address: 4096, key: 77 }, 100_000));
+        client.packet(Packet { room, ..Packet::bare(Kind::Request, 1) });
+        client.until_end().await;
+        echo.bulk.set(0);
+        stage.assert_serves(&*listener).await;
+    });
+}
+
 /// What a client makes of a server that answers a call with these packets.
 async fn answered(stage: &Stage, packets: impl Fn(u64) -> Vec<Packet>) -> FabricError {
     let (mut server, connection) = stage.bare_server().await;
