@@ -304,7 +304,7 @@ fn rdma(machine: &Machine, probed: &Probed) -> Finding {
         Some([]) => return finding("RDMA", State::Unused, "none", used),
         Some(devices) => devices.join(", "),
     };
-    if !probed.libfabric {
+    if !(probed.has_libfabric)() {
         let used = "the fabric is TCP; RDMA takes libfabric";
         let install = "apt-get install libfabric1 ibverbs-providers";
         return finding("RDMA", State::Improvable, devices, used).improved_by(install);

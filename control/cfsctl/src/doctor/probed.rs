@@ -11,8 +11,8 @@ pub struct Probed {
     /// Whether this process gets an io_uring.
     pub ring: Result<(), NoRing>,
     pub cpu: Cpu,
-    /// Whether libfabric can be loaded.
-    pub libfabric: bool,
+    /// Tells whether libfabric can be loaded, which takes a while and is asked where it matters only.
+    pub has_libfabric: fn() -> bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,7 +42,7 @@ impl Probed {
             Err(RingError::NotAllowed(_)) => Err(NoRing::NotAllowed),
             Err(other) => Err(NoRing::Failed(other.to_string())),
         };
-        Probed { ring, cpu: Cpu::here(), libfabric: cfs_fabric::ofi::library().is_ok() }
+        Probed { ring, cpu: Cpu::here(), has_libfabric: || cfs_fabric::ofi::library().is_ok() }
     }
 }
 

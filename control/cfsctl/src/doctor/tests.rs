@@ -148,7 +148,7 @@ fn probed() -> Probed {
         vectors: Some("AVX2"),
         crc32c: "x86_64-sse-pclmulqdq".to_owned(),
     };
-    Probed { ring: Ok(()), cpu, libfabric: true }
+    Probed { ring: Ok(()), cpu, has_libfabric: || true }
 }
 
 fn about<'a>(report: &'a Report, subject: &str) -> &'a Finding {
@@ -215,7 +215,7 @@ fn a_server_is_told_who_uses_each_controller() {
     assert!(huge.used.ends_with("reserved ones (vm.nr_hugepages) are not used by this build"), "{huge:?}");
     let rdma = about(&report, "RDMA");
     assert_eq!((rdma.state, rdma.found.as_str()), (State::Good, "mlx5_0 (InfiniBand, ACTIVE)"));
-    let without = examine(fixture.0.path(), Probed { libfabric: false, ..probed() });
+    let without = examine(fixture.0.path(), Probed { has_libfabric: || false, ..probed() });
     assert_eq!(commands(&without), [("RDMA", "apt-get install libfabric1 ibverbs-providers")]);
     assert_eq!(about(&report, "locked memory").found, "no limit for this user (CAP_IPC_LOCK)");
     assert_eq!(commands(&report), []);
