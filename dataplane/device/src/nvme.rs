@@ -3,7 +3,8 @@
 //! Start at [`NvmeDevice::open`], which takes a namespace of a controller. Below it are the
 //! controller and its one pair of I/O queues ([`controller`]), what became of every command
 //! ([`commands`]), which data goes together in the device ([`placement`]), the rings ([`queue`]) and the
-//! format of it all ([`spec`]). The driver reaches the hardware through [`bus::Bus`] only: VFIO on a real one, a model in tests.
+//! format of it all ([`spec`]). The driver reaches the hardware through [`bus::Bus`] only: VFIO on a real
+//! one, a model in tests.
 //!
 //! It knows no interrupts and takes no locks: a controller belongs to one executor. Data moves
 //! between the device and memory of the arena without a copy; what lies elsewhere, or not on pages,
@@ -12,6 +13,7 @@
 pub mod bus;
 mod commands;
 mod controller;
+mod error;
 pub mod instant;
 mod memory;
 pub mod model;
@@ -21,7 +23,7 @@ pub mod spec;
 mod unflushed;
 pub mod vfio;
 
-pub use controller::NvmeError;
+pub use error::NvmeError;
 
 use crate::{
     BlockDevice, DeviceError, DeviceGeometry, DeviceHealth, DeviceResult, Placement, check_range, check_write,

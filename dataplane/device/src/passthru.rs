@@ -3,8 +3,8 @@
 //!
 //! Start at [`PassthruDevice::open`]. What the namespace is, the controller says ([`identify`]); whether
 //! somebody else uses it, its block device `/dev/nvmeXnY` does, which is held exclusively meanwhile
-//! ([`open`]). Whether it can be reached now, its controllers' states do ([`paths`]). How a range becomes commands is in [`transfer`]. Queues, time-outs and resets stay the
-//! kernel's.
+//! ([`open`]). Whether it can be reached now, its controllers' states do ([`paths`]). How a range becomes
+//! commands is in [`transfer`]. Queues, time-outs and resets stay the kernel's.
 //!
 //! Where the device has poll queues, reads and writes are polled for. Flushes and deallocations, which may
 //! take long, are announced by an interrupt.

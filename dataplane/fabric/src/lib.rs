@@ -1,8 +1,9 @@
 //! The fabric seam: requests and replies between peers whose identity is known, with bulk
 //! bytes beside the body so that a back end may move them one-sided and without copies.
 //!
-//! Back ends: [`tcp`] (io_uring sockets), [`ofi`] (libfabric: devices that reach memory themselves; [`network`] chooses) and [`mem`] (in process, seeded: delay, loss,
-//! reordering, resets, partition). A fabric belongs to one executor. Start at [`Fabric`].
+//! Back ends: [`tcp`] (io_uring sockets), [`ofi`] (libfabric: devices that reach memory themselves;
+//! [`network`] chooses) and [`mem`] (in process, seeded: delay, loss, reordering, resets, partition). A
+//! fabric belongs to one executor. Start at [`Fabric`].
 //!
 //! A call may be lost after it was executed: whoever calls retries under a request id that
 //! the service recognises. The fabric itself never retries. Calls on one connection have no

@@ -5,9 +5,8 @@
 //! **server**: it reads a request's from the client's memory and writes a reply's there, so no client ever
 //! reaches a server's memory. Who knows how much comes sends memory for it along
 //! ([`call_with_room`](Connection::call_with_room)); else the server asks for memory first, a round trip more. A
-//! client exposes exactly the bytes of a call, as long as that lasts, in a
-//! domain of its own for each connection. The server checks a CRC32C of all it has read, the client of all
-//! that was written.
+//! client exposes exactly the bytes of a call, as long as that lasts, in a domain of its own for each
+//! connection. The server checks a CRC32C of all it has read, the client of all that was written.
 //!
 //! One task per connection does all that it needs. When nothing happens it sleeps on the descriptors of the
 //! connection's queues in the executor's ring. Start at [`OfiFabric`]; `unsafe` is in `info`, `domain`,
@@ -16,9 +15,9 @@
 //! Trust: by itself this fabric does not prove who is at the other end and encrypts nothing, hence only loopback
 //! addresses are served and called. In a [session](crate::network), which a TCP connection has vouched for,
 //! packets are encrypted and authentic. Bytes that the server reads and writes in the client's memory are never
-//! encrypted, and kept from accidents only, by a CRC32C in an authentic packet. A server that breaks the protocol can, with the provider `tcp`, still read or write a
-//! call's memory shortly after its reply, since that provider goes on with what it has begun when the memory
-//! is withdrawn; devices don't.
+//! encrypted, and kept from accidents only, by a CRC32C in an authentic packet. A server that breaks the
+//! protocol can, with the provider `tcp`, still read or write a call's memory shortly after its reply, since
+//! that provider goes on with what it has begun when the memory is withdrawn; devices don't.
 
 mod client;
 #[allow(unsafe_code, reason = "calls libfabric")]
@@ -75,9 +74,7 @@ impl OfiFabric {
         })?;
         Ok(Rc::new(OfiFabric { ring, handle: handle.clone(), provider: provider.to_owned(), functions }))
     }
-}
 
-impl OfiFabric {
     /// Serves whoever shows a token of these sessions, from anywhere.
     pub(crate) fn listen_for_sessions(
         &self,

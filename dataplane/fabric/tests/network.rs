@@ -8,7 +8,7 @@ use cfs_fabric::identity::authority::{self, Role};
 use cfs_fabric::network::{NetworkFabric, Transport};
 use cfs_fabric::ofi::OfiFabric;
 use cfs_fabric::tcp::TcpFabric;
-use cfs_fabric::{Address, Fabric, Message, Peer, Service};
+use cfs_fabric::{Address, Fabric, FabricError, Message, Peer, Service};
 use cfs_reactor::clock::KernelClock;
 use cfs_reactor::uring::Ring;
 use cfs_reactor::{Executor, Handle};
@@ -123,7 +123,8 @@ fn who_somebody_is_goes_over_from_tcp() {
         assert_eq!(reply.body, "Certified(\"laptop\")");
         // Who has no identity gets in neither way.
         let stranger = NetworkFabric::new(ring, &main, None, beside());
-        assert!(stranger.connect(&listener.address()).await.is_err());
+        let refused = stranger.connect(&listener.address()).await.err();
+        assert!(matches!(refused, Some(FabricError::Distrust { .. })), "{refused:?}");
     });
 }
 
@@ -187,8 +188,10 @@ fn a_token_opens_once_and_packets_are_secret_and_authentic() {
             assert!(!seen.windows(secret.len()).any(|window| window == secret), "it is nowhere to be read");
         }
         // Who saw the token on the wire can't use it again, nor one that was never given.
-        assert!(connect(&via).await.is_err());
-        assert!(connect(&offers.offers[0].address).await.is_err());
+        for address in [&via, &offers.offers[0].address] {
+            let refused = connect(address).await.err();
+            assert!(matches!(refused, Some(FabricError::Connect { .. })), "{refused:?}");
+        }
         let asked = recorder.asked.borrow().len();
         *wire.flip.lock().unwrap() = true;
         let outcome = connection.call(message(ECHO, secret, b"")).await;

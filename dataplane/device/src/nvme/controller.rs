@@ -9,22 +9,23 @@
 //! ends all its work on our memory; what was under way is then asked for again. Others are answered
 //! until then: who looks after the old ones is not who polls.
 
+mod under_way;
+
+pub(super) use under_way::UnderWay;
+
 use super::bus::{Bus, SharedMemory};
 use super::commands::{Commands, Harvest, Outcome};
+use super::error::NvmeError;
 use super::queue::{QueuePair, ShadowDoorbells};
 use super::spec::{
-    Capabilities, Command, Controller as Identity, HEALTH_BYTES, IDENTIFY_BYTES, Namespace, NamespaceError, Status,
-    admin, configuration, parse_health, register, status,
+    Capabilities, Command, Controller as Identity, HEALTH_BYTES, IDENTIFY_BYTES, Namespace, admin, configuration,
+    parse_health, register, status,
 };
-use crate::{DeviceError, DeviceHealth};
+use crate::DeviceHealth;
 use cfs_reactor::sync::{Mutex, Notify, Permit, Semaphore};
 use cfs_reactor::{Handle, Instant};
-use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 const ADMIN_QUEUE: u16 = 0;
@@ -73,29 +74,6 @@ const VAIN_RESETS_MAX: u32 = 8;
 
 /// Memory to which the device reaches, for what lies elsewhere: a shard of a segment at once.
 pub(super) const BOUNCE_BYTES: usize = 1 << 20;
-
-/// Why a controller can't be used.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum NvmeError {
-    #[error("NVMe controller {device} is gone from the bus")]
-    Gone { device: String },
-    #[error("NVMe controller {device} was reset by others while it was brought up")]
-    Undone { device: String },
-    #[error("NVMe controller {device} does not become {state} within {seconds} s (status register {status:#x})")]
-    NotReady { device: String, state: &'static str, seconds: u64, status: u32 },
-    #[error("NVMe controller {device} has failed (status register {status:#x}); power-cycle it")]
-    Fatal { device: String, status: u32 },
-    #[error("NVMe controller {device} {what}, which this driver does not support")]
-    Unsupported { device: String, what: &'static str },
-    #[error("NVMe controller {device} refuses to {what}: {status}")]
-    Refused { device: String, what: &'static str, status: Status },
-    #[error("NVMe controller {device} does not answer when asked to {what}")]
-    Silent { device: String, what: &'static str },
-    #[error("namespace {namespace} of NVMe controller {device} can't be used: {why}")]
-    Namespace { device: String, namespace: u32, why: NamespaceError },
-    #[error(transparent)]
-    Bus(#[from] DeviceError),
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
@@ -811,38 +789,5 @@ impl<B: Bus> Drop for Controller<B> {
     fn drop(&mut self) {
         // What commands under way work on goes with us.
         self.bus.cut_off();
-    }
-}
-
-/// A command that the controller has.
-pub(super) struct UnderWay<B: Bus, K: 'static> {
-    controller: Rc<Controller<B>>,
-    id: u16,
-    /// Taken when the command ends.
-    kept: Option<(K, Permit)>,
-}
-
-// Moving the future moves only the handles to what is kept.
-impl<B: Bus, K: 'static> Unpin for UnderWay<B, K> {}
-
-impl<B: Bus, K: 'static> Future for UnderWay<B, K> {
-    type Output = (Outcome, K);
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(outcome) = self.controller.commands.borrow_mut().poll(self.id, context.waker()) else {
-            return Poll::Pending;
-        };
-        let (kept, _place) = self.kept.take().expect("a command is polled to its end once");
-        Poll::Ready((outcome, kept))
-    }
-}
-
-impl<B: Bus, K: 'static> Drop for UnderWay<B, K> {
-    fn drop(&mut self) {
-        if let Some(kept) = self.kept.take() {
-            let kept: Box<dyn Any> = Box::new(kept);
-            let released = self.controller.commands.borrow_mut().orphan(self.id, kept);
-            drop(released);
-        }
     }
 }

@@ -10,7 +10,8 @@
 
 use super::bus::Bus;
 use super::commands::Outcome;
-use super::controller::{Controller, Data, NvmeError, PAGE};
+use super::controller::{Controller, Data, PAGE};
+use super::error::NvmeError;
 use super::spec::{Command, Status, io, u16_at};
 use super::{Pages, RETRIES_MAX};
 use crate::Placement;
